@@ -1,0 +1,53 @@
+"""Hardware-aware automatic compression of PyTorch models.
+
+Importing this package loads neither torch nor optuna; names arrive when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.api import Run, benchmark, open_run, search
+    from autocompress.errors import AutoCompressError
+    from autocompress.policy import CompressionPolicy, LayerPolicy
+    from autocompress.tasks import ClassificationTask, Task, load_task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AutoCompressError": "autocompress.errors",
+    "ClassificationTask": "autocompress.tasks",
+    "CompressionPolicy": "autocompress.policy",
+    "LayerPolicy": "autocompress.policy",
+    "Run": "autocompress.api",
+    "Task": "autocompress.tasks",
+    "benchmark": "autocompress.api",
+    "load_task": "autocompress.tasks",
+    "open_run": "autocompress.api",
+    "search": "autocompress.api",
+}
+
+__all__ = [
+    "AutoCompressError",
+    "ClassificationTask",
+    "CompressionPolicy",
+    "LayerPolicy",
+    "Run",
+    "Task",
+    "benchmark",
+    "load_task",
+    "open_run",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,419 @@
+"""The Python face: `search`, `open_run`, `benchmark` and the `Run` they give. The command line calls the same functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autocompress.config import RunConfig, TaskConfig, load_config
+from autocompress.deploy.artifacts import input_shape, resolve
+from autocompress.deploy.manifest import Manifest
+from autocompress.deploy.package import deploy
+from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
+from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError
+from autocompress.latency.fingerprint import device_fingerprint
+from autocompress.latency.measure import Protocol
+from autocompress.report.html import write_report
+from autocompress.results import SCHEMA_VERSION, Measurement, TrialRecord, read_json
+from autocompress.run_directory import RunDirectory, read_artifact
+from autocompress.worker import EngineWorker
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+    from torch import nn
+
+    from autocompress.search.observer import Observer
+    from autocompress.search.session import SearchSession
+    from autocompress.tasks import Task
+
+# Activities of the ledger, as `search --json` groups them. What no activity claims is overhead.
+_GROUPS = {
+    "profile": ("profile",),
+    "proxy": ("proxy", "verify"),
+    "build": ("export", "build"),
+    "measure": ("measure",),
+    "recovery": ("recovery",),
+    "test": ("test",),
+}
+
+
+class Run:
+    """A search's results on disk.
+
+    Args:
+        path: The run directory.
+        task: The task it ran on; None loads the one its run file names when it is needed.
+    """
+
+    def __init__(self, path: Path | str, task: Task | None = None) -> None:
+        self.directory = RunDirectory.open(path)
+        self._task = task
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The document of ``search --json``.
+
+        Raises:
+            ConfigError: The run has not finished.
+        """
+        found: dict[str, Any] = self.directory.read("summary.json")
+        return found
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """The latest record of every trial, by number."""
+        return [record for _, record in sorted(self.directory.records().items())]
+
+    @property
+    def best(self) -> TrialRecord:
+        """The result offered.
+
+        Raises:
+            ConfigError: No trial has finished yet.
+        """
+        return TrialRecord.from_dict(read_json(self.directory.best / "record.json"))
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The Pareto front, fastest first.
+
+        One row per trial: ``trial, stage, accuracy`` (validation), ``latency_ms, latency_ratio, size_bytes, macs,
+        params, policy`` (the `CompressionPolicy`).
+        """
+        import pandas as pd
+
+        from autocompress.search.pareto import pareto_front
+
+        rows = [
+            {
+                "trial": r.number, "stage": r.stage, "accuracy": r.accuracy, "latency_ms": r.latency_ms,
+                "latency_ratio": r.measurement.ratio if r.measurement else None, "size_bytes": r.size_bytes,
+                "macs": r.macs, "params": r.params, "policy": r.policy,
+            }
+            for r in pareto_front(self.records)
+        ]  # fmt: skip
+        columns = ["trial", "stage", "accuracy", "latency_ms", "latency_ratio", "size_bytes", "macs", "params", "policy"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study, for its own plots and tools."""
+        from autocompress.search.study import load_study
+
+        return load_study(self.directory)
+
+    def deploy(self, to: Path | str, trial: int | None = None) -> Manifest:
+        """Package the best result, or one trial, into `to`; see `autocompress.deploy.package.deploy`.
+
+        Raises:
+            ConfigError: Nothing to deploy, or `to` holds something.
+            VerificationError: The copy is not what was measured, or is slower than the baseline.
+        """
+        return deploy(self.directory, Path(to), trial, device=device_fingerprint())
+
+    def load_model(self, trial: int | None = None) -> nn.Module:
+        """Return the compressed `nn.Module` of the best result or of one trial, rebuilt from policy and weights.
+
+        It is in eval mode, simulates int8 where the policy says so, and can be trained on.
+
+        Raises:
+            ConfigError: There is no such trial, or its files are gone.
+        """
+        from autocompress.pipeline import load_compressed
+
+        folder = self.directory.best
+        if trial is not None:
+            folder = self.directory.artifact(trial, recovered=True)
+            if not (folder / "record.json").exists():
+                folder = self.directory.artifact(trial)
+        if not (folder / "record.json").exists():
+            numbers = ", ".join(str(r.number) for r in self.records if r.state == "complete") or "none"
+            raise ConfigError(f"{self.path} has no model of trial {trial}. Finished trials: {numbers}.")
+        record = TrialRecord.from_dict(read_json(folder / "record.json"))
+        return load_compressed(self._load_task(), folder, record)
+
+    def report(self) -> Path:
+        """Write ``report.html`` and return its path."""
+        return write_report(self.directory)
+
+    def _load_task(self) -> Task:
+        if self._task is None:
+            from autocompress.tasks import load_task
+
+            self._task = load_task(self.directory.config().task)
+        return self._task
+
+
+def open_run(path: Path | str, task: Task | None = None) -> Run:
+    """Open the directory of a finished or interrupted search.
+
+    Raises:
+        ConfigError: There is no run there.
+    """
+    return Run(path, task)
+
+
+def search(
+    task: Task | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> Run:
+    """Search for the best compression of a model within a latency budget, fine-tune it, and verify it.
+
+    Args:
+        task: A `Task`, or the name of one (``"digits"``, ``"package.module:factory"``).
+        config: A run file, or its contents; `options` and `sets` are laid over it.
+        out: Run directory; by default ``runs/<task>-<time>``.
+        resume: Continue the run in `out` with the trials it has.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides.
+        **options: Any key of `RunConfig`: ``engine="openvino", target_latency="0.5x", max_drop="1pp", timeout="25m"``.
+
+    Returns:
+        The run. Its `summary` holds the figures; `best.feasible` tells whether every limit was met.
+
+    Raises:
+        NoFeasibleTrialError: Nothing could be measured at all.
+        ConfigError: An option, the data or the weights cannot be used.
+    """
+    started = time.monotonic()
+    from autocompress.search.observer import Observer
+    from autocompress.search.session import SearchSession
+    from autocompress.tasks import load_task
+
+    observer = observer or Observer()
+    resolved, path = _resolve(task, config, out, resume, sets, options)
+    observer.stage("Loading the task")
+    loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
+    run = RunDirectory.create(path, resume=resume)
+    run.write_config(resolved)
+    with EngineWorker(log_file=run.path / "worker.log") as worker:
+        session = SearchSession(loaded, resolved, run, worker, observer, started)
+        try:
+            best = session.execute()
+            if best is None:
+                raise NoFeasibleTrialError(_nothing(run))
+            summary = _finish(session, best)
+        finally:
+            session.pipeline.close()
+    run.write("summary.json", summary)
+    result = Run(run.path, loaded)
+    try:
+        result.report()
+    except MissingDependencyError as error:
+        observer.warn(str(error))
+    return result
+
+
+def _resolve(
+    task: Task | str | None,
+    config: RunConfig | Path | str | None,
+    out: Path | str | None,
+    resume: bool,
+    sets: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[RunConfig, Path]:
+    overrides: dict[str, Any] = dict(options)
+    if isinstance(task, str):
+        overrides["task.name"] = task
+    elif task is not None:
+        overrides["task.name"] = task.name
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the directory of the run to continue.")
+    if isinstance(config, RunConfig):
+        base: Mapping[str, Any] | None = config.model_dump()
+        file = None
+    else:
+        file = None if config is None else Path(config)
+        # A resumed run remembers its run file; options given now are laid over it.
+        stored = Path(out) / "config.yaml" if resume and out is not None else None
+        if file is None and stored is not None and stored.exists():
+            file = stored
+        base = None
+    resolved = load_config(file, {**(base or {}), **overrides}, sets)
+    if out is None:
+        name = resolved.task.name.replace(":", "-").replace("/", "-")
+        parts = [name, resolved.task.model, time.strftime("%Y%m%d-%H%M%S")]
+        out = Path("runs") / "-".join(p for p in parts if p)
+    return resolved, Path(out)
+
+
+def _nothing(run: RunDirectory) -> str:
+    failed = [r for r in run.records().values() if r.state == "failed"]
+    last = f" The last failure: {failed[-1].error}" if failed else " The timeout left no time for a single trial."
+    return f"No candidate could be built and measured ({len(failed)} failed).{last} Everything is kept in {run.path}."
+
+
+def _finish(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
+    """Read the test data, measure the shipped file again in a fresh process, and write the summary."""
+    pipeline, run, observer = session.pipeline, session.run, session.observer
+    baseline = pipeline.baseline
+    assert baseline is not None and baseline.accuracy is not None
+    assert baseline.latency_ms is not None and baseline.size_bytes is not None
+    observer.stage("Reading the test data, verifying the engine")
+    file = read_artifact(run.best)
+    with pipeline.ledger.spend("test"):
+        dense_accuracy = pipeline.test_accuracy(pipeline.baseline_file)
+        accuracy = pipeline.test_accuracy(file)
+    with pipeline.ledger.spend("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
+        check_outputs(fresh, file, run.best / REFERENCE_NAME)
+        inputs = read_reference(run.best / REFERENCE_NAME)[0]
+        measured = fresh.measure([pipeline.baseline_file, file], inputs, Protocol())[1]
+    drop = dense_accuracy - accuracy
+    limits = session.constraints
+    # Sums of counts: a drop of exactly the limit must not fail by a rounding error.
+    within_drop = limits.max_drop is None or drop <= limits.max_drop + 1e-9
+    feasible = within_drop and limits.within_budget(best) and limits.reached(measured)
+    records = pipeline.run.records()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_dir": str(run.path),
+        "task": session.task.name,
+        "model": session.config.task.model or type(pipeline.original).__name__,
+        "engine": pipeline.engine,
+        "engine_version": pipeline.engine_version,
+        "device": pipeline.device,
+        "threads": session.config.threads,
+        "batch_size": session.config.batch_size,
+        "baseline": {
+            "accuracy": dense_accuracy,
+            "latency_ms": measured.baseline_ms,
+            "size_bytes": baseline.size_bytes,
+            "dtype": baseline.policy.dense_dtype,
+            "macs": baseline.macs,
+            "params": baseline.params,
+            "validation_accuracy": baseline.accuracy,
+        },
+        "best": {
+            "trial": best.number,
+            "stage": best.stage,
+            "accuracy": accuracy,
+            "accuracy_drop_pp": 100 * drop,
+            "validation_accuracy": best.accuracy,
+            "latency_ms": measured.latency_ms,
+            "latency_ratio": measured.ratio,
+            "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+            "size_bytes": file.size_bytes,
+            "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
+            "feasible": feasible,
+            "verified": True,
+            "path": str(file.path),
+        },
+        "constraints": {
+            "latency_ms": limits.latency_ms,
+            "max_drop": limits.max_drop,
+            "size_bytes": limits.size_bytes,
+        },
+        "n_trials": len(records),
+        "n_failed": sum(r.state == "failed" for r in records.values()),
+        "seconds": _seconds(pipeline.ledger.seconds, time.monotonic() - session.started),
+    }
+
+
+def _seconds(spent: Mapping[str, float], total: float) -> dict[str, float]:
+    groups = {name: sum(spent.get(a, 0.0) for a in activities) for name, activities in _GROUPS.items()}
+    return {"total": total, **groups, "overhead": max(0.0, total - sum(groups.values()))}
+
+
+def benchmark(
+    paths: Sequence[Path | str],
+    *,
+    engine: str | None = None,
+    options: EngineOptions | None = None,
+    protocol: Protocol | None = None,
+) -> tuple[list[EngineFile], list[Measurement]]:
+    """Time artefacts, deployed directories, engine files or ONNX files against the first one, interleaved.
+
+    Args:
+        paths: What to time; the first is the baseline of every ratio.
+        engine: For bare ONNX files; OpenVINO by default.
+        options: For bare files: dtype, threads, batch size.
+        protocol: How long to measure.
+
+    Raises:
+        ConfigError: A path is no engine, or the inputs of two files differ in shape.
+    """
+    files = [resolve(Path(p), engine, options or EngineOptions()) for p in paths]
+    with EngineWorker() as worker:
+        return files, worker.measure(files, _inputs_of(files[0]), protocol or Protocol())
+
+
+def _inputs_of(file: EngineFile) -> np.ndarray:
+    reference = file.path.parent / REFERENCE_NAME
+    if reference.exists():
+        return read_reference(reference)[0]
+    return np.random.default_rng(0).standard_normal(input_shape(file), np.float32)
+
+
+def inspect(task: Task) -> dict[str, Any]:
+    """Return a task's inventory as plain data: layers, groups, blocks, what is skipped and why, MACs and parameters."""
+    from dataclasses import asdict
+
+    from autocompress.compress import rewrite
+    from autocompress.inventory import take_inventory
+
+    inventory = take_inventory(rewrite(task.model()), task.example_inputs(2))
+    return asdict(inventory)
+
+
+def task_from(config: TaskConfig) -> Task:
+    """Load a task by its configuration; see `autocompress.tasks.load_task`."""
+    from autocompress.tasks import load_task
+
+    return load_task(config)
+
+
+def devices() -> dict[str, Any]:
+    """Return the device's fingerprint and, for every engine, its version, device and dtypes, or why it cannot run."""
+    from autocompress.engines import ENGINES
+
+    found: dict[str, Any] = {}
+    with EngineWorker() as worker:
+        for name in ENGINES:
+            try:
+                found[name] = worker.describe(name)
+            except UnavailableError as error:
+                found[name] = {"name": name, "error": str(error)}
+    return {"device": device_fingerprint(), "engines": found}
+
+
+def shortfall(summary: Mapping[str, Any]) -> str:
+    """Say which limits the best result of a finished run misses, by how much, and what to try."""
+    best, limits = summary["best"], summary["constraints"]
+    missed = []
+    if limits["latency_ms"] is not None and best["latency_ms"] > limits["latency_ms"]:
+        over = best["latency_ms"] / limits["latency_ms"] - 1
+        missed.append(
+            f"latency {best['latency_ms']:.3g} ms is {over:.1%} over the target of {limits['latency_ms']:.3g} ms"
+        )
+    if limits["max_drop"] is not None and best["accuracy_drop_pp"] > 100 * limits["max_drop"] + 1e-7:
+        missed.append(
+            f"test accuracy is {best['accuracy_drop_pp']:.2f} pp below the baseline, "
+            f"{100 * limits['max_drop']:.3g} pp allowed"
+        )
+    if limits["size_bytes"] is not None and best["size_bytes"] > limits["size_bytes"]:
+        missed.append(f"{best['size_bytes']} bytes are more than the {limits['size_bytes']:.0f} allowed")
+    said = "; ".join(missed) or "the measurement is too close to the target to be sure of it"
+    return (
+        f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in {summary['run_dir']}/best. "
+        "Give it more --timeout with --resume, a wider --space, or a looser limit."
+    )

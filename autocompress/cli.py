@@ -1,0 +1,215 @@
+"""The command line: a thin face over `autocompress.api`. Data on stdout, progress on stderr, exit codes from `errors`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from autocompress import __version__
+from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError
+
+out = Console()
+err = Console(stderr=True)
+
+
+def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors into a message and an exit code; ``--debug`` shows the traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except AutoCompressError as error:
+            if click.get_current_context().find_root().params.get("debug"):
+                raise
+            err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+            err.print(str(error), markup=False, highlight=False)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            hint = " Everything finished is saved; the same command with --resume goes on."
+            err.print("Interrupted." + (hint if kwargs.get("is_search") or command.__name__ == "search" else ""))
+            sys.exit(EXIT_INTERRUPTED)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+def main(debug: bool) -> None:
+    """Compress a trained PyTorch model for a latency budget, measured on the device it will run on."""
+
+
+@main.command()
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--target-latency", metavar="LIMIT", help="Such as 5ms, 800us or 0.5x of the uncompressed model.")
+@click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric, such as 1pp.")
+@click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
+@click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count.")
+@click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m.")
+@click.option("--sampler", help="tpe, nsga2, gp or random.")
+@click.option("--seed", type=int, help="Of sampling, splits and training.")
+@click.option("--engine", help="openvino or onnxruntime.")
+@click.option("--threads", type=int, help="Threads of one inference call.")
+@click.option("--batch-size", type=int, help="Samples of one inference call.")
+@click.option("--space", help="A shipped search space or a YAML file.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory; runs/NAME by default.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file, such as task.data=DIR.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+@_plain_errors
+def search(
+    run_file: Path | None, out: Path | None, resume: bool, sets: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Search for the best compression within the limits; fine-tune, verify and report it."""
+    from autocompress import api
+    from autocompress.errors import NoFeasibleTrialError
+    from autocompress.report.live import LiveObserver
+
+    task = options.pop("task")
+    with LiveObserver(err) as observer:
+        run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
+    summary = run.summary
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        _print_run(run.directory)
+    if not summary["best"]["feasible"]:
+        raise NoFeasibleTrialError(api.shortfall(summary))
+
+
+def _print_run(directory: Any) -> None:
+    from autocompress.report.run_view import read_run
+    from autocompress.report.tables import front_table, result_panel
+
+    view = read_run(directory)
+    out.print(front_table(view, out.width))
+    if view.summary:
+        out.print(result_panel(view.summary))
+    if directory.report_file.exists():
+        out.print(f"Report: {directory.report_file}", highlight=False)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the front as JSON.")
+@click.option("--html", is_flag=True, help="Write report.html anew and print its path.")
+@_plain_errors
+def pareto(run: Path, as_json: bool, html: bool) -> None:
+    """Show the Pareto front of RUN, a run directory."""
+    from autocompress.report.html import write_report
+    from autocompress.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    if html:
+        click.echo(str(write_report(directory)))
+    elif as_json:
+        click.echo(json.dumps(directory.read("pareto.json"), indent=2))
+    else:
+        _print_run(directory)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--trial", type=int, help="A trial of the front; the best result by default.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@_plain_errors
+def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
+    """Package the measured engine of RUN, verified again in a fresh process."""
+    from autocompress.deploy import package
+    from autocompress.latency.fingerprint import device_fingerprint
+    from autocompress.run_directory import RunDirectory
+
+    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
+    if as_json:
+        click.echo(json.dumps(manifest.to_dict(), indent=2))
+        return
+    measured = manifest.verification
+    out.print(f"Deployed trial {manifest.trial} ({manifest.stage}) to [bold]{to}[/]: {manifest.file}", highlight=False)
+    out.print(f"Verified in a fresh process: {json.dumps(measured, default=str)}", highlight=False, style="dim")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--engine", help="For bare ONNX files: openvino (default) or onnxruntime.")
+@click.option("--dtype", default="fp32", show_default=True, help="For bare ONNX files: fp32, bf16 or fp16.")
+@click.option("--threads", type=int, default=1, show_default=True, help="For bare ONNX files.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="For bare ONNX files.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time for each file, at least.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
+@_plain_errors
+def benchmark(
+    files: tuple[Path, ...], engine: str | None, dtype: str, threads: int, batch_size: int, seconds: float, as_json: bool
+) -> None:
+    """Time FILES interleaved in one process: run or deployed directories, engine files, ONNX files.
+
+    The first is the baseline of every ratio: `autocompress benchmark RUN/baseline DEPLOYED`.
+    """
+    from autocompress import api
+    from autocompress.engines.base import EngineOptions
+    from autocompress.latency.measure import Protocol
+    from autocompress.report.tables import benchmark_table
+
+    found, measured = api.benchmark(
+        files, engine=engine, options=EngineOptions(dtype, threads, batch_size),
+        protocol=Protocol(min_seconds=seconds, max_seconds=max(4 * seconds, Protocol().max_seconds)),
+    )  # fmt: skip
+    if as_json:
+        rows = [{"file": str(f.path), "engine": f.engine, **m.to_dict()} for f, m in zip(found, measured, strict=True)]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        out.print(benchmark_table(found, measured))
+
+
+@main.command()
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the inventory as JSON.")
+@_plain_errors
+def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """List what can be compressed in a task's model, and what is left alone and why."""
+    from autocompress import api
+    from autocompress.config import load_config
+    from autocompress.report.tables import inventory_tables
+
+    config = load_config(run_file, {"task.name": task}, sets)
+    found = api.inspect(api.task_from(config.task))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for table in inventory_tables(found):
+            out.print(table)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def devices(as_json: bool) -> None:
+    """List the engines installed here, the device each runs on, and the dtypes it really computes in."""
+    from autocompress import api
+    from autocompress.report.tables import devices_table
+
+    found = api.devices()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        out.print(devices_table(found))
+
+
+@main.command()
+@_plain_errors
+def env() -> None:
+    """Print versions, processor and memory as JSON, for a bug report."""
+    from autocompress.environment import describe
+
+    click.echo(json.dumps(describe(), indent=2))

@@ -1,0 +1,40 @@
+"""The `Transform` interface: one kind of compression applied to a model as a policy says."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from autocompress.policy import CompressionPolicy
+
+
+@dataclass(frozen=True)
+class CompressionContext:
+    """What transforms may look at besides the model and the policy.
+
+    Attributes:
+        inputs: Example inputs ``(N, ...)``.
+        channel_scores: Group name to importance of each of its channels ``(C,)`` in the uncompressed model; higher is
+            more worth keeping. A group that is missing is pruned from its last channel on, which is enough to rebuild
+            shapes before stored weights are loaded.
+    """
+
+    inputs: Tensor
+    channel_scores: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Transform(abc.ABC):
+    """One kind of compression."""
+
+    @abc.abstractmethod
+    def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
+        """Return a compressed copy of `model`, or `model` itself when the policy asks nothing of this transform.
+
+        The input model is never changed.
+
+        Raises:
+            CompressionError: The policy cannot be applied; names the layer or group.
+        """

@@ -1,0 +1,56 @@
+"""Importance of channels: which ones a group can best do without. Higher is more worth keeping.
+
+Scores are summed over all layers that a channel touches, producers and consumers (Fang et al., DepGraph, CVPR 2023).
+``magnitude``: L2 norm (Li et al., 2017). ``taylor``: ``|weight x gradient|`` of the loss (Molchanov et al., 2019).
+``random``: the control.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from autocompress.inventory import Inventory, dependency_graph, output_group
+
+IMPORTANCES = {
+    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "taylor": lambda: tp.importance.GroupTaylorImportance(),
+    "random": lambda: tp.importance.RandomImportance(),
+}
+
+
+def score_channels(
+    model: nn.Module, inputs: Tensor, inventory: Inventory, method: str, losses: Iterable[Tensor] = ()
+) -> dict[str, Tensor]:
+    """Score every channel of every group.
+
+    Args:
+        model: The uncompressed model, not changed. Its own gradients are used by ``taylor``: see `losses`.
+        inputs: Example inputs ``(N, ...)``.
+        inventory: Of this model.
+        method: A key of `IMPORTANCES`.
+        losses: Scalar losses of `model` over a few batches, made lazily; each is backpropagated by ``taylor``.
+
+    Returns:
+        Group name to scores ``(C,)``, normalised to mean 1 so that groups compare.
+    """
+    if method == "taylor":
+        model.zero_grad(set_to_none=True)
+        for loss in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    scored = copy.deepcopy(model)
+    model.zero_grad(set_to_none=True)
+    graph = dependency_graph(scored, inputs)
+    for name, parameter in scored.named_parameters():
+        parameter.grad = gradients[name]
+    importance = IMPORTANCES[method]()
+    scores: dict[str, Tensor] = {}
+    for name, group in inventory.groups.items():
+        raw = importance(output_group(graph, scored, name, range(group.channels))).detach().float()
+        scores[name] = raw / raw.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return scores

@@ -1,0 +1,62 @@
+"""Structured channel pruning: whole channels leave the network, in every layer that shares their axis."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.base import CompressionContext, Transform
+from autocompress.errors import CompressionError
+from autocompress.inventory import dependency_graph, output_group
+from autocompress.policy import CompressionPolicy
+
+
+class ChannelPruning(Transform):
+    """Remove the least important channels of every group in `policy.pruning`.
+
+    A group of 64 channels with `pruning_ratio` 0.25 keeps the 48 with the highest `context.channel_scores`. Groups
+    inside removed blocks are passed over.
+    """
+
+    def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
+        """See `Transform.apply`."""
+        present = dict(model.named_modules())
+        wanted = {name: ratio for name, ratio in policy.pruning.items() if name in present}
+        missing = [n for n in policy.pruning if n not in present and not _inside(n, policy.removed_blocks)]
+        if missing:
+            raise CompressionError(f"The policy prunes group {missing[0]!r}, which the model does not have.")
+        if not wanted:
+            return model
+        model = copy.deepcopy(model)
+        graph = dependency_graph(model, context.inputs)
+        for name, ratio in wanted.items():
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            removed = _least_important(weight.shape[0], ratio, context.channel_scores.get(name))
+            group = output_group(graph, model, name, removed)
+            if not removed:
+                continue
+            if not graph.check_pruning_group(group):
+                raise CompressionError(f"pruning_ratio {ratio} of group {name!r} would leave no channel.")
+            group.prune()
+        return model
+
+
+def kept_channels(channels: int, ratio: float) -> int:
+    """Return how many of `channels` stay at `ratio`; at least one."""
+    return max(1, channels - round(channels * ratio))
+
+
+def _least_important(channels: int, ratio: float, scores: Tensor | None) -> list[int]:
+    removed = channels - kept_channels(channels, ratio)
+    if scores is None:
+        return list(range(channels - removed, channels))
+    if scores.shape != (channels,):
+        raise CompressionError(f"Importance has {scores.numel()} entries for {channels} channels.")
+    return sorted(int(i) for i in torch.argsort(scores, stable=True)[:removed])
+
+
+def _inside(name: str, blocks: tuple[str, ...]) -> bool:
+    return any(name.startswith(f"{block}.") for block in blocks)

@@ -1,0 +1,218 @@
+"""Int8 in the torch model: what the engine will compute, simulated, so that it can be scored and fine-tuned.
+
+Weights: per output channel, symmetric, [-127, 127], scale from the current largest magnitude, so training moves it.
+Activations: per tensor, zero point 0; unsigned [0, 255] where calibration saw no negative value, else signed
+[-128, 127]; the scale minimises the squared error over a histogram of calibration data (as in Jacob et al., 2018, with
+MSE clipping). Gradients pass straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.compress.base import CompressionContext, Transform
+from autocompress.errors import CompressionError
+from autocompress.policy import CompressionPolicy
+
+_BINS = 2048
+# Clipping thresholds tried, as fractions of the largest magnitude seen.
+_CLIPS = torch.linspace(0.3, 1.0, 57)
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """Quantization of one tensor: ``real = scale * code``.
+
+    Attributes:
+        scale: Step, in the tensor's unit.
+        signed: Codes in [-128, 127], else [0, 255].
+    """
+
+    scale: float
+    signed: bool
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantize a tensor per tensor; a histogram of what it sees sets the scale.
+
+    State: `scale` and `signed` are buffers and travel with the weights.
+    """
+
+    scale: Tensor
+    signed: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("signed", torch.tensor(True))
+        self.mode = "quantize"
+        self._histogram = torch.zeros(_BINS)
+        self._top = 0.0
+        self._lowest = 0.0
+
+    def range(self) -> ActivationRange:
+        """Return the current quantization."""
+        return ActivationRange(float(self.scale), bool(self.signed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` quantized and dequantized, same shape; unchanged while observing or off."""
+        if self.mode == "off":
+            return x
+        if self.mode == "observe":
+            self._observe(x.detach().float())
+            return x
+        low, high = (-128, 127) if self.signed else (0, 255)
+        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, _ZERO_POINT, low, high).to(x.dtype)
+
+    def _observe(self, x: Tensor) -> None:
+        self._lowest = min(self._lowest, float(x.min()))
+        magnitude = x.abs().flatten()
+        top = float(magnitude.max())
+        if top > self._top:
+            # Old counts move to the bins that their centres fall into under the wider range.
+            if self._top > 0:
+                centres = (torch.arange(_BINS) + 0.5) * (self._top / top)
+                self._histogram = torch.zeros(_BINS).index_add_(0, centres.long(), self._histogram)
+            self._top = top
+        if self._top > 0:
+            self._histogram += torch.histc(magnitude, _BINS, 0.0, self._top)
+
+    def finish(self, name: str) -> None:
+        """Set `scale` and `signed` from what was observed, and start quantizing.
+
+        Raises:
+            CompressionError: Nothing but zeros or non-finite values was seen.
+        """
+        if not 0 < self._top < float("inf"):
+            raise CompressionError(
+                f"Calibration saw {'only zeros' if self._top == 0 else 'non-finite values'} at the input of {name!r}, "
+                "so it cannot be quantized to int8; check the calibration data."
+            )
+        negative = self._lowest < 0
+        levels = 127 if negative else 255
+        values = (torch.arange(_BINS) + 0.5) * (self._top / _BINS)
+        scales = _CLIPS * self._top / levels
+        codes = (values / scales[:, None]).round().clamp_max(levels)
+        errors = ((codes * scales[:, None] - values).square() * self._histogram).sum(1)
+        self.scale.fill_(float(scales[errors.argmin()]))
+        self.signed.fill_(negative)
+        self.mode = "quantize"
+        self._histogram, self._top, self._lowest = torch.zeros(_BINS), 0.0, 0.0
+
+
+_ZERO_POINT = torch.tensor(0, dtype=torch.int32)
+
+
+def fake_quantize_weight(weight: Tensor) -> Tensor:
+    """Return `weight` ``(out, ...)`` rounded to int8 steps per output channel."""
+    scale = weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    zero_points = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -127, 127)
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution that computes as the int8 engine will."""
+
+    input_quantizer: ActivationQuantizer
+    simulate: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C', H', W')``."""
+        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
+        return self._conv_forward(self.input_quantizer(input), weight, self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer that computes as the int8 engine will."""
+
+    input_quantizer: ActivationQuantizer
+    simulate: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(N, ..., in)`` to ``(N, ..., out)``."""
+        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
+        return F.linear(self.input_quantizer(input), weight, self.bias)
+
+
+_QUANTIZED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+
+
+class Quantization(Transform):
+    """Make every layer that the policy calls int8, or that a factorized int8 layer became, compute in simulated int8.
+
+    Parameter names stay as they were; each layer gains ``input_quantizer.scale`` and ``.signed``.
+    """
+
+    def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
+        """See `Transform.apply`."""
+        wanted = set(policy.int8_layers)
+        names = [n for n, m in model.named_modules() if type(m) in _QUANTIZED and _named(n, wanted)]
+        if not names:
+            return model
+        model = copy.deepcopy(model)
+        for name in names:
+            layer = model.get_submodule(name)
+            layer.__class__ = _QUANTIZED[type(layer)]
+            layer.input_quantizer = ActivationQuantizer()
+            layer.simulate = True
+        return model
+
+
+def _named(name: str, wanted: set[str]) -> bool:
+    parent = name.rpartition(".")[0]
+    return name in wanted or parent in wanted
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantConv2d | QuantLinear]]:
+    """Yield the int8 layers and their names, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, (QuantConv2d, QuantLinear)):
+            yield name, module
+
+
+def activation_ranges(model: nn.Module) -> dict[str, ActivationRange]:
+    """Return the input quantization of every int8 layer, by name."""
+    return {name: layer.input_quantizer.range() for name, layer in quantized_layers(model)}
+
+
+@contextmanager
+def quantization_mode(model: nn.Module, mode: str) -> Iterator[None]:
+    """Run the block with every quantizer in `mode` (``"quantize"``, ``"observe"``, ``"off"``) and restore it after.
+
+    Weights are rounded only in ``"quantize"``.
+    """
+    before = [(layer, layer.simulate, layer.input_quantizer.mode) for _, layer in quantized_layers(model)]
+    for layer, _, _ in before:
+        layer.simulate = mode == "quantize"
+        layer.input_quantizer.mode = mode
+    try:
+        yield
+    finally:
+        for layer, simulate, old in before:
+            layer.simulate = simulate
+            layer.input_quantizer.mode = old
+
+
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set every activation range from `batches` of inputs ``(N, ...)``, streamed; changes `model` in place.
+
+    Raises:
+        CompressionError: A layer saw only zeros or non-finite values, or there was no data.
+    """
+    layers = list(quantized_layers(model))
+    if not layers:
+        return
+    model.eval()
+    with quantization_mode(model, "observe"), torch.no_grad():
+        for inputs in batches:
+            model(inputs)
+    for name, layer in layers:
+        layer.input_quantizer.finish(name)
+        layer.simulate = True

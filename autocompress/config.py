@@ -1,0 +1,175 @@
+"""The run file: everything a search needs, validated; unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autocompress import units
+from autocompress.errors import ConfigError, nearest
+
+SAMPLERS = ("tpe", "nsga2", "gp", "random")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(_Section):
+    """What is compressed: see `autocompress.tasks.load_task`."""
+
+    name: str = "digits"
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    calibration_size: int = Field(default=1024, ge=16)
+    seed: int = 0
+
+
+class RecoveryConfig(_Section):
+    """How finalists are fine-tuned: see `autocompress.recovery.finetune`."""
+
+    enabled: bool = True
+    candidates: int = Field(default=3, ge=1)
+    epochs: float = Field(default=12.0, gt=0)
+    share: float = Field(default=0.65, gt=0, lt=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    batch_size: int = Field(default=128, ge=2)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    temperature: float = Field(default=4.0, gt=0)
+    alpha: float = Field(default=0.9, ge=0, le=1)
+    qat_fraction: float = Field(default=0.25, gt=0, le=1)
+
+
+class RunConfig(_Section):
+    """One search run.
+
+    Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
+    `timeout_seconds` properties give them parsed.
+    """
+
+    task: TaskConfig = TaskConfig()
+    engine: str = "openvino"
+    threads: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    dense_dtype: Literal["best", "fp32", "bf16", "fp16"] = "best"
+    space: str = "default"
+    target_latency: str | None = None
+    max_drop: str | None = None
+    max_size: str | None = None
+    n_trials: int = Field(default=100, ge=1)
+    timeout: str | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    validation_limit: int = Field(default=5000, ge=1)
+    recovery: RecoveryConfig = RecoveryConfig()
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, value: str) -> str:
+        if value not in SAMPLERS:
+            raise ValueError(f"unknown sampler {value!r}.{nearest(value, SAMPLERS)}")
+        return value
+
+    @field_validator("target_latency", "max_drop", "max_size", "timeout", mode="before")
+    @classmethod
+    def _number_without_unit(cls, value: Any) -> Any:
+        # YAML reads `timeout: 90` as a number; as text, the parser below names the units to choose from.
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @property
+    def latency_limit(self) -> units.Limit | None:
+        """Latency bound of one inference call, in ms or relative to the baseline."""
+        return None if self.target_latency is None else units.parse_latency(self.target_latency)
+
+    @property
+    def drop_limit(self) -> float | None:
+        """Largest allowed loss of the metric, as a fraction."""
+        return None if self.max_drop is None else units.parse_drop(self.max_drop)
+
+    @property
+    def size_limit(self) -> units.Limit | None:
+        """Size bound of the engine's files, in bytes or relative to the baseline."""
+        return None if self.max_size is None else units.parse_size(self.max_size)
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Wall time for the whole run, recovery included."""
+        return None if self.timeout is None else units.parse_duration(self.timeout)
+
+
+def load_config(
+    file: Path | None = None, overrides: Mapping[str, Any] | None = None, sets: Sequence[str] = ()
+) -> RunConfig:
+    """Read a run file and lay overrides over it.
+
+    Args:
+        file: YAML run file, or None for the defaults.
+        overrides: Top-level keys from options; None values are skipped.
+        sets: ``"dotted.key=value"`` texts, applied last; values are read as YAML scalars.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown, or a value is out of range; names the key path.
+    """
+    data: dict[str, Any] = {}
+    source = "the options" if file is None else str(file)
+    if file is not None:
+        try:
+            loaded = yaml.safe_load(file.read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(f"Run file {file} does not exist.") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"Run file {file} cannot be read: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"Run file {file} must be a mapping of keys, found {type(loaded).__name__}.")
+        data = loaded or {}
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _assign(data, key, value)
+    for text in sets:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {text!r} must be written key=value, such as --set task.data=cifar10.tar.")
+        try:
+            _assign(data, key.strip(), yaml.safe_load(value) if value else None)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not a YAML scalar: {error}") from error
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from error
+    # Parsing here makes every bad limit an error before anything is loaded.
+    _ = (config.latency_limit, config.drop_limit, config.size_limit, config.timeout_seconds)
+    return config
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{dotted!r} cannot be set: {parent!r} is not a section.")
+        data = child
+    data[last] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = [str(p) for p in item["loc"]]
+        if item["type"] == "extra_forbidden":
+            section: type[BaseModel] = RunConfig
+            for part in path[:-1]:
+                inner = section.model_fields[part].annotation
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    section = inner
+            lines.append(f"unknown key {'.'.join(path)!r}.{nearest(path[-1], section.model_fields)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{'.'.join(path)} = {item['input']!r}: {message}")
+    return f"In {source}: " + "; ".join(lines)

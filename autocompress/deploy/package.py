@@ -1,0 +1,223 @@
+"""`deploy`: the measured file becomes the shipped file. Copied, described, verified in a fresh process, then renamed.
+
+Nothing is rebuilt or converted: what was measured is what ships. Whatever fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
+from autocompress.deploy.verify import REFERENCE_NAME, TOLERANCE, Worker, check_outputs, fresh, read_reference
+from autocompress.engines.base import EngineFile
+from autocompress.errors import ConfigError, VerificationError
+from autocompress.latency.measure import Protocol
+from autocompress.policy import CompressionPolicy
+from autocompress.results import Measurement, TrialRecord, read_json
+from autocompress.run_directory import RunDirectory, read_artifact
+
+_NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
+_OPTIONAL = ("model.onnx", "weights.safetensors")
+
+
+def deploy(
+    run: RunDirectory,
+    to: Path,
+    trial: int | None = None,
+    worker: Worker | None = None,
+    *,
+    device: Mapping[str, Any] | None = None,
+    protocol: Protocol | None = None,
+) -> Manifest:
+    """Package the run's result, or one trial, into `to` and return its manifest.
+
+    Args:
+        run: A finished or interrupted run.
+        to: A directory that does not exist or is empty.
+        trial: Trial number; its recovered files are preferred. None takes the best.
+        worker: Runs the engine; None starts a fresh process, which is what makes the verification mean something.
+        device: Fingerprint of the device it was measured on; None takes the name from the run's summary.
+        protocol: How to measure again; None for the default.
+
+    Raises:
+        ConfigError: Nothing to deploy, `to` holds something, or it cannot be written.
+        VerificationError: The copy differs, computes something else, or is measurably slower than the baseline.
+        BuildError: The engine does not open the file.
+    """
+    to = Path(to).absolute()
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+        raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
+    source = _source(run, trial)
+    measured_file = read_artifact(source)
+    if not (run.baseline / "engine.json").exists():
+        raise ConfigError(f"{run.path} has no baseline engine to compare with. Continue the run with --resume.")
+    baseline = read_artifact(run.baseline)
+    with _writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    try:
+        with _writing(to):
+            hashes = _copy(source, measured_file, folder)
+        manifest = _manifest(run, source, measured_file, hashes, device)
+        # The copies are checked as anyone will who receives them, from disk.
+        manifest.check_files(folder)
+        with fresh(worker) as running:
+            found = _verify(running, manifest.engine_file(folder), folder / REFERENCE_NAME, baseline, protocol)
+        manifest = replace(manifest, verification=found)
+        manifest.write(folder)
+        with _writing(to):
+            folder.chmod(0o755)
+            # An empty directory is replaced by the rename itself; one that was filled meanwhile is not.
+            folder.replace(to)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+@contextmanager
+def _writing(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--to {to} cannot be written: {error.strerror or error}.") from error
+
+
+def deployable(run: RunDirectory) -> list[int]:
+    """Return the numbers of the trials whose engine files are there."""
+    folders = sorted((run.path / "artifacts").glob("trial-*"))
+    numbers = [int(f.name.removeprefix("trial-")) for f in folders if f.name.removeprefix("trial-").isdigit()]
+    return [n for n in numbers if _trial_folder(run, n) is not None]
+
+
+def _trial_folder(run: RunDirectory, number: int) -> Path | None:
+    folders = (run.artifact(number, recovered=recovered) for recovered in (True, False))
+    return next((folder for folder in folders if (folder / "engine.json").exists()), None)
+
+
+def _source(run: RunDirectory, trial: int | None) -> Path:
+    numbers = deployable(run)
+    listed = f"Trials with files: {', '.join(map(str, numbers))}." if numbers else "No trial has files yet."
+    if trial is None:
+        if not (run.best / "engine.json").exists():
+            raise ConfigError(f"{run.path} has no best result yet. {listed}")
+        return run.best
+    folder = _trial_folder(run, trial)
+    if folder is None:
+        raise ConfigError(f"Trial {trial} of {run.path} cannot be deployed: {_why_not(run, trial)}. {listed}")
+    return folder
+
+
+def _why_not(run: RunDirectory, trial: int) -> str:
+    record = run.records().get(trial)
+    if record is not None and record.state == "failed":
+        return f"it failed ({record.error})"
+    if trial == 0:
+        return "0 is the uncompressed model"
+    return "there is no such trial" if record is None else "its files are gone"
+
+
+def _copy(source: Path, file: EngineFile, folder: Path) -> dict[str, dict[str, Any]]:
+    """Copy what ships and return its hashes, taken from the ORIGINALS.
+
+    Raises:
+        ConfigError: A file is missing or unreadable.
+        VerificationError: An engine file is not the one that was measured.
+    """
+    listed = read_json(source / "engine.json").get("sha256") or {}
+    originals = dict.fromkeys((*file.files(), *(source / name for name in _NEEDED)))
+    originals |= dict.fromkeys(path for name in _OPTIONAL if (path := source / name).exists())
+    described: dict[str, dict[str, Any]] = {}
+    for path in originals:
+        if not path.exists():
+            raise ConfigError(f"{path} is missing; the run stopped while writing it. Continue it with --resume.")
+        described[path.name] = describe_file(path)
+        expected = listed.get(path.name, described[path.name]["sha256"])
+        if described[path.name]["sha256"] != expected:
+            raise VerificationError(f"{path} has changed since it was measured: its SHA-256 is not {expected}.")
+        with path.open("rb") as reader, (folder / path.name).open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
+            writer.flush()
+            os.fsync(writer.fileno())
+    return described
+
+
+def _manifest(
+    run: RunDirectory,
+    source: Path,
+    file: EngineFile,
+    files: Mapping[str, Mapping[str, Any]],
+    device: Mapping[str, Any] | None,
+) -> Manifest:
+    engine = read_json(source / "engine.json")
+    policy = CompressionPolicy.from_dict(read_json(source / "policy.json"))
+    record = TrialRecord.from_dict(read_json(source / "record.json")) if (source / "record.json").exists() else None
+    summary = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
+    best = summary.get("best") or {}
+    tested = record is not None and best.get("trial") == record.number and best.get("stage") == record.stage
+    if device is None and summary.get("device"):
+        device = {"name": summary["device"]}
+    return Manifest(
+        schema_version=MANIFEST_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        autocompress=_version(),
+        engine=file.engine,
+        engine_version=str(engine.get("engine_version", "unknown")),
+        options=file.options.to_dict(),
+        file=file.path.name,
+        files=files,
+        policy=policy.to_dict(),
+        policy_hash=policy.hash,
+        trial=record.number if record else None,
+        stage=record.stage if record else None,
+        task=summary.get("task"),
+        model=summary.get("model"),
+        device=device,
+        measured=record.measurement.to_dict() if record and record.measurement else None,
+        accuracy={"validation": record.accuracy if record else None, "test": best.get("accuracy") if tested else None},
+        size_bytes=file.size_bytes,
+        verification={},
+    )
+
+
+def _verify(
+    worker: Worker, file: EngineFile, reference: Path, baseline: EngineFile, protocol: Protocol | None
+) -> dict[str, Any]:
+    outputs = check_outputs(worker, file, reference, TOLERANCE)
+    inputs = read_reference(reference)[0]
+    # A file as fast as the baseline falls outside a 95 % interval once in forty; twice in a row means it.
+    for _ in range(2):
+        measured = worker.measure([baseline, file], inputs, protocol or Protocol())[1]
+        if measured.ratio_low <= 1.0:
+            found = worker.describe(file.engine)
+            return {
+                "sha256": "equal",
+                "device": found["device"],
+                "engine_version": found["version"],
+                "outputs": outputs,
+                "latency": measured.to_dict(),
+            }
+    raise VerificationError(_slower(measured, file))
+
+
+def _slower(measured: Measurement, file: EngineFile) -> str:
+    return (
+        f"{file.path.name} is slower than the uncompressed model here: {measured.latency_ms:.4g} ms against "
+        f"{measured.baseline_ms:.4g} ms, {measured.ratio:.3f}x (95 % interval {measured.ratio_low:.3f} to "
+        f"{measured.ratio_high:.3f}). It was not deployed; choose another trial with --trial."
+    )
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("autocompress")
+    except metadata.PackageNotFoundError:
+        return None

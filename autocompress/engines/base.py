@@ -1,0 +1,137 @@
+"""The `Engine` and `Runner` interfaces: an ONNX file becomes an engine file, which becomes something that runs.
+
+Engines run inside the worker process (`engines.worker`), which imports numpy and the runtime alone: nothing in this
+package may import torch at module level unless it says so. Adding an engine is one new module, registered in
+`engines.__init__`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine file is built and opened.
+
+    Attributes:
+        dtype: What layers without Q/DQ run in: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        threads: Threads of one inference call.
+        batch_size: Samples of one inference call; the graph's batch axis is fixed to it.
+    """
+
+    dtype: str = "fp32"
+    threads: int = 1
+    batch_size: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A built engine on disk.
+
+    Attributes:
+        engine: Name of the engine that built it.
+        path: The file to open; companions (weights beside a graph) share its stem and lie beside it.
+        options: What it was built with, and must be opened with to give the measured latency.
+    """
+
+    engine: str
+    path: Path
+    options: EngineOptions
+
+    def files(self) -> tuple[Path, ...]:
+        """Return every file of this engine, `path` first."""
+        others = sorted(p for p in self.path.parent.glob(f"{self.path.stem}.*") if p != self.path)
+        # `model.onnx` beside `model.xml` is the graph the engine was built from, not a part of it.
+        return (self.path, *(p for p in others if p.suffix in COMPANION_SUFFIXES.get(self.path.suffix, ())))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(p.stat().st_size for p in self.files())
+
+
+# Which files belong to an engine file of this suffix.
+COMPANION_SUFFIXES: Mapping[str, tuple[str, ...]] = {".xml": (".bin",)}
+
+
+class Runner(abc.ABC):
+    """An opened engine. A context manager: the device is not touched before ``__enter__``."""
+
+    @abc.abstractmethod
+    def __enter__(self) -> Self:
+        """Load the engine on the device.
+
+        Raises:
+            BuildError: The file is damaged or from another runtime.
+        """
+
+    @abc.abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the device."""
+
+    @abc.abstractmethod
+    def infer(self, inputs: Array) -> Array:
+        """Run ``(batch_size, ...)`` inputs and return ``(batch_size, ...)`` outputs, both float32."""
+
+    @abc.abstractmethod
+    def prepare(self, inputs: Array) -> None:
+        """Bind inputs ``(batch_size, ...)`` once, so that `run` times inference alone."""
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """Run one synchronous inference on the bound inputs and drop the outputs. This is what is timed."""
+
+
+class Engine(abc.ABC):
+    """One inference runtime on this machine.
+
+    Attributes:
+        name: As users write it, ``"openvino"``.
+        suffix: Of its engine files, ``".xml"``.
+        extra: The package extra that installs the runtime.
+    """
+
+    name: str
+    suffix: str
+    extra: str
+
+    @abc.abstractmethod
+    def version(self) -> str:
+        """Return the runtime's version."""
+
+    @abc.abstractmethod
+    def device(self) -> str:
+        """Return the device's full name."""
+
+    @abc.abstractmethod
+    def capabilities(self) -> Sequence[str]:
+        """Return the dtypes that the runtime really computes in on this device, dense dtypes first."""
+
+    @abc.abstractmethod
+    def build(self, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:
+        """Turn an ONNX file into an engine file at `output` (its suffix replaced by the engine's).
+
+        Raises:
+            BuildError: The runtime refused the graph; carries its own words.
+            UnsupportedDtypeError: `options.dtype` is not among `capabilities`.
+        """
+
+    @abc.abstractmethod
+    def open(self, file: EngineFile, threads: int | None = None) -> Runner:
+        """Return a runner, not yet on the device, with `threads` in place of the options' when given."""

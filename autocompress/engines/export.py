@@ -1,0 +1,112 @@
+"""A torch model as an ONNX file. The one module of this package that imports torch; never loaded in the worker.
+
+Exported in eval mode with a fixed batch, one opset for every engine, batch-norm folded into convolutions. Each node that
+computes a layer can be found by the layer's name afterwards (`layer_nodes`), which is what Q/DQ placement goes by.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterable
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import ExportError
+from autocompress.results import write_bytes
+
+# The newest opset that OpenVINO, ONNX Runtime and TensorRT of the supported versions all read.
+OPSET = 20
+INPUT, OUTPUT = "input", "output"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@contextmanager
+def _quiet() -> Iterable[None]:  # type: ignore[misc]
+    """Silence the exporter, which prints its progress and warns of its own internals."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
+    """Export `model` (eval mode) for inputs of exactly this shape ``(N, ...)``.
+
+    Raises:
+        ExportError: The model cannot be exported; says why, and what usually is the reason.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model, (inputs,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
+                verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the exporter raises whatever the model's forward provokes
+        raise ExportError(_explain(error)) from error
+    assert program is not None
+    return program.model
+
+
+def _explain(error: BaseException) -> str:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    words = " ".join(str(e) for e in chain)
+    first = str(chain[-1]).strip().splitlines() or [type(error).__name__]
+    hint = "Check that its forward uses tensor operations alone."
+    if any(sign in words for sign in ("data-dependent", "DataDependent", "GuardOnData", "Dynamic control flow")):
+        hint = (
+            "Its forward has data-dependent control flow (an if or a loop on a tensor's values), which no engine's "
+            "graph can hold: rewrite it with torch.where, or give a model without it."
+        )
+    return f"The model cannot be exported to ONNX: {type(chain[-1]).__name__}: {first[0][:300]}. {hint}"
+
+
+def save_onnx(model: ir.Model, path: Path) -> None:
+    """Write an ONNX file atomically.
+
+    Raises:
+        ExportError: The model is larger than the 2 GB that one ONNX file can hold.
+        ConfigError: The file cannot be written.
+    """
+    # What the exporter knows of the source (file names, lines of code) does not belong in a shipped file.
+    for node in model.graph:
+        node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    try:
+        data = ir.to_proto(model).SerializeToString()
+    except ValueError as error:
+        raise ExportError(f"The model does not fit one ONNX file (2 GB): {error}") from error
+    write_bytes(path, data)
+
+
+def layer_nodes(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Node]:
+    """Return the Conv, Gemm or MatMul node of each named layer; layers without one are absent."""
+    wanted = set(names)
+    found: dict[str, ir.Node] = {}
+    for node in model.graph:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+            continue
+        weight = node.inputs[1]
+        name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
+        if name not in wanted:
+            scopes = node.metadata_props.get(_SCOPES)
+            inside = [s for s in ast.literal_eval(scopes) if s in wanted] if scopes else []
+            name = inside[-1] if inside else ""
+        if name in wanted and weight is not None and weight.const_value is not None:
+            found.setdefault(name, node)
+    return found

@@ -1,0 +1,239 @@
+"""ONNX Runtime on its CPU execution provider: ONNX to a self-contained ``.onnxruntime.onnx`` to `Runner`.
+
+The engine file is the graph itself with its batch axis fixed and its weights inside, not the runtime's optimised form:
+that one holds layouts (``com.microsoft.nchwc``) of the processor it was made on, breaks on others and after upgrades,
+and saves a millisecond of load time. Must not import torch; onnx is imported only to draw external weights in.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+
+from autocompress._lazy import optional
+from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
+from autocompress.errors import BuildError, UnsupportedDtypeError
+
+_PROVIDERS = ["CPUExecutionProvider"]
+# The CPU provider has no bf16 kernels and almost no fp16 ones: it inserts casts and computes in fp32, so that a half
+# precision graph runs slower than the fp32 one. int8 (Q/DQ, fused to QLinearConv and friends) is computed as int8.
+_CAPABILITIES = ("fp32", "int8")
+_FATAL = 4
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _runtime() -> Any:
+    return optional("onnxruntime", ONNXRuntimeEngine.extra, "The engine 'onnxruntime'")
+
+
+class ONNXRuntimeEngine(Engine):
+    """ONNX Runtime's CPU execution provider. Stateless."""
+
+    name = "onnxruntime"
+    suffix = ".onnxruntime.onnx"
+    extra = "onnxruntime"
+
+    def version(self) -> str:
+        """Return the runtime's version."""
+        return cast(str, _runtime().__version__)
+
+    def device(self) -> str:
+        """Return the processor's name."""
+        _runtime()
+        try:
+            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return names[0] if names else platform.processor() or platform.machine()
+
+    def capabilities(self) -> Sequence[str]:
+        """Return fp32 and int8, the dtypes the provider has kernels for."""
+        _runtime()
+        return _CAPABILITIES
+
+    def build(self, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:
+        """Write the self-contained graph, after loading it once with these options to prove that it runs.
+
+        Raises:
+            BuildError: The runtime refused the graph; carries its own words.
+            UnsupportedDtypeError: `options.dtype` is not among `capabilities`.
+        """
+        self._check(options)
+        path = output.with_suffix(self.suffix)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+                fresh = Path(folder) / path.name
+                _copy(onnx, fresh)
+                session = _session(fresh, options)
+                axis = _batch_axis(session)
+                if isinstance(axis, str):
+                    _fix_batch(fresh, axis, options)
+                    session = _session(fresh, options)
+                _check_shape(session, options)
+                fresh.replace(path)
+        except _failures() as error:
+            raise BuildError(f"ONNX Runtime cannot build {onnx}: {error} The ONNX file is kept.") from error
+        return EngineFile(self.name, path, options)
+
+    def open(self, file: EngineFile, threads: int | None = None) -> Runner:
+        """Return a runner of an engine file, or of any ONNX file."""
+        options = file.options
+        if threads is not None:
+            options = EngineOptions(options.dtype, threads, options.batch_size)
+        self._check(options)
+        return ONNXRuntimeRunner(file.path, options)
+
+    def _check(self, options: EngineOptions) -> None:
+        if options.dtype != "fp32":
+            raise UnsupportedDtypeError(
+                f"ONNX Runtime does not run layers in {options.dtype!r} on a CPU; use fp32. (int8 layers are expressed "
+                "by Q/DQ in the graph.)"
+            )
+
+
+class ONNXRuntimeRunner(Runner):
+    """One session whose input and output are bound to fixed buffers."""
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._path, self._options = path, options
+        self._session: Any = None
+        self._binding: Any = None
+        self._output: Any = None
+
+    def __enter__(self) -> Self:
+        """Load and optimise the graph."""
+        try:
+            session = _session(self._path, self._options)
+            axis = _batch_axis(session)
+            if isinstance(axis, str):
+                session = _session(self._path, self._options, axis)
+            _check_shape(session, self._options)
+            put = session.get_inputs()[0]
+            if put.type not in _NUMPY:
+                raise ValueError(f"The graph's input is a {put.type}, which is not supported.")
+        except _failures() as error:
+            raise BuildError(
+                f"ONNX Runtime cannot open {self._path}: {error} The file may be damaged; build it again from its "
+                "ONNX file."
+            ) from error
+        self._shape, self._dtype, self._input = tuple(put.shape), _NUMPY[put.type], put.name
+        self._session = session
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the session."""
+        self._session = self._binding = self._output = None
+
+    def infer(self, inputs: Array) -> Array:
+        """Run ``(batch_size, ...)`` inputs and return the first output, float32."""
+        self.prepare(inputs)
+        self.run()
+        return np.array(self._output.numpy(), dtype=np.float32)
+
+    def prepare(self, inputs: Array) -> None:
+        """Bind a copy of the inputs, in the graph's element type, and an output buffer."""
+        if self._session is None:
+            raise BuildError(f"{self._path} is not open; use its runner as a context manager.")
+        if tuple(inputs.shape) != self._shape:
+            raise BuildError(f"{self._path} takes inputs of shape {self._shape}, not {tuple(inputs.shape)}.")
+        value = _runtime().OrtValue
+        bound = value.ortvalue_from_numpy(np.array(inputs, dtype=self._dtype, order="C"))
+        if self._binding is None:
+            self._binding = self._session.io_binding()
+            self._binding.bind_ortvalue_input(self._input, bound)
+            # The first run tells the output's shape; from then on it is written in place.
+            name = self._session.get_outputs()[0].name
+            self._binding.bind_output(name)
+            self._run()
+            first = self._binding.get_outputs()[0].numpy()
+            self._output = value.ortvalue_from_numpy(np.array(first))
+            self._binding.clear_binding_outputs()
+            self._binding.bind_ortvalue_output(name, self._output)
+        else:
+            self._binding.bind_ortvalue_input(self._input, bound)
+
+    def run(self) -> None:
+        """Run once on the bound buffers: 9 µs a call for an empty graph."""
+        self._session.run_with_iobinding(self._binding)
+
+    def _run(self) -> None:
+        try:
+            self.run()
+        except _failures() as error:
+            raise BuildError(f"ONNX Runtime cannot run {self._path}: {error}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what the runtime raises; its own exceptions have no common base but `Exception`."""
+    state = optional("onnxruntime.capi.onnxruntime_pybind11_state", ONNXRuntimeEngine.extra, "The engine 'onnxruntime'")
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (RuntimeError, ValueError, TypeError, OSError, *own)
+
+
+def _session(path: Path, options: EngineOptions, batch_axis: str | None = None, save: Path | None = None) -> Any:
+    """Load a graph; with `batch_axis` its dimension of this name is fixed, with `save` the plain graph is written."""
+    runtime = _runtime()
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    settings.log_severity_level = _FATAL
+    level = runtime.GraphOptimizationLevel
+    settings.graph_optimization_level = level.ORT_ENABLE_ALL if save is None else level.ORT_DISABLE_ALL
+    if batch_axis is not None:
+        settings.add_free_dimension_override_by_name(batch_axis, options.batch_size)
+    if save is not None:
+        settings.optimized_model_filepath = str(save)
+    return runtime.InferenceSession(str(path), settings, providers=_PROVIDERS)
+
+
+def _batch_axis(session: Any) -> int | str | None:
+    """Return the batch axis: its size, its name when dynamic, or None for a nameless dynamic one."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ValueError(f"The graph must have one input, not {len(inputs)} ({', '.join(i.name for i in inputs)}).")
+    return cast("int | str | None", inputs[0].shape[0] if inputs[0].shape else None)
+
+
+def _check_shape(session: Any, options: EngineOptions) -> None:
+    shape = session.get_inputs()[0].shape
+    if not all(isinstance(axis, int) for axis in shape):
+        raise ValueError(f"Only a named batch axis may be dynamic, but the input's shape is {shape}.")
+    if shape[:1] != [options.batch_size]:
+        raise ValueError(f"The graph's batch size is {shape[0]}, but {options.batch_size} was asked for.")
+
+
+def _copy(onnx: Path, target: Path) -> None:
+    """Copy a graph, drawing weights from beside it in."""
+    # Entries of external weights always have the key "location"; looking for it is cheap, parsing is not.
+    if b"location" in onnx.read_bytes():
+        package = optional("onnx", ONNXRuntimeEngine.extra, "A graph with external weights")
+        package.save(package.load(str(onnx)), str(target))
+    else:
+        shutil.copyfile(onnx, target)
+
+
+def _fix_batch(path: Path, axis: str, options: EngineOptions) -> None:
+    fixed = path.with_name(f"fixed-{path.name}")
+    _session(path, options, axis, save=fixed)
+    fixed.replace(path)

@@ -1,0 +1,188 @@
+"""Where QuantizeLinear/DequantizeLinear pairs go: one rule table per engine. Numpy and onnx-ir only.
+
+In an ONNX graph precision is expressed by Q/DQ alone. A pair stands on the input of every int8 layer, and its weight is
+stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from autocompress.engines.export import layer_nodes
+from autocompress.errors import ExportError
+
+
+@dataclass(frozen=True)
+class InputQuantization:
+    """Quantization of one layer's input tensor: ``real = scale * code``, zero point 0.
+
+    Attributes:
+        scale: Step, in the tensor's unit.
+        signed: int8 codes, else uint8.
+    """
+
+    scale: float
+    signed: bool
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """How one engine wants its Q/DQ.
+
+    Attributes:
+        hoist: Ops that a pair moves above: rounding commutes with them exactly, and the op then runs on int8.
+        int32_bias: Whether biases are stored as int32 with the scale of the accumulator, which the engine's fusion needs.
+        signed_only: Whether activations must be int8, never uint8.
+    """
+
+    hoist: frozenset[str]
+    int32_bias: bool
+    signed_only: bool
+
+
+_MONOTONE = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+RULES: Mapping[str, PlacementRules] = {
+    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False),
+    # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
+    "onnxruntime": PlacementRules(hoist=_MONOTONE, int32_bias=True, signed_only=False),
+}
+
+
+def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine: str) -> None:
+    """Express int8 for the named layers in the graph, in place.
+
+    Weights become per-output-channel symmetric int8 in [-127, 127].
+
+    Raises:
+        ExportError: A layer has no node in the graph.
+    """
+    rules = RULES[engine]
+    nodes = layer_nodes(model, layers)
+    for name in layers:
+        if name not in nodes:
+            raise ExportError(f"Layer {name!r} cannot be found in the exported graph, so it cannot be set to int8.")
+    pairs: dict[tuple[str, float, bool], ir.Value] = {}
+    for name, quantization in layers.items():
+        node = nodes[name]
+        if rules.signed_only and not quantization.signed:
+            quantization = InputQuantization(quantization.scale * 255 / 127, signed=True)
+        weight_scale = _quantize_weight(model.graph, node, name)
+        _quantize_input(model.graph, node, quantization, rules, pairs)
+        if rules.int32_bias and len(node.inputs) > 2 and node.inputs[2] is not None:
+            _quantize_bias(model.graph, node, name, weight_scale * quantization.scale)
+    model.graph.sort()
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape = ir.Shape(array.shape)
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def _array(value: ir.Value, what: str) -> NDArray[np.float32]:
+    if value.const_value is None:
+        raise ExportError(f"The {what} is computed in the graph; only stored weights can be set to int8.")
+    return np.asarray(value.const_value.numpy(), np.float32)
+
+
+def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str) -> NDArray[np.float32]:
+    """Store the weight as int8; return its scale per output channel ``(out,)``."""
+    value = node.inputs[1]
+    assert value is not None
+    weight = _array(value, f"weight of {name!r}")
+    axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _transposed(node)) else 0
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = (np.abs(weight).max(axis=others) / 127).astype(np.float32)
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    dequantize = ir.node(
+        "DequantizeLinear",
+        [
+            _constant(graph, f"{name}.weight_int8", codes),
+            _constant(graph, f"{name}.weight_scale", scale),
+            _constant(graph, f"{name}.weight_zero", np.zeros_like(scale, np.int8)),
+        ],
+        {"axis": axis},
+        num_outputs=1,
+    )
+    dequantize.outputs[0].name = f"{name}.weight_dq"
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])
+    if not value.uses() and value.name is not None:
+        del graph.initializers[value.name]
+    return scale
+
+
+def _transposed(node: ir.Node) -> bool:
+    attribute = node.attributes.get("transB")
+    return attribute is not None and attribute.as_int() == 1
+
+
+def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.float32]) -> None:
+    value = node.inputs[2]
+    assert value is not None
+    codes = np.clip(np.rint(_array(value, f"bias of {name!r}") / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    dequantize = ir.node(
+        "DequantizeLinear",
+        [
+            _constant(graph, f"{name}.bias_int32", codes),
+            _constant(graph, f"{name}.bias_scale", scale.astype(np.float32)),
+            _constant(graph, f"{name}.bias_zero", np.zeros_like(codes)),
+        ],
+        {"axis": 0},
+        num_outputs=1,
+    )
+    dequantize.outputs[0].name = f"{name}.bias_dq"
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(2, dequantize.outputs[0])
+    if not value.uses() and value.name is not None and value.name in graph.initializers:
+        del graph.initializers[value.name]
+
+
+def _quantize_input(
+    graph: ir.Graph,
+    node: ir.Node,
+    quantization: InputQuantization,
+    rules: PlacementRules,
+    pairs: dict[tuple[str, float, bool], ir.Value],
+) -> None:
+    consumer, index = node, 0
+    tensor = node.inputs[0]
+    assert tensor is not None
+    # Climb over ops that rounding commutes with, while they serve this layer alone.
+    while True:
+        producer = tensor.producer()
+        if producer is None or producer.op_type not in rules.hoist or len(tensor.uses()) != 1:
+            break
+        above = producer.inputs[0]
+        if above is None or above.const_value is not None:
+            break
+        consumer, index, tensor = producer, 0, above
+    key = (tensor.name or "", quantization.scale, quantization.signed)
+    if key not in pairs:
+        pairs[key] = _pair(graph, tensor, consumer, quantization)
+    consumer.replace_input_with(index, pairs[key])
+
+
+def _pair(graph: ir.Graph, tensor: ir.Value, before: ir.Node, quantization: InputQuantization) -> ir.Value:
+    base = f"{tensor.name}_{'s8' if quantization.signed else 'u8'}"
+    taken = sum(1 for name in graph.initializers if name.startswith(f"{base}_scale"))
+    base = f"{base}{taken or ''}"
+    scale = _constant(graph, f"{base}_scale", np.array(quantization.scale, np.float32))
+    zero = _constant(graph, f"{base}_zero", np.array(0, np.int8 if quantization.signed else np.uint8))
+    quantize = ir.node("QuantizeLinear", [tensor, scale, zero], num_outputs=1)
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], num_outputs=1)
+    quantize.outputs[0].name = f"{base}_q"
+    dequantize.outputs[0].name = f"{base}_dq"
+    graph.insert_before(before, [quantize, dequantize])
+    return dequantize.outputs[0]

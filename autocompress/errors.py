@@ -1,0 +1,109 @@
+"""Every error a user can meet, in one tree, each with the exit code the command line returns for it.
+
+    AutoCompressError                 1
+    ├── ConfigError                   2   options, run file, search space, data, weights
+    ├── NoFeasibleTrialError          3   nothing met the constraints; the best so far is on disk
+    ├── UnavailableError              4
+    │   ├── MissingDependencyError        an engine's package is not installed (names the extra)
+    │   ├── DeviceNotFoundError           the device is not there
+    │   └── UnsupportedDtypeError         the engine does not run this dtype on this device
+    ├── EngineError                   5
+    │   ├── ExportError                   PyTorch to ONNX
+    │   ├── BuildError                    ONNX to engine, or the runtime crashed, hung or ran out of memory
+    │   └── CompressionError              a policy that cannot be applied to the model
+    ├── VerificationError             6   two forms of the same model disagree
+    └── MismatchError                 7
+        ├── TableMismatchError            a latency table from another device
+        └── StudyMismatchError            a run directory made with other settings
+
+A message says what happened, the offending value, and what to do. An interrupted run exits with 130.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_INTERRUPTED = 130
+
+
+class AutoCompressError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(AutoCompressError):
+    """Something the user wrote or pointed at cannot be used: an option, the run file, data, weights."""
+
+    exit_code = 2
+
+
+class NoFeasibleTrialError(AutoCompressError):
+    """No candidate met every constraint. The best so far has been written and is named in the message."""
+
+    exit_code = 3
+
+
+class UnavailableError(AutoCompressError):
+    """Something the run needs is not on this machine."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(UnavailableError):
+    """An optional package is not installed."""
+
+
+class DeviceNotFoundError(UnavailableError):
+    """The device asked for is not there, or its driver is not."""
+
+
+class UnsupportedDtypeError(UnavailableError):
+    """The engine cannot run this dtype on this device."""
+
+
+class EngineError(AutoCompressError):
+    """A station between the policy and the running engine failed for one candidate."""
+
+    exit_code = 5
+
+
+class ExportError(EngineError):
+    """The model cannot be exported to ONNX."""
+
+
+class BuildError(EngineError):
+    """The runtime refused the graph, crashed, hung, or ran out of memory."""
+
+
+class CompressionError(EngineError):
+    """The policy cannot be applied to this model."""
+
+
+class VerificationError(AutoCompressError):
+    """Two forms of one model (torch, ONNX, engine, deployed file) disagree beyond the stated tolerance."""
+
+    exit_code = 6
+
+
+class MismatchError(AutoCompressError):
+    """Stored results do not belong to what is being run now."""
+
+    exit_code = 7
+
+
+class TableMismatchError(MismatchError):
+    """A latency table was measured on another device or engine."""
+
+
+class StudyMismatchError(MismatchError):
+    """A run directory was made with another task, search space, engine or seed."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest allowed name, followed by the whole list."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Available: {', '.join(names)}."

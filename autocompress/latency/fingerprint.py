@@ -1,0 +1,65 @@
+"""What a device is, as far as it decides latency: processor, instructions, core count. GPUs are not listed here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from autocompress.environment import CPU_FEATURES
+
+_CPUINFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+# Trade marks and clocks that say nothing a folder name needs.
+_NOISE = re.compile(r"\(r\)|\(tm\)|\bcpu\b|\bprocessor\b|@.*$|\b\d+-core\b", re.IGNORECASE)
+
+
+def device_fingerprint() -> dict[str, Any]:
+    """Return what this device is, as JSON.
+
+    ``cpu``, ``vendor``, ``family``, ``model``, ``stepping`` (as the system names them), ``cores`` (logical processors
+    of the machine, whatever this process may use), ``features``, ``machine`` and ``system`` identify it; ``hash`` is
+    over these. ``slug`` is for folder names: readable, stable, ending in six digits of the hash. ``governor`` (None
+    where the system does not tell) can change and is in neither.
+    """
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    identity: dict[str, Any] = {
+        "cpu": info.get("model name") or info.get("Model") or platform.processor() or platform.machine() or "unknown",
+        "vendor": info.get("vendor_id") or info.get("CPU implementer") or "",
+        "family": info.get("cpu family") or info.get("CPU architecture") or "",
+        "model": info.get("model") or info.get("CPU part") or "",
+        "stepping": info.get("stepping") or info.get("CPU revision") or "",
+        "cores": os.cpu_count() or 1,
+        "features": [feature for feature in CPU_FEATURES if feature in flags],
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^a-z0-9]+", "-", _NOISE.sub(" ", str(identity["cpu"])).lower()).strip("-") or "cpu"
+    return {
+        **identity,
+        "governor": _read(_GOVERNOR).strip() or None,
+        "hash": digest[:16],
+        "slug": f"{name}-{identity['cores']}c-{digest[:6]}",
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the first processor's entries of ``/proc/cpuinfo``; empty where there is none."""
+    found: dict[str, str] = {}
+    for line in _read(_CPUINFO).splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found

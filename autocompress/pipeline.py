@@ -1,0 +1,371 @@
+"""One candidate through every station: policy, compressed model, ONNX, engine, accuracy and latency.
+
+Used by the search, by recovery and by the baseline alike, so that all figures of a run come from the same code. Owns
+the order of the stations, the check that all forms of a model agree, and where the seconds went; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
+from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.config import RunConfig
+from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.errors import CompressionError, ConfigError, VerificationError
+from autocompress.inventory import Inventory, count_macs, take_inventory
+from autocompress.latency.measure import Protocol
+from autocompress.policy import CompressionPolicy
+from autocompress.recovery import recalibrate
+from autocompress.results import Measurement, TrialRecord, write_bytes
+from autocompress.run_directory import RunDirectory, write_artifact
+from autocompress.tasks.base import Task
+from autocompress.worker.client import EngineWorker
+
+# Largest relative error (RMS of the difference over RMS of the expected outputs) between two forms of one model on the
+# reference inputs. The torch model computes in fp32 with int8 simulated; bf16 keeps 8 bits of mantissa in every layer,
+# and one rounding flipped by it moves an int8 code by a whole step, so those bounds are wide. They catch a wrong graph
+# (errors near 1), not rounding: accuracy is always computed by the engine itself.
+TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 0.1, "int8": 0.1}
+REFERENCE_SAMPLES = 32
+_BATCH = 256
+# Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
+_VALIDATION_BYTES = 2 * 2**30
+
+
+class Ledger:
+    """Wall time by activity; activities do not nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def spend(self, activity: str) -> Iterator[None]:
+        """Charge the block to `activity`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(activity, time.monotonic() - start)
+
+    def add(self, activity: str, seconds: float) -> None:
+        """Charge seconds measured elsewhere."""
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
+
+    def merge(self, other: Ledger) -> None:
+        """Take over another ledger's seconds."""
+        for activity, seconds in other.seconds.items():
+            self.add(activity, seconds)
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Validation inputs on disk and targets in memory.
+
+    Attributes:
+        inputs: ``.npy`` file of float32 inputs ``(n, ...)``.
+        targets: ``(n, ...)``.
+        reference: The first `REFERENCE_SAMPLES` inputs.
+    """
+
+    inputs: Path
+    targets: Tensor
+    reference: Tensor
+
+
+class Pipeline:
+    """Stations for the candidates of one task on one engine.
+
+    Args:
+        task: Model, data and metric.
+        config: Engine, threads, batch size.
+        run: Where artefacts go.
+        worker: The child process that builds, runs and measures.
+        importance: How channels are scored, a key of `compress.IMPORTANCES`.
+    """
+
+    def __init__(
+        self, task: Task, config: RunConfig, run: RunDirectory, worker: EngineWorker, importance: str = "magnitude"
+    ) -> None:
+        self.task = task
+        self.run = run
+        self.worker = worker
+        self.engine = config.engine
+        self._config = config
+        self._importance = importance
+        self.ledger = Ledger()
+        with self.ledger.spend("profile"):
+            described = worker.describe(config.engine)
+            self.engine_version: str = described["version"]
+            self.device: str = described["device"]
+            self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
+            self.original = task.model()
+            self.base = rewrite(self.original)
+            self.inputs = task.example_inputs(config.batch_size)
+            self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
+            self._scores = self._score()
+        self.data = self._write_validation()
+        self.baseline: TrialRecord | None = None
+        self._baseline_file: EngineFile | None = None
+
+    def close(self) -> None:
+        """Remove the validation inputs that were laid out for the worker."""
+        self.data.inputs.unlink(missing_ok=True)
+
+    # -- set-up ---------------------------------------------------------------------------------------------------
+
+    def _score(self) -> dict[str, Tensor]:
+        def losses() -> Iterator[Tensor]:
+            for index, (inputs, targets) in enumerate(self.task.train_batches(128, 0)):
+                if index == 8:
+                    return
+                yield self.task.loss(self.base(inputs), targets)
+
+        return score_channels(self.base, self.task.example_inputs(2), self.inventory, self._importance, losses())
+
+    def _write_validation(self) -> ValidationData:
+        inputs, targets, count = [], [], 0
+        for x, y in self.task.validation(_BATCH):
+            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes))
+            inputs.append(x[: limit - count].float().numpy())
+            targets.append(y[: limit - count])
+            count += len(inputs[-1])
+            if count >= limit:
+                break
+        if count == 0:
+            raise ConfigError(f"Task {self.task.name!r} has no validation data.")
+        path = self.run.path / "validation.npy"
+        array = np.concatenate(inputs)
+        with path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        reference = torch.from_numpy(array[:REFERENCE_SAMPLES].copy())
+        return ValidationData(path, torch.cat(targets), reference)
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Yield calibration batches."""
+        return self.task.calibration(_BATCH)
+
+    # -- baseline -------------------------------------------------------------------------------------------------
+
+    def dense_dtypes(self) -> tuple[str, ...]:
+        """Return the dense dtypes that the engine really runs here, or the one the user fixed.
+
+        Raises:
+            ConfigError: The fixed one is not among them.
+        """
+        available = tuple(d for d in self.capabilities if d in ("fp32", "bf16", "fp16"))
+        wanted = self._config.dense_dtype
+        if wanted == "best":
+            return available
+        if wanted not in available:
+            raise ConfigError(
+                f"dense_dtype {wanted!r} does not run on {self.engine} ({self.device}); it runs {', '.join(available)}."
+            )
+        return (wanted,)
+
+    def open_baseline(self) -> TrialRecord:
+        """Build, check and measure the uncompressed model at every dense dtype; keep the fastest as the baseline."""
+        folder = self.run.baseline
+        ledger = Ledger()
+        files = []
+        for dtype in self.dense_dtypes():
+            policy = CompressionPolicy(dense_dtype=dtype)
+            target = folder / dtype
+            files.append((policy, self.build(self.original, policy, target, ledger)))
+        with ledger.spend("measure"):
+            measured = self.worker.measure([f for _, f in files], self._latency_inputs(), Protocol())
+        policy, file = min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)[0]
+        for path in (folder / policy.dense_dtype).iterdir():
+            path.replace(folder / path.name)
+        file = replace(file, path=folder / file.path.name)
+        for _, other in files:
+            for path in other.path.parent.glob("*") if other.path.parent != folder else ():
+                path.unlink()
+            if other.path.parent != folder:
+                other.path.parent.rmdir()
+        with ledger.spend("proxy"):
+            accuracy = self.accuracy(file)
+        with ledger.spend("measure"):
+            # Against itself: the ratio is 1 by definition and its interval shows the noise.
+            measurement = self.worker.measure([file], self._latency_inputs(), Protocol())[0]
+        self.baseline = TrialRecord(
+            number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
+            size_bytes=file.size_bytes, macs=self.inventory.macs, params=sum(p.numel() for p in self.original.parameters()),
+            seconds=dict(ledger.seconds), artifact="baseline",
+        )  # fmt: skip
+        self._baseline_file = file
+        self._write_artifact(folder, self.baseline, file)
+        self.ledger.merge(ledger)
+        return self.baseline
+
+    def reopen_baseline(self, record: TrialRecord, file: EngineFile) -> None:
+        """Take the baseline that an interrupted run left."""
+        self.baseline, self._baseline_file = record, file
+
+    @property
+    def baseline_file(self) -> EngineFile:
+        """The baseline's engine file; `open_baseline` or `reopen_baseline` comes first."""
+        if self._baseline_file is None:
+            raise ConfigError("The baseline has not been measured yet.")
+        return self._baseline_file
+
+    # -- stations -------------------------------------------------------------------------------------------------
+
+    def compress(self, policy: CompressionPolicy, ledger: Ledger) -> nn.Module:
+        """Return the compressed model with batch-norm recalibrated and activation ranges set; not fine-tuned.
+
+        Raises:
+            CompressionError: The policy does not fit the model.
+        """
+        with ledger.spend("apply"):
+            model = apply_policy(self.base, policy, CompressionContext(self.task.example_inputs(2), self._scores))
+        with ledger.spend("proxy"):
+            if not policy.is_structural_identity:
+                with quantization_mode(model, "off"):
+                    recalibrate(model, self.calibration())
+            calibrate(model, self.calibration())
+        return model
+
+    def build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
+        """Export and build `model` into `folder`, and check that torch, ONNX and engine agree.
+
+        Raises:
+            ExportError, BuildError: A station refused the model.
+            VerificationError: Two forms of the model disagree beyond `TOLERANCES`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx = folder / "model.onnx"
+        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        with ledger.spend("export"):
+            ranges = activation_ranges(model)
+            with quantization_mode(model, "off"):
+                graph = to_onnx(model, self.inputs)
+            layers = {n: InputQuantization(r.scale, r.signed) for n, r in ranges.items()}
+            insert_qdq(graph, layers, self.engine)
+            save_onnx(graph, onnx)
+            state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
+            write_bytes(folder / "weights.safetensors", save_tensors(state))
+        with ledger.spend("build"):
+            file = self.worker.build(self.engine, onnx, options, folder / "model")
+        with ledger.spend("verify"):
+            self._verify(model, policy, onnx, file, folder)
+        return file
+
+    def _verify(
+        self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path
+    ) -> None:
+        with torch.no_grad():
+            expected = model(self.data.reference).float().numpy()
+        inputs = self.data.reference.numpy()
+        kinds = {"int8"} if policy.int8_layers else set()
+        graph = EngineFile(self.engine, onnx, replace(file.options, dtype="fp32"))
+        _agree("the ONNX graph", expected, self.worker.infer(graph, inputs), {"fp32", *kinds}, onnx)
+        outputs = self.worker.infer(file, inputs)
+        _agree("the engine", expected, outputs, {policy.dense_dtype, *kinds}, onnx)
+        write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
+
+    def accuracy(self, file: EngineFile) -> float:
+        """Return the metric of the engine file itself on the validation data."""
+        outputs = self.worker.infer(file, self.data.inputs)
+        return self.task.metric(torch.from_numpy(outputs), self.data.targets)
+
+    def test_accuracy(self, file: EngineFile) -> float:
+        """Return the metric on the test data. To be called once per file, when every choice has been made."""
+        outputs, targets = [], []
+        for inputs, target in self.task.test(4 * _BATCH):
+            outputs.append(torch.from_numpy(self.worker.infer(file, inputs.float().numpy())))
+            targets.append(target)
+        return self.task.metric(torch.cat(outputs), torch.cat(targets))
+
+    def _latency_inputs(self) -> np.ndarray:
+        return self.inputs.float().numpy()
+
+    def measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
+        """Measure an engine file interleaved with the baseline."""
+        return self.worker.measure([self.baseline_file, file], self._latency_inputs(), protocol or Protocol())[1]
+
+    def score(
+        self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,
+        stage: str, protocol: Protocol | None = None,
+    ) -> TrialRecord:  # fmt: skip
+        """Take a compressed model through build, check, accuracy and latency, and write its artefact."""
+        file = self.build(model, policy, folder, ledger)
+        with ledger.spend("proxy" if stage == "proxy" else "recovery"):
+            accuracy = self.accuracy(file)
+        with ledger.spend("measure"):
+            measurement = self.measure(file, protocol)
+        record = TrialRecord(
+            number=number, policy=policy, state="complete", stage=stage, accuracy=accuracy, measurement=measurement,
+            size_bytes=file.size_bytes, macs=sum(count_macs(model, self.data.reference[:1]).values()),
+            params=sum(p.numel() for p in model.parameters()), seconds=dict(ledger.seconds),
+            artifact=str(folder.relative_to(self.run.path)),
+        )  # fmt: skip
+        self._write_artifact(folder, record, file)
+        return record
+
+    def _write_artifact(self, folder: Path, record: TrialRecord, file: EngineFile) -> None:
+        # Hashed when measured, so that deploying can tell that the file is still the one.
+        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()}
+        write_artifact(folder, record, file, self.engine_version, {"sha256": hashes})
+
+    def evaluate(self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None) -> TrialRecord:
+        """Score one policy without fine-tuning; what a search trial does."""
+        ledger = Ledger()
+        try:
+            model = self.compress(policy, ledger)
+            return self.score(
+                model, policy, number, self.run.artifact(number), ledger, stage="proxy", protocol=protocol
+            )
+        finally:
+            self.ledger.merge(ledger)
+
+
+def _agree(what: str, expected: np.ndarray, found: np.ndarray, kinds: set[str], onnx: Path) -> None:
+    if expected.shape != found.shape:
+        raise VerificationError(f"{what} gives outputs {found.shape}, the torch model {expected.shape} ({onnx}).")
+    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    error = float(np.sqrt(np.mean(np.square(expected - found, dtype=np.float64)))) / max(scale, 1e-12)
+    tolerance = max(TOLERANCES[kind] for kind in kinds)
+    if not error <= tolerance:
+        raise VerificationError(
+            f"{what} differs from the torch model: relative error {error:.3g}, allowed {tolerance:g} for "
+            f"{'/'.join(sorted(kinds))}. The graph is kept at {onnx}."
+        )
+
+
+def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
+    """Rebuild a record's model from its policy and ``weights.safetensors`` in `folder`: eval mode, ready to train on.
+
+    Raises:
+        ConfigError: The weights are missing or damaged.
+        CompressionError: They do not fit the policy and the task's model.
+    """
+    path = folder / "weights.safetensors"
+    if record.stage == "baseline":
+        model = task.model()
+    else:
+        model = apply_policy(rewrite(task.model()), record.policy, CompressionContext(task.example_inputs(2)))
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CompressionError(f"{path} does not fit the policy on this task's model: {error}") from error
+    return model.eval()

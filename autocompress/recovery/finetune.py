@@ -1,0 +1,198 @@
+"""Fine-tuning of one finalist: distillation on a time budget, quantization-aware at the end when int8 is in the policy.
+
+Owns the schedule and the loop. The learning rate follows one cycle (Smith, 2018) over whichever runs out first, epochs
+or seconds, so that training always ends annealed. A checkpoint after every epoch makes it resumable (the optimizer's
+momentum starts anew).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
+from autocompress.config import RecoveryConfig
+from autocompress.errors import CompressionError
+from autocompress.recovery.distillation import Teacher, distillation_loss
+from autocompress.recovery.recalibration import recalibrate
+from autocompress.results import write_bytes
+from autocompress.tasks.base import Task
+
+# Augmented epochs are repeated after this many, so that the teacher's outputs are computed once for each.
+AUGMENTED_EPOCHS = 6
+_WARM_UP = 0.1
+_CLIP_NORM = 5.0
+
+
+def training_dtype() -> torch.dtype:
+    """Return what forward passes of training run in on this CPU: bfloat16 where the processor computes in it."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one fine-tuning may take: whichever ends first.
+
+    Attributes:
+        epochs: Passes over the training data; fractions are allowed.
+        seconds: Wall time.
+    """
+
+    epochs: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What a fine-tuning did.
+
+    Attributes:
+        epochs: Passes over the training data made, over all resumed parts.
+        seconds: Wall time of this part.
+        loss: Mean loss over the last epoch.
+    """
+
+    epochs: float
+    seconds: float
+    loss: float
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Return the share of the peak rate at `progress` in [0, 1]: linear warm-up, then cosine to zero."""
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, 0.02)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - _WARM_UP) / (1 - _WARM_UP))))
+
+
+def finetune(
+    model: nn.Module,
+    teacher: Teacher,
+    task: Task,
+    config: RecoveryConfig,
+    budget: Budget,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+    first_epoch: int = 0,
+) -> FinetuneReport:
+    """Train `model` in place to match the teacher; leaves it in eval mode.
+
+    Args:
+        model: The compressed model; int8 layers train in float until the last `config.qat_fraction`.
+        teacher: The uncompressed model.
+        task: Gives training and calibration data and the loss on labels.
+        config: Rates, temperature, alpha.
+        budget: When to stop.
+        checkpoint: Safetensors file written after every epoch, and continued from when it exists.
+        progress: Called with the fraction done and a short text.
+        first_epoch: Epoch number to start the data order at, so that a second part sees other batches.
+
+    Raises:
+        CompressionError: The loss became NaN or infinite.
+    """
+    start = time.monotonic()
+    done, epoch = _resume(model, checkpoint)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+    )
+    dtype = training_dtype()
+    steps = max(1, math.ceil(budget.epochs * max(1, task.train_size() // config.batch_size)))
+    quantized = any(True for _ in quantized_layers(model))
+    simulate = False
+    step, fraction, running = round(done * steps), done, math.nan
+    offset = done
+    while fraction < 1:
+        losses: list[float] = []
+        number = (first_epoch + epoch) % AUGMENTED_EPOCHS
+        with quantization_mode(model, "quantize" if simulate else "off"):
+            model.train()
+            for index, (inputs, targets) in enumerate(task.train_batches(config.batch_size, number)):
+                elapsed = (time.monotonic() - start) / max(budget.seconds, 1e-9)
+                fraction = max(step / steps, offset + (1 - offset) * elapsed)
+                if fraction >= 1 or (quantized and not simulate and fraction >= 1 - config.qat_fraction):
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * learning_rate_factor(fraction)
+                loss = _loss(model, teacher, task, config, inputs, targets, dtype, number, index)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
+                optimizer.step()
+                losses.append(loss.item())
+                if not math.isfinite(losses[-1]):
+                    raise CompressionError(
+                        f"Fine-tuning diverged at step {step}: the loss is {losses[-1]}. Lower "
+                        f"recovery.learning_rate, now {config.learning_rate}."
+                    )
+                step += 1
+                if step % 10 == 0:
+                    progress(fraction, f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+        running = sum(losses) / len(losses) if losses else running
+        if quantized and not simulate and fraction >= 1 - config.qat_fraction and fraction < 1:
+            calibrate(model, _calibration(task, config))
+            simulate = True
+        else:
+            epoch += 1
+        if checkpoint is not None and losses:
+            _save(model, checkpoint, fraction, epoch)
+    model.eval()
+    if quantized and not simulate:
+        recalibrate(model, _calibration(task, config))
+        calibrate(model, _calibration(task, config))
+    progress(1.0, "")
+    return FinetuneReport(epochs=step / steps * budget.epochs, seconds=time.monotonic() - start, loss=running)
+
+
+def _loss(
+    model: nn.Module,
+    teacher: Teacher,
+    task: Task,
+    config: RecoveryConfig,
+    inputs: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    epoch: int,
+    index: int,
+) -> Tensor:
+    if inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    wanted = teacher.outputs(inputs, epoch, index)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        outputs = model(inputs).float()
+    soft = distillation_loss(outputs, wanted, config.temperature)
+    if config.alpha == 1:
+        return soft
+    return config.alpha * soft + (1 - config.alpha) * task.loss(outputs, targets)
+
+
+def _calibration(task: Task, config: RecoveryConfig):  # type: ignore[no-untyped-def]
+    return task.calibration(config.batch_size)
+
+
+def _save(model: nn.Module, path: Path, fraction: float, epoch: int) -> None:
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(path, save(state, {"fraction": str(fraction), "epoch": str(epoch)}))
+
+
+def _resume(model: nn.Module, path: Path | None) -> tuple[float, int]:
+    """Load a checkpoint into `model`; return the fraction and epochs done. A damaged one is started over."""
+    if path is None or not path.exists():
+        return 0.0, 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        model.load_state_dict(state)
+        return float(metadata["fraction"]), int(metadata["epoch"])
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
+        return 0.0, 0

@@ -1,0 +1,93 @@
+"""The HTML report: one self-contained page (style, script and data inline), written atomically into the run directory.
+
+Owns the page's order and its plot; the other parts are in `sections`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autocompress._lazy import optional
+from autocompress.report.figure import outside, pareto_figure
+from autocompress.report.run_view import RunView, read_run
+from autocompress.report.sections import (
+    failures,
+    front_table,
+    header,
+    limits,
+    numbers,
+    policy_map,
+    settings,
+    text,
+    time_spent,
+)
+from autocompress.report.style import CSS, SCRIPT
+from autocompress.results import write_text
+from autocompress.run_directory import RunDirectory
+
+_FOOTER = (
+    "How to read this page. Latency is the measured median of one inference call in a child process; each ratio comes "
+    "from rounds interleaved with the baseline, so the machine's drift cancels. The baseline is the uncompressed model "
+    "at the dense dtype named above, not fp32 unless it says so. Validation accuracy steered the search and is "
+    "computed by the engine file itself; test data is read once, at the end, for the result alone. MACs are "
+    "counted, not measured, and are shown beside latency because the two seldom agree."
+)
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Write ``report.html`` of a finished or interrupted run and return its path.
+
+    Raises:
+        MissingDependencyError: plotly is not installed.
+        ConfigError: The directory cannot be written, or a record is from a newer release.
+    """
+    write_text(run.report_file, render(read_run(run)))
+    return run.report_file
+
+
+def render(view: RunView) -> str:
+    """Return the page."""
+    library = optional("plotly.offline", "report", "The report").get_plotlyjs() if view.points else ""
+    parts = (
+        header(view), numbers(view), limits(view), _plot(view), policy_map(view), front_table(view), time_spent(view),
+        settings(view), failures(view),
+    )  # fmt: skip
+    title = " · ".join(str(v) for v in (view.summary.get("model"), view.summary.get("task")) if v) or view.path.name
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>autocompress: {text(title)}</title><style>{CSS}</style>"
+        f"<script>{library}</script></head><body><main>{''.join(parts)}"
+        f"<footer>{_FOOTER}</footer></main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _plot(view: RunView) -> str:
+    if not view.points:
+        return (
+            "<section><h2>Accuracy and latency</h2><p class=soft>No candidate has been measured, so there is no front "
+            "to draw. The reasons, if any candidate failed, are at the end of this page.</p></section>"
+        )
+    figure = pareto_figure(view)
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id="pareto",
+        config={"displayModeBar": False, "responsive": True},
+    )
+    hidden = outside(view)
+    switch = beyond = ""
+    if hidden:
+        switch = (
+            '<div class="switch"><button data-range="focus" aria-pressed="true">Front</button>'
+            f'<button data-range="everything" aria-pressed="false">All {len(view.points)}</button></div>'
+        )
+        beyond = f" {hidden} of {len(view.points)} lie outside the first view."
+    shaded = view.latency_limit_ms is not None or view.drop_limit is not None
+    return (
+        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>Every candidate's own engine file, measured: "
+        "validation accuracy against median latency. Up and to the left is better"
+        f"{'; the shaded region meets the limits' if shaded else ''}.{beyond} "
+        "Drag to zoom, double-click to go back.</p>"
+        f'<div class="plot">{drawn}</div></section>'
+    )

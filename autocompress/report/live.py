@@ -1,0 +1,80 @@
+"""Progress on a terminal while a search runs: one bar for the stage, one line for every result that matters."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from autocompress import units
+from autocompress.results import TrialRecord
+from autocompress.search.observer import Observer
+
+
+class LiveObserver(Observer):
+    """Draw progress on a console (stderr); plain lines where it is no terminal. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bars.add_task("Starting", total=None, text="")
+        self._base: TrialRecord | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def stage(self, text: str) -> None:
+        """See `Observer.stage`."""
+        self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(text, total=None, text="")
+        if not self._console.is_terminal:
+            self._say(text)
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """See `Observer.progress`."""
+        self._bars.update(self._task, total=1.0, completed=fraction, text=text)
+
+    def baseline(self, record: TrialRecord) -> None:
+        """See `Observer.baseline`."""
+        self._base = record
+        self._say(f"baseline {self._figures(record)}  {record.policy.dense_dtype}, uncompressed")
+
+    def trial(self, record: TrialRecord) -> None:
+        """See `Observer.trial`."""
+        name = f"trial {record.number:>4}"
+        if record.state == "failed":
+            self._say(f"{name} failed: {record.error}")
+        else:
+            mark = " (fine-tuned)" if record.stage == "recovered" else ""
+            self._say(f"{name} {self._figures(record)}  {record.policy.describe()}{mark}")
+
+    def warn(self, text: str) -> None:
+        """See `Observer.warn`."""
+        self._say(f"Note: {text}")
+
+    def _figures(self, record: TrialRecord) -> str:
+        assert record.measurement is not None and record.accuracy is not None
+        latency = units.format_ms(record.measurement.latency_ms)
+        return f"val. acc. {record.accuracy:7.2%}  {latency:>9}  {record.measurement.ratio:5.2f}x"
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,219 @@
+"""Terminal tables (rich). Every function returns a renderable; printing is the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from autocompress import units
+from autocompress.engines.base import EngineFile
+from autocompress.policy import CompressionPolicy
+from autocompress.report.run_view import RunView
+from autocompress.report.sections import natural, signed_pp
+from autocompress.results import Measurement
+
+# Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
+_STAGE_WIDTH, _MACS_WIDTH = 96, 104
+_BAR = 12
+
+
+def front_table(view: RunView, width: int = 80) -> Table:
+    """Return the Pareto front, fastest first, under the baseline; the result is starred.
+
+    `width` is the terminal's; narrow ones lose the stage column (a trailing ° marks proxies) and the MACs.
+    """
+    with_stage, with_macs = width >= _STAGE_WIDTH, width >= _MACS_WIDTH
+    table = _table("Pareto front")
+    table.add_column("trial", justify="right", no_wrap=True)
+    if with_stage:
+        table.add_column("stage", no_wrap=True)
+    for name in ("val. acc.", "change", "latency", "ratio", "size", *(("MACs",) if with_macs else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what was done", overflow="fold")
+    best = view.best.record.number if view.best else None
+    proxies = False
+    for point in (*((view.baseline,) if view.baseline else ()), *view.trials_on_front):
+        base, record, drop = point is view.baseline, point.record, view.drop(point)
+        marked = not base and record.number == best
+        proxy = not base and record.stage == "proxy"
+        proxies |= proxy
+        name = "base" if base else f"{'★ ' if marked else ''}{record.number}{'°' if proxy and not with_stage else ''}"
+        cells = [name, *(("" if base else record.stage,) if with_stage else ())]
+        cells += [f"{point.accuracy:.2%}", "" if base or drop is None else signed_pp(drop)]
+        cells += [units.format_ms(point.measurement.latency_ms), f"{point.measurement.ratio:.2f}x"]
+        cells += ["" if record.size_bytes is None else units.format_bytes(record.size_bytes)]
+        if with_macs:
+            macs = view.macs_ratio(point)
+            cells.append("" if macs is None else f"{macs:.2f}x")
+        cells.append(f"{record.policy.dense_dtype}, uncompressed" if base else record.policy.describe())
+        table.add_row(*(Text(cell) for cell in cells), style="bold yellow" if marked else "dim" if base else "")
+    notes = ["val. acc.: validation accuracy", "ratio: measured latency over the baseline's"]
+    if proxies and not with_stage:
+        notes.append("°: proxy, not fine-tuned")
+    table.caption = Text("; ".join(notes), style="dim")
+    return table
+
+
+def result_panel(summary: Mapping[str, Any]) -> RenderableType:
+    """Return the outcome of a run from its summary document: asked against reached, and what to type next."""
+    best, base = summary.get("best") or {}, summary.get("baseline") or {}
+    trials = f"{summary.get('n_trials', 0)} trials ({summary.get('n_failed', 0)} failed)"
+    total = (summary.get("seconds") or {}).get("total")
+    counted = f"{trials} in {units.format_duration(total)}" if total is not None else trials
+    if not best:
+        body = Text(
+            f"No candidate could be measured. {counted}.\nThe reasons are in {summary.get('run_dir')}/trials.jsonl"
+        )
+        return Panel(body, title="no result", border_style="red", expand=False)
+    limits = summary.get("constraints") or {}
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    latency = Text(f"{units.format_ms(base['latency_ms'])} → {units.format_ms(best['latency_ms'])}")
+    latency.append(f"  {best['latency_ratio']:.2f}x", style="bold")
+    _limit(latency, limits.get("latency_ms"), best["latency_ms"], units.format_ms)
+    grid.add_row("latency", latency)
+    accuracy = Text(f"{base['accuracy']:.2%} → {best['accuracy']:.2%}")
+    drop = best["accuracy_drop_pp"] / 100
+    accuracy.append(f"  {signed_pp(drop)}", style="bold")
+    _limit(accuracy, limits.get("max_drop"), drop - 1e-9, lambda value: f"{100 * value:.3g} pp lost")
+    grid.add_row("accuracy, test", accuracy)
+    size = Text(f"{units.format_bytes(base['size_bytes'])} → {units.format_bytes(best['size_bytes'])}")
+    size.append(f"  {best['size_bytes'] / base['size_bytes']:.2f}x", style="bold")
+    _limit(size, limits.get("size_bytes"), best["size_bytes"], units.format_bytes)
+    grid.add_row("size", size)
+    if best.get("macs_ratio") is not None:
+        grid.add_row("MACs", f"{best['macs_ratio']:.2f}x")
+    grid.add_row("baseline", Text(_conditions(summary)))
+    grid.add_row("trial", f"{best['trial']}, {best['stage']}; {counted}")
+    grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
+    checked = "" if best.get("verified") else " (the deployed file is verified again in a fresh process)"
+    grid.add_row("next", Text(f"autocompress deploy {summary.get('run_dir')} --to DIR{checked}", overflow="fold"))
+    feasible = bool(best.get("feasible"))
+    if feasible:
+        title = "result: limits met, verified" if best.get("verified") else "result: limits met"
+        return Panel(grid, title=title, border_style="green", expand=False)
+    closest = Text("No candidate met every limit; this is the closest.", style="yellow")
+    return Panel(Group(closest, grid), title="limits not met", border_style="yellow", expand=False)
+
+
+def _limit(line: Text, limit: float | None, reached: float, form: Any) -> None:
+    if limit is not None:
+        met = reached <= limit
+        line.append(f"  {'✓' if met else '✗'} at most {form(limit)}", style="green" if met else "red")
+
+
+def _conditions(summary: Mapping[str, Any]) -> str:
+    threads = summary.get("threads")
+    return (
+        f"{(summary.get('baseline') or {}).get('dtype')}, uncompressed; {summary.get('engine')} on "
+        f"{summary.get('device')}, {threads} thread{'' if threads == 1 else 's'}, batch {summary.get('batch_size')}"
+    )
+
+
+def benchmark_table(files: Sequence[EngineFile], measurements: Sequence[Measurement]) -> Table:
+    """Return latencies measured interleaved, one row a file; the first is what the ratios refer to."""
+    table = _table("Latency, measured interleaved")
+    table.add_column("file", overflow="fold")
+    table.add_column("dtype", no_wrap=True)
+    for name in ("median", "p95", "ratio", "95% interval", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    noisy = False
+    for index, (file, found) in enumerate(zip(files, measurements, strict=True)):
+        noisy |= found.noisy
+        interval = f"{found.ratio_low:.3f} to {found.ratio_high:.3f}{' ~' if found.noisy else ''}"
+        cells = [str(file.path), file.options.dtype, units.format_ms(found.latency_ms), units.format_ms(found.p95_ms)]
+        cells += ["1", "~" if found.noisy else ""] if index == 0 else [f"{found.ratio:.3f}x", interval]
+        table.add_row(*(Text(cell) for cell in (*cells, units.format_bytes(file.size_bytes))))
+    engines = ", ".join(sorted({file.engine for file in files}))
+    notes = [engines] if engines else []
+    if measurements:
+        first = measurements[0]
+        notes += [f"{first.threads} thread{'' if first.threads == 1 else 's'}", f"batch {first.batch_size}"]
+        notes += [f"{min(m.n for m in measurements)} or more iterations each"]
+    table.caption = Text(", ".join(notes) + ("; ~: too noisy to trust the last digits" if noisy else ""), style="dim")
+    return table
+
+
+def policy_table(policy: CompressionPolicy, layers: Sequence[str] = ()) -> Table:
+    """Return what is done to every group, layer and block of a policy.
+
+    `layers` names the model's layers, so that those left alone are shown, in dim.
+    """
+    table = _table(policy.describe())
+    table.add_column("name", overflow="fold")
+    table.add_column("channels removed", no_wrap=True)
+    table.add_column("rank kept", justify="right", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
+    for block in sorted(policy.removed_blocks, key=natural):
+        table.add_row(Text(block), Text("whole block removed", style="red"), "", "")
+    for name in sorted({*layers, *policy.pruning, *policy.layers} - {*policy.removed_blocks}, key=natural):
+        ratio, layer = policy.pruning.get(name, 0.0), policy.layer(name)
+        bar = Text("█" * max(round(_BAR * ratio), 1) + f" {ratio:.0%}" if ratio else "", style="blue")
+        group = name not in layers and name not in policy.layers
+        dtype = "" if group else "int8" if layer.dtype == "int8" else policy.dense_dtype
+        rank = f"{layer.rank_ratio:.0%}" if layer.rank_ratio < 1 else ""
+        table.add_row(Text(name), bar, rank, dtype, style="dim" if not ratio and layer.is_identity else "")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+
+
+def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
+    """Return what `autocompress inspect` prints: layers, groups, blocks, and what is left alone with the reason.
+
+    `inventory` is the plain form of `autocompress.inventory.Inventory`.
+    """
+    layers = _table(f"Layers: {inventory['macs']:,} MACs, {inventory['params']:,} parameters")
+    for name, justify in (("layer", "left"), ("kind", "left"), ("channels", "right"), ("MACs", "right"), ("params", "right")):
+        layers.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for layer in inventory["layers"].values():
+        kernel = "x".join(map(str, layer["kernel"]))
+        cells = [layer["name"], f"{layer['kind']} {kernel}".strip(), f"{layer['in_channels']} → {layer['out_channels']}"]
+        layers.add_row(*(Text(c) for c in (*cells, f"{layer['macs']:,}", f"{layer['params']:,}")))
+    groups = _table("Groups: channels that can only be pruned together")
+    for name in ("group", "channels", "produced by", "used by"):
+        groups.add_column(name, justify="right" if name == "channels" else "left", overflow="fold")
+    for group in inventory["groups"].values():
+        made, used = (", ".join(group[k][:3]) + (" …" if len(group[k]) > 3 else "") for k in ("producers", "consumers"))
+        groups.add_row(Text(group["name"]), Text(str(group["channels"])), Text(made), Text(used))
+    tables = [layers, groups]
+    if inventory["blocks"]:
+        blocks = _table("Residual blocks that can be removed")
+        blocks.add_column("block")
+        blocks.add_column("layers", overflow="fold")
+        for block in inventory["blocks"].values():
+            blocks.add_row(Text(block["name"]), Text(", ".join(block["layers"])))
+        tables.append(blocks)
+    if inventory["skipped"]:
+        skipped = _table("Left alone")
+        skipped.add_column("what", overflow="fold")
+        skipped.add_column("why", overflow="fold")
+        for name, reason in inventory["skipped"].items():
+            skipped.add_row(Text(name), Text(reason))
+        tables.append(skipped)
+    return tables
+
+
+def devices_table(found: Mapping[str, Any]) -> Table:
+    """Return what `autocompress devices` prints: engine, version, device, dtypes, or why an engine cannot run."""
+    table = _table("Engines on this machine")
+    for name in ("engine", "version", "device", "computes in"):
+        table.add_column(name, overflow="fold")
+    for name, engine in found["engines"].items():
+        if "error" in engine:
+            table.add_row(Text(name), "", "", Text(engine["error"]))
+        else:
+            dtypes = ", ".join(engine["capabilities"])
+            table.add_row(Text(name), Text(engine["version"]), Text(engine["device"]), Text(dtypes))
+    return table

@@ -1,0 +1,177 @@
+"""What a run produces: measurements, trial records, the run's summary and the deployed manifest, as plain data.
+
+Everything here round-trips through JSON and imports nothing heavy: reading a run needs neither torch nor optuna.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from autocompress.errors import ConfigError
+from autocompress.policy import CompressionPolicy
+
+SCHEMA_VERSION = 1
+
+
+class _Json:
+    """JSON round trip for flat dataclasses; unknown keys are ignored so that old releases read new runs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form."""
+        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{k: v for k, v in data.items() if k in names})
+
+
+@dataclass(frozen=True)
+class Measurement(_Json):
+    """Latency of one engine file, measured interleaved with a baseline by `latency.measure`.
+
+    Attributes:
+        latency_ms: Median over all iterations of one inference call of `batch_size` samples.
+        p90_ms, p95_ms, p99_ms: Percentiles of the same samples.
+        mad_ms: Median absolute deviation.
+        n: Number of timed iterations.
+        low_ms, high_ms: Bootstrap 95 % interval of the median.
+        ratio: Median over rounds of this engine's median divided by the baseline's in the same round; below 1 is
+            faster.
+        ratio_low, ratio_high: Bootstrap 95 % interval of `ratio` over rounds.
+        baseline_ms: The baseline's median in the same interleaved run.
+        noisy: Whether the interval of `ratio` stayed wider than the protocol allows after measuring longer.
+        batch_size, threads: As the engine was opened.
+    """
+
+    latency_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    mad_ms: float
+    n: int
+    low_ms: float
+    high_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    baseline_ms: float
+    noisy: bool
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One candidate and everything measured of it.
+
+    Attributes:
+        number: Optuna's trial number; also names the artefact folder.
+        policy: What was done to the model.
+        state: ``"complete"`` or ``"failed"``.
+        stage: ``"proxy"`` (after batch-norm recalibration) or ``"recovered"`` (fine-tuned).
+        accuracy: The task's metric on VALIDATION data, computed by the engine file itself, in [0, 1]; higher is better.
+        measurement: Latency of the engine file; None when failed.
+        size_bytes: Bytes of the engine's files on disk.
+        macs, params: Multiply-accumulates of one sample, and parameters, of the compressed network.
+        seconds: Wall time by activity (``apply``, ``proxy``, ``export``, ``build``, ``measure``, ``recovery``).
+        error: The error's class and message when failed.
+        artifact: Folder with the files, relative to the run directory.
+    """
+
+    number: int
+    policy: CompressionPolicy
+    state: str
+    stage: str = "proxy"
+    accuracy: float | None = None
+    measurement: Measurement | None = None
+    size_bytes: int | None = None
+    macs: int | None = None
+    params: int | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    artifact: str | None = None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median latency, or None when failed."""
+        return None if self.measurement is None else self.measurement.latency_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["policy"] = self.policy.to_dict()
+        data["measurement"] = None if self.measurement is None else self.measurement.to_dict()
+        data["seconds"] = dict(self.seconds)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form."""
+        names = {f.name for f in fields(cls)}
+        values = {k: v for k, v in data.items() if k in names}
+        values["policy"] = CompressionPolicy.from_dict(values["policy"])
+        if values.get("measurement") is not None:
+            values["measurement"] = Measurement.from_dict(values["measurement"])
+        return cls(**values)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: temporary file beside it, fsync, rename.
+
+    Raises:
+        ConfigError: The folder cannot be written, or the disk is full. The old content is still there.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, as `write_text`."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space or choose another --out; what was "
+            "written before is kept, and --resume goes on from it."
+        ) from error
+    finally:
+        # Nothing is left after an interrupt either; after the rename there is nothing to remove.
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ConfigError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,222 @@
+"""The run directory: the one place where a run's files are named, written and read back.
+
+    config.yaml  env.json  study.db  trials.jsonl  pareto.json  summary.json  report.html
+    baseline/    best/     artifacts/trial-00042/  artifacts/trial-00042/recovered/
+
+Every folder that holds an engine is an *artefact*: ``engine.json`` (what to open and how), ``record.json``,
+``policy.json``, ``weights.safetensors``, ``model.onnx``, ``model.<engine suffix>``, ``latency.json``. Writes are
+atomic; ``trials.jsonl`` is append-only. Reading a run imports neither torch nor optuna.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.config import RunConfig
+from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.errors import ConfigError
+from autocompress.results import TrialRecord, read_json, write_json, write_text
+
+
+class RunDirectory:
+    """Files of one run. Holds no state beyond its path."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, *, resume: bool) -> RunDirectory:
+        """Make the directory, or take one that a run left.
+
+        Raises:
+            ConfigError: It holds something and `resume` is off, it holds something that is no run, or it cannot be
+                written.
+        """
+        run = cls(path)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--out {path} is a file; give a directory.")
+        if path.exists() and any(path.iterdir()):
+            if not resume:
+                raise ConfigError(
+                    f"--out {path} is not empty. Continue the run in it with --resume, or choose another directory."
+                )
+            if not run.config_file.exists():
+                raise ConfigError(f"--out {path} holds no run (no config.yaml), so --resume cannot continue it.")
+        elif resume:
+            raise ConfigError(f"--resume: there is no run in {path}. Check --out, or leave --resume away.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(f"--out {path} cannot be written: {error.strerror}.") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDirectory:
+        """Open a finished or interrupted run for reading.
+
+        Raises:
+            ConfigError: There is no run there.
+        """
+        run = cls(path)
+        if not run.config_file.exists():
+            raise ConfigError(f"{path} holds no run (no config.yaml). Give the directory that `search --out` named.")
+        return run
+
+    # -- names --------------------------------------------------------------------------------------------------
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved run file."""
+        return self.path / "config.yaml"
+
+    @property
+    def study_file(self) -> Path:
+        """Optuna's SQLite database."""
+        return self.path / "study.db"
+
+    @property
+    def trials_file(self) -> Path:
+        """One `TrialRecord` a line, in the order they finished; a later line of a trial replaces an earlier one."""
+        return self.path / "trials.jsonl"
+
+    @property
+    def baseline(self) -> Path:
+        """Artefact of the uncompressed model at the engine's best dense dtype."""
+        return self.path / "baseline"
+
+    @property
+    def best(self) -> Path:
+        """Artefact of the best result so far."""
+        return self.path / "best"
+
+    @property
+    def report_file(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    def artifact(self, number: int, *, recovered: bool = False) -> Path:
+        """Folder of one trial's files."""
+        folder = self.path / "artifacts" / f"trial-{number:05d}"
+        return folder / "recovered" if recovered else folder
+
+    # -- config and summaries -----------------------------------------------------------------------------------
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved run file."""
+        write_text(self.config_file, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+    def config(self) -> RunConfig:
+        """Read the resolved run file."""
+        try:
+            return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{self.config_file} cannot be read: {error}") from error
+
+    def write(self, name: str, data: Any) -> None:
+        """Write one of the JSON summaries (``env.json``, ``pareto.json``, ``summary.json``, …)."""
+        write_json(self.path / name, data)
+
+    def read(self, name: str) -> Any:
+        """Read one of the JSON summaries."""
+        return read_json(self.path / name)
+
+    # -- trials -------------------------------------------------------------------------------------------------
+
+    def append(self, record: TrialRecord) -> None:
+        """Append one record to ``trials.jsonl`` and make sure that it is on disk."""
+        line = json.dumps(record.to_dict(), allow_nan=False) + "\n"
+        try:
+            # A line cut short by a crash must not swallow the next one.
+            whole = not self.trials_file.exists() or self.trials_file.read_bytes()[-1:] in (b"", b"\n")
+            with self.trials_file.open("a") as file:
+                file.write(line if whole else "\n" + line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot write {self.trials_file}: {error.strerror}. Free some space; --resume goes on from here."
+            ) from error
+
+    def history(self) -> list[TrialRecord]:
+        """Read every record in the order they finished. A line cut short by a crash is left out."""
+        found: list[TrialRecord] = []
+        if not self.trials_file.exists():
+            return found
+        for line in self.trials_file.read_text().splitlines():
+            try:
+                found.append(TrialRecord.from_dict(json.loads(line)))
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+        return found
+
+    def records(self) -> dict[int, TrialRecord]:
+        """Read the latest record of every trial, by number: the fine-tuned one where there is one."""
+        return {record.number: record for record in self.history()}
+
+
+def write_artifact(
+    folder: Path, record: TrialRecord, file: EngineFile, engine_version: str, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write an engine file's JSON companions: ``engine.json``, ``record.json``, ``policy.json``, ``latency.json``."""
+    write_json(
+        folder / "engine.json",
+        {
+            "engine": file.engine,
+            "engine_version": engine_version,
+            "file": file.path.name,
+            "options": file.options.to_dict(),
+            **(extra or {}),
+        },
+    )
+    write_json(folder / "policy.json", record.policy.to_dict())
+    write_json(folder / "record.json", record.to_dict())
+    if record.measurement is not None:
+        write_json(folder / "latency.json", record.measurement.to_dict())
+
+
+def read_artifact(folder: Path) -> EngineFile:
+    """Return the engine file of an artefact folder or a deployed one.
+
+    Raises:
+        ConfigError: The folder has no ``engine.json``, it is damaged, or its engine file is missing.
+    """
+    data = read_json(folder / "engine.json")
+    try:
+        file = EngineFile(data["engine"], folder / data["file"], EngineOptions(**data["options"]))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / 'engine.json'} is not what this release writes: {error!r}.") from error
+    if not file.path.exists():
+        raise ConfigError(f"{folder / 'engine.json'} names {data['file']!r}, which is not there.")
+    return file
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a copy of `source` at `target`, replacing what was there in one rename, so that `target` is always whole."""
+    fresh = target.with_name(f".{target.name}.new")
+    old = target.with_name(f".{target.name}.old")
+    try:
+        if old.exists() and not target.exists():
+            old.rename(target)  # the process died between the two renames below
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("recovered"))
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise ConfigError(f"Cannot write {target}: {error}. Free some space; --resume goes on from here.") from error
+    shutil.rmtree(old, ignore_errors=True)

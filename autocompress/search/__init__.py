@@ -1,0 +1,1 @@
+"""The search: what may be chosen, which choices to try, which results count."""

@@ -1,0 +1,131 @@
+"""Which results count: constraints, the front, and the one result that is offered. Decides on validation data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from autocompress.config import RunConfig
+from autocompress.results import Measurement, TrialRecord
+from autocompress.units import Limit
+
+# Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
+DEFAULT_DROP = 0.01
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """The user's limits, resolved against the baseline.
+
+    Attributes:
+        latency: Bound on latency, in ms or relative to the baseline.
+        latency_ms: The same in ms.
+        max_drop: Largest loss of the metric, a fraction, or None.
+        size_bytes: Bound on the engine's files, or None.
+    """
+
+    latency: Limit | None
+    latency_ms: float | None
+    max_drop: float | None
+    size_bytes: float | None
+
+    @classmethod
+    def of(cls, config: RunConfig, baseline: TrialRecord) -> Constraints:
+        """Resolve a run's limits."""
+        assert baseline.latency_ms is not None and baseline.size_bytes is not None
+        latency, size = config.latency_limit, config.size_limit
+        return cls(
+            latency=latency,
+            latency_ms=None if latency is None else latency.resolve(baseline.latency_ms),
+            max_drop=config.drop_limit,
+            size_bytes=None if size is None else size.resolve(baseline.size_bytes),
+        )
+
+    def latency_excess(self, measurement: Measurement) -> float:
+        """Return how far a measurement lies over the latency bound, as a fraction of it; feasible at or below 0.
+
+        The upper end of the 95 % interval counts, so that what is called feasible stays so when measured again.
+        """
+        if self.latency is None:
+            return -1.0
+        found = measurement.ratio_high if self.latency.relative else measurement.high_ms
+        return found / self.latency.value - 1
+
+    def reached(self, measurement: Measurement) -> bool:
+        """Whether a measurement's median, not its interval, is within the latency bound."""
+        if self.latency is None:
+            return True
+        return (measurement.ratio if self.latency.relative else measurement.latency_ms) <= self.latency.value
+
+    def violations(self, record: TrialRecord) -> dict[str, float]:
+        """Return Optuna constraint values of latency and size; feasible when all are at or below 0."""
+        assert record.measurement is not None and record.size_bytes is not None
+        found = {}
+        if self.latency is not None:
+            found["latency"] = self.latency_excess(record.measurement)
+        if self.size_bytes is not None:
+            found["size"] = record.size_bytes / self.size_bytes - 1
+        return found
+
+    def within_budget(self, record: TrialRecord) -> bool:
+        """Whether latency and size are within their bounds; the metric is left out."""
+        return all(value <= 0 for value in self.violations(record).values())
+
+
+def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the records no other one beats in both accuracy and latency, fastest first."""
+    done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
+    done.sort(key=lambda r: (r.latency_ms or 0.0, -(r.accuracy or 0.0)))
+    front: list[TrialRecord] = []
+    for record in done:
+        if not front or (record.accuracy or 0.0) > (front[-1].accuracy or 0.0):
+            front.append(record)
+    return front
+
+
+def best_record(
+    records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord
+) -> TrialRecord | None:
+    """Return the record to offer, or None when nothing finished.
+
+    With a latency or size bound: the most accurate within it; where nothing is, the one closest to it. With a bound on
+    the drop alone, or none: the fastest within the drop. Nothing slower than the baseline is offered.
+    """
+    done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
+    if not done:
+        return None
+    if constraints.latency is not None or constraints.size_bytes is not None:
+        inside = [r for r in done if constraints.within_budget(r)]
+        if inside:
+            return max(inside, key=lambda r: (r.accuracy or 0.0, -(r.latency_ms or 0.0)))
+        return min(done, key=lambda r: max(constraints.violations(r).values()))
+    allowed = constraints.max_drop if constraints.max_drop is not None else DEFAULT_DROP
+    floor = (baseline.accuracy or 0.0) - allowed
+    near = [r for r in done if (r.accuracy or 0.0) >= floor]
+    if near:
+        return min(near, key=lambda r: r.measurement.ratio if r.measurement else 1.0)
+    return max(done, key=lambda r: r.accuracy or 0.0)
+
+
+def finalists(
+    records: Sequence[TrialRecord], constraints: Constraints, baseline: TrialRecord, count: int
+) -> list[TrialRecord]:
+    """Return the candidates worth fine-tuning, most promising first.
+
+    Within the budget, half are the most accurate before fine-tuning, the others those that keep the most
+    multiply-accumulates: proxy accuracy orders deep cuts badly, and capacity is what fine-tuning has to work with.
+    Without a budget: the front, from the fastest that keeps half of the baseline's accuracy on.
+    """
+    done = [r for r in records if r.state == "complete" and r.stage == "proxy" and r.accuracy is not None]
+    if constraints.latency is None and constraints.size_bytes is None:
+        floor = 0.5 * (baseline.accuracy or 0.0)
+        return [r for r in pareto_front(done) if (r.accuracy or 0.0) >= floor][:count]
+    inside = [r for r in done if constraints.within_budget(r)]
+    if not inside:
+        return sorted(done, key=lambda r: max(constraints.violations(r).values()))[:1]
+    by_accuracy = sorted(inside, key=lambda r: -(r.accuracy or 0.0))
+    by_capacity = sorted(by_accuracy[: max(count, len(inside) // 2)], key=lambda r: -(r.macs or 0))
+    chosen: list[TrialRecord] = []
+    for pair in zip(by_accuracy, by_capacity, strict=False):
+        chosen += [r for r in pair if r.policy not in [c.policy for c in chosen]]
+    return chosen[:count]

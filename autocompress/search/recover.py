@@ -1,0 +1,103 @@
+"""Fine-tuning of the finalists: a short round for each, then the rest of the time for the one that came out best.
+
+Owns how the time is shared out (successive halving, Jamieson & Talwalkar, 2016, in two rounds); `recovery.finetune`
+owns the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autocompress.config import RecoveryConfig
+from autocompress.errors import CompressionError, EngineError, VerificationError
+from autocompress.pipeline import Ledger, Pipeline, load_compressed
+from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.finetune import Budget, finetune, training_dtype
+from autocompress.results import TrialRecord
+from autocompress.search.observer import Observer
+from autocompress.search.pareto import Constraints, best_record
+
+# Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
+_FIRST_ROUND = 0.12
+# Building, checking and measuring a fine-tuned candidate, and the minimum worth training for.
+_SECONDS_TO_SCORE = 6.0
+_SHORTEST = 2.0
+
+
+@dataclass
+class Recovery:
+    """Fine-tune finalists of one run.
+
+    Attributes:
+        pipeline: Rebuilds and scores candidates.
+        config: Rates, epochs, temperature.
+        constraints: Decide which finalist goes on.
+        observer: Is told of progress.
+    """
+
+    pipeline: Pipeline
+    config: RecoveryConfig
+    constraints: Constraints
+    observer: Observer
+
+    def __post_init__(self) -> None:
+        self._teacher = Teacher(self.pipeline.task.model(), training_dtype())
+
+    def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
+        """Fine-tune and return the new records, in the order they finished.
+
+        Args:
+            candidates: Proxy records, most promising first.
+            deadline: `time.monotonic()` by which everything has ended, or None to train `config.epochs`.
+        """
+        assert self.pipeline.baseline is not None
+        goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
+        if not goal or len(candidates) == 1:
+            share = 1 / max(1, len(candidates))
+            return [r for c in candidates if (r := self._one(c, 1, share, 1.0, deadline, len(candidates)))]
+        first = [
+            r
+            for index, c in enumerate(candidates)
+            if (r := self._one(c, 1, _FIRST_ROUND, _FIRST_ROUND, deadline, 1 / _FIRST_ROUND - index))
+        ]
+        if not first:
+            return []
+        winner = best_record(first, self.constraints, self.pipeline.baseline)
+        assert winner is not None
+        last = self._one(winner, 2, 1.0, 1.0, deadline, 1)
+        return [*first, last] if last else first
+
+    def _one(
+        self, record: TrialRecord, round_number: int, share: float, epochs: float, deadline: float | None, left: float
+    ) -> TrialRecord | None:
+        """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up."""
+        ledger = Ledger()
+        folder = self.pipeline.run.artifact(record.number, recovered=True)
+        seconds = float("inf")
+        if deadline is not None:
+            seconds = (deadline - time.monotonic()) / max(1.0, left) - _SECONDS_TO_SCORE
+            if seconds < _SHORTEST:
+                return None
+        self.observer.stage(f"Fine-tuning trial {record.number}" + (" to the end" if round_number == 2 else ""))
+        assert record.artifact is not None
+        try:
+            with ledger.spend("recovery"):
+                model = load_compressed(self.pipeline.task, self.pipeline.run.path / record.artifact, record)
+                checkpoint = folder / f"checkpoint-{round_number}.safetensors"
+                finetune(
+                    model, self._teacher, self.pipeline.task, self.config,
+                    Budget(self.config.epochs * epochs, seconds),
+                    checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
+                )  # fmt: skip
+            found = self.pipeline.score(model, record.policy, record.number, folder, ledger, stage="recovered")
+        except (EngineError, VerificationError, CompressionError) as error:
+            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {error}")
+            return None
+        finally:
+            self.pipeline.ledger.merge(ledger)
+        checkpoint.unlink(missing_ok=True)
+        self.pipeline.run.append(found)
+        self.observer.trial(found)
+        return found

@@ -1,0 +1,176 @@
+"""One search from start to finish: baseline, trials, finalists; the best so far is on disk at every moment.
+
+Owns the order of the stages and the time each may take. What is reported and deployed afterwards is `api`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autocompress import environment
+from autocompress.compress import CompressionContext, apply_policy
+from autocompress.config import RunConfig
+from autocompress.errors import EngineError
+from autocompress.latency.fingerprint import device_fingerprint
+from autocompress.pipeline import Pipeline
+from autocompress.policy import CompressionPolicy
+from autocompress.recovery import recalibrate
+from autocompress.recovery.distillation import distillation_loss
+from autocompress.results import TrialRecord
+from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
+from autocompress.search.observer import Observer
+from autocompress.search.pareto import Constraints, best_record, finalists, pareto_front
+from autocompress.search.recover import Recovery
+from autocompress.search.space import SearchSpace, load_space
+from autocompress.search.study import TrialLoop, open_study
+from autocompress.tasks import Task
+from autocompress.worker.client import EngineWorker
+
+# Kept back of the timeout for the test data, the verification in a fresh process and the report.
+_RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
+
+
+@dataclass
+class SearchSession:
+    """The state of one search.
+
+    Attributes:
+        task: Model, data and metric.
+        config: What to search for.
+        run: Where everything goes.
+        worker: Builds, runs and measures engines.
+        observer: Is told of progress.
+        started: `time.monotonic()` when the user's clock began.
+    """
+
+    task: Task
+    config: RunConfig
+    run: RunDirectory
+    worker: EngineWorker
+    observer: Observer
+    started: float
+
+    def __post_init__(self) -> None:
+        environment.seed_everything(self.config.seed)
+        space = load_space(self.config.space)
+        self.observer.stage("Reading the model")
+        self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
+        self._space_file = space
+
+    @property
+    def deadline(self) -> float | None:
+        """`time.monotonic()` at which search and recovery must have ended, or None."""
+        total = self.config.timeout_seconds
+        if total is None:
+            return None
+        return self.started + total - min(max(_RESERVE_SHARE * total, _RESERVE_MIN), _RESERVE_MAX, total / 2)
+
+    def execute(self) -> TrialRecord | None:
+        """Run every stage; return the best record, or None when no trial finished."""
+        self.run.write("env.json", {**environment.describe(), "device": device_fingerprint()})
+        baseline = self._baseline()
+        self.observer.baseline(baseline)
+        self.constraints = Constraints.of(self.config, baseline)
+        space = SearchSpace(
+            self._space_file,
+            self.pipeline.inventory,
+            baseline.policy.dense_dtype,
+            int8="int8" in self.pipeline.capabilities,
+        )
+        study = open_study(self.run, self.config, self._identity(space))
+        self.loop = TrialLoop(self.pipeline, space, study, self.constraints, self._finished)
+        self._best = best_record(self.run.records().values(), self.constraints, baseline)
+        self.observer.stage("Ordering the blocks")
+        with self.pipeline.ledger.spend("profile"):
+            order = self._block_order() if self._space_file.blocks.remove else []
+        self.loop.enqueue_seeds([b for b in order if f"block/{b}" in space.parameters])
+        self.observer.stage("Searching")
+        recovery = self.config.recovery
+        now = time.monotonic()
+        until = float("inf")
+        if self.deadline is not None:
+            until = self.deadline if not recovery.enabled else now + (1 - recovery.share) * (self.deadline - now)
+        begun = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            elapsed = (time.monotonic() - begun) / (until - begun) if until != float("inf") else 0.0
+            self.observer.progress(max(done / total, elapsed), f"{done} trials")
+
+        self.loop.run(self.config.n_trials, until, progress)
+        if recovery.enabled:
+            proxies = list(self.loop.records.values())
+            chosen = finalists(proxies, self.constraints, baseline, recovery.candidates)
+            for record in Recovery(self.pipeline, recovery, self.constraints, self.observer).run(chosen, self.deadline):
+                self._improve(record)
+        self._write_front()
+        return self._best
+
+    def _baseline(self) -> TrialRecord:
+        self.observer.stage("Measuring the baseline")
+        stored = self.run.baseline / "record.json"
+        if stored.exists():
+            record = TrialRecord.from_dict(self.run.read("baseline/record.json"))
+            self.pipeline.reopen_baseline(record, read_artifact(self.run.baseline))
+            return record
+        try:
+            return self.pipeline.open_baseline()
+        except EngineError as error:
+            raise type(error)(f"The uncompressed model cannot be measured on {self.config.engine}: {error}") from error
+
+    def _identity(self, space: SearchSpace) -> dict[str, Any]:
+        config = self.config
+        return {
+            **{f"task.{k}": v for k, v in self.task.fingerprint().items()},
+            "engine": f"{config.engine} {self.pipeline.engine_version}",
+            "threads": config.threads,
+            "batch_size": config.batch_size,
+            "space": space.hash,
+            "seed": config.seed,
+        }
+
+    def _block_order(self) -> list[str]:
+        """Return removable blocks, the one whose removal changes the outputs least first."""
+        pipeline = self.pipeline
+        inputs = torch.cat(list(self.task.calibration(256)))[:512]
+        with torch.no_grad():
+            expected = pipeline.base(inputs)
+        losses = {}
+        for name in pipeline.inventory.blocks:
+            policy = CompressionPolicy(removed_blocks=(name,))
+            model = apply_policy(pipeline.base, policy, CompressionContext(inputs[:2]))
+            recalibrate(model, [inputs])
+            with torch.no_grad():
+                losses[name] = float(distillation_loss(model(inputs), expected, 1.0))
+        return sorted(losses, key=losses.__getitem__)
+
+    def _finished(self, record: TrialRecord) -> None:
+        if record.state == "complete":
+            self._improve(record)
+        self._write_front()
+        self.observer.trial(record)
+
+    def _improve(self, record: TrialRecord) -> None:
+        """Put a record's artefact in ``best/`` when it beats what is there."""
+        assert self.pipeline.baseline is not None and record.artifact is not None
+        contenders = [record] if self._best is None else [self._best, record]
+        if self._best is not None and self._best.number == record.number:
+            contenders = [record, self._best]
+        best = best_record(contenders, self.constraints, self.pipeline.baseline)
+        if best is record:
+            self._best = record
+            replace_folder(self.run.path / record.artifact, self.run.best)
+
+    def _write_front(self) -> None:
+        front = pareto_front(self.run.records().values())
+        self.run.write(
+            "pareto.json",
+            {
+                "axes": ["latency_ms", "accuracy"],
+                "front": [r.number for r in front],
+                "records": [r.to_dict() for r in front],
+            },
+        )

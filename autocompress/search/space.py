@@ -1,0 +1,260 @@
+"""What may be chosen: a YAML search space, bound to one model and engine, as named categorical parameters.
+
+Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio) and
+``dtype/<layer>`` (dense, int8); in a uniform space ``*`` stands for all of them. Ratios are moved to the steps that
+hardware likes, and choices that then coincide, or cannot pay, are not offered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
+from autocompress.errors import ConfigError, nearest
+from autocompress.inventory import Inventory, Layer
+from autocompress.policy import CompressionPolicy, LayerPolicy
+
+Choice = str | float
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def covers(self, name: str) -> bool:
+        """Whether a name matches `include` and not `exclude` (shell patterns)."""
+        return any(fnmatchcase(name, p) for p in self.include) and not any(fnmatchcase(name, p) for p in self.exclude)
+
+
+class PruningSpace(_Part):
+    """Pruning ratios offered to every group."""
+
+    ratios: tuple[float, ...] = (0.0,)
+    round_to: Literal["auto"] | int = "auto"
+
+    @field_validator("ratios")
+    @classmethod
+    def _in_range(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or any(not 0 <= v < 1 for v in values):
+            raise ValueError("pruning ratios are fractions of channels removed, in [0, 1)")
+        return values
+
+
+class DtypeSpace(_Part):
+    """Dtypes offered to every layer."""
+
+    choices: tuple[Literal["dense", "int8"], ...] = Field(default=("dense",), min_length=1)
+
+
+class RankSpace(_Part):
+    """Rank ratios offered to every layer that has a low-rank form."""
+
+    ratios: tuple[float, ...] = (1.0,)
+
+    @field_validator("ratios")
+    @classmethod
+    def _in_range(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values or any(not 0 < v <= 1 for v in values):
+            raise ValueError("rank ratios are fractions of the rank kept, in (0, 1]")
+        return values
+
+
+class BlockSpace(_Part):
+    """Whether residual blocks may be removed."""
+
+    remove: bool = False
+
+
+class SpaceFile(BaseModel):
+    """A search space as written in YAML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    description: str = ""
+    pruning: PruningSpace = PruningSpace()
+    dtype: DtypeSpace = DtypeSpace()
+    rank: RankSpace = RankSpace()
+    blocks: BlockSpace = BlockSpace()
+    uniform: bool = False
+    importance: Literal["magnitude", "taylor", "random"] = "magnitude"
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Return the spaces that come with the package, by name."""
+    installed = Path(str(resources.files("autocompress"))) / "_search_spaces"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "search_spaces"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_space(name: str) -> SpaceFile:
+    """Read a shipped space by name, or a YAML file by path.
+
+    Raises:
+        ConfigError: Unknown name, missing file, unknown key or value out of range.
+    """
+    shipped = shipped_spaces()
+    path = shipped.get(name, Path(name))
+    if name not in shipped and path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"Unknown search space {name!r}.{nearest(name, shipped)} A path to a .yaml file works too.")
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"Search space {path} does not exist. Shipped: {', '.join(shipped)}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"Search space {path} cannot be read: {error}") from error
+    try:
+        return SpaceFile.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(p) for p in item["loc"])
+            if item["type"] == "extra_forbidden":
+                known = SpaceFile.model_fields if len(item["loc"]) == 1 else ("include", "exclude", "ratios", "choices")
+                lines.append(f"unknown key {key!r}.{nearest(key.rpartition('.')[2], known)}")
+            else:
+                lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
+        raise ConfigError(f"In search space {path}: {'; '.join(lines)}") from error
+
+
+def channel_step(channels: int) -> int:
+    """Return the multiple of channels offered for an axis of this length.
+
+    Vector units work on 8 to 64 channels at once; a width in between costs as much as the next step, or more.
+    """
+    if channels < 64:
+        return 8
+    return 16 if channels < 256 else 32
+
+
+class SearchSpace:
+    """A space bound to a model and an engine.
+
+    Args:
+        file: What may be chosen.
+        inventory: Of the model.
+        dense_dtype: What layers that are not int8 run in.
+        int8: Whether the engine computes in int8 on this device.
+
+    Attributes:
+        parameters: Parameter name to its choices, the one that does nothing first. Parameters with one choice are
+            left out.
+
+    Raises:
+        ConfigError: Nothing is left to choose.
+    """
+
+    def __init__(self, file: SpaceFile, inventory: Inventory, dense_dtype: str, *, int8: bool) -> None:
+        self.file = file
+        self.dense_dtype = dense_dtype
+        self._inventory = inventory
+        every: dict[str, tuple[Choice, ...]] = {}
+        for block in inventory.blocks:
+            if file.blocks.remove and file.blocks.covers(block):
+                every[f"block/{block}"] = ("keep", "remove")
+        for name, group in inventory.groups.items():
+            if file.pruning.covers(name):
+                every[f"prune/{name}"] = _ratios(file.pruning, group.channels)
+        for name, layer in inventory.layers.items():
+            if layer.factorizable and file.rank.covers(name):
+                every[f"rank/{name}"] = _ranks(file.rank.ratios, layer)
+        for name, layer in inventory.layers.items():
+            if int8 and file.dtype.covers(name) and len(layer.kernel) in (0, 2):
+                every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
+        self._every = {name: choices for name, choices in every.items() if len(choices) > 1 or choices[0] not in ("dense", 0.0, 1.0)}
+        self.parameters = self._uniform() if file.uniform else dict(self._every)
+        if not self.parameters:
+            raise ConfigError(
+                "The search space leaves nothing to choose for this model on this engine: no group, layer or block "
+                "matches, or the engine does not run int8. `autocompress inspect` lists what can be compressed."
+            )
+
+    def _uniform(self) -> dict[str, tuple[Choice, ...]]:
+        kinds: dict[str, set[Choice]] = {}
+        offered: Mapping[str, Sequence[Choice]] = {
+            "prune": self.file.pruning.ratios,
+            "rank": sorted(self.file.rank.ratios, reverse=True),
+            "dtype": sorted(self.file.dtype.choices),
+        }
+        for name in self._every:
+            kinds.setdefault(name.partition("/")[0], set())
+        return {f"{kind}/*": tuple(offered[kind]) for kind in kinds if kind in offered and len(offered[kind]) > 1}
+
+    @property
+    def hash(self) -> str:
+        """Identity of the bound space, for `StudyMismatchError`."""
+        return hashlib.sha256(json.dumps([self.dense_dtype, self.parameters]).encode()).hexdigest()[:16]
+
+    def policy(self, choices: Mapping[str, Choice]) -> CompressionPolicy:
+        """Return the policy of one choice per parameter; parameters that are missing do nothing.
+
+        What is said of layers inside removed blocks is dropped, so that equal networks have equal policies.
+        """
+        full = dict(self._spread(choices))
+        removed = tuple(n.partition("/")[2] for n, c in full.items() if n.startswith("block/") and c == "remove")
+        gone = {layer for block in removed for layer in self._inventory.blocks[block].layers}
+        pruning, ranks, dtypes = {}, {}, {}
+        for name, choice in full.items():
+            kind, _, target = name.partition("/")
+            if target in gone:
+                continue
+            if kind == "prune":
+                pruning[target] = float(choice)
+            elif kind == "rank":
+                ranks[target] = float(choice)
+            elif kind == "dtype":
+                dtypes[target] = str(choice)
+        layers = {n: LayerPolicy(dtypes.get(n, "dense"), ranks.get(n, 1.0)) for n in {*ranks, *dtypes}}
+        return CompressionPolicy(self.dense_dtype, pruning, layers, removed)
+
+    def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
+        """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
+        for name, offered in self._every.items():
+            kind = name.partition("/")[0]
+            wanted = choices.get(name, choices.get(f"{kind}/*", offered[0]))
+            yield name, nearest_choice(offered, wanted)
+
+    def everywhere(self, **wanted: Choice) -> dict[str, Choice]:
+        """Return choices that set every parameter of a kind to the nearest of one value: ``prune=0.5, dtype="int8"``."""
+        found = {}
+        for name, offered in self.parameters.items():
+            kind = name.partition("/")[0]
+            found[name] = nearest_choice(offered, wanted[kind]) if kind in wanted else offered[0]
+        return found
+
+
+def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:
+    """Return the offered choice that equals `wanted`, or the closest number, or the first."""
+    if wanted in offered:
+        return wanted
+    numbers = [c for c in offered if isinstance(c, (int, float))]
+    if isinstance(wanted, (int, float)) and numbers:
+        return min(numbers, key=lambda c: abs(c - wanted))
+    return offered[0]
+
+
+def _ratios(space: PruningSpace, channels: int) -> tuple[Choice, ...]:
+    step = channel_step(channels) if space.round_to == "auto" else space.round_to
+    kept = set()
+    for ratio in space.ratios:
+        wanted = channels * (1 - ratio)
+        kept.add(channels if ratio == 0 else min(channels, max(min(step, channels), round(wanted / step) * step)))
+    return tuple((channels - k) / channels for k in sorted(kept, reverse=True))
+
+
+def _ranks(ratios: Sequence[float], layer: Layer) -> tuple[Choice, ...]:
+    offered: dict[int, float] = {}
+    for ratio in sorted(ratios, reverse=True):
+        if ratio == 1:
+            continue
+        if factorized_macs_ratio(layer.in_channels, layer.out_channels, layer.kernel, ratio) < 1:
+            offered.setdefault(rank_at(min(layer.in_channels, layer.out_channels), ratio), ratio)
+    return (1.0, *offered.values()) if 1 in ratios or not offered else tuple(offered.values())

@@ -1,0 +1,180 @@
+"""The Optuna study: ask for choices, score them, tell the result; nothing finished is ever lost.
+
+Owns the study's storage and the trial loop. Each finished trial is in ``study.db`` and in ``trials.jsonl`` before the
+next one starts. One broad ``except`` stands here, around a trial: whatever fails costs that trial alone.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+
+from autocompress.config import RunConfig
+from autocompress.errors import ConfigError, StudyMismatchError
+from autocompress.pipeline import Pipeline
+from autocompress.policy import CompressionPolicy
+from autocompress.results import TrialRecord
+from autocompress.run_directory import RunDirectory
+from autocompress.search.pareto import Constraints
+from autocompress.search.sampler import make_sampler
+from autocompress.search.seeds import seed_choices
+from autocompress.search.space import SearchSpace
+
+_NAME = "autocompress"
+_IDENTITY = "identity"
+# The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
+_REPEATS = 64
+
+
+def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]) -> optuna.Study:
+    """Create the study of a run, or load the one it has; trials that a dead process left running are failed.
+
+    Args:
+        run: Its directory.
+        config: Sampler, seed and limits.
+        identity: What must be the same for old trials to be worth anything: task, engine, space, seed.
+
+    Raises:
+        StudyMismatchError: The stored study was made with something else; lists what.
+        ConfigError: The database cannot be read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    single = config.latency_limit is not None or config.size_limit is not None
+    directions = ["maximize"] if single else ["maximize", "minimize"]
+    identity = {**identity, "objectives": "accuracy" if single else "accuracy, latency_ms"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                storage=f"sqlite:///{run.study_file}",
+                study_name=_NAME,
+                load_if_exists=True,
+                directions=directions,
+                sampler=make_sampler(config.sampler, config.seed, config.n_trials),
+            )
+        stored = study.user_attrs.get(_IDENTITY)
+        if stored is None:
+            study.set_user_attr(_IDENTITY, identity)
+        else:
+            _compare(stored, identity, run)
+        for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    except (StudyMismatchError, ConfigError):
+        raise
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy's own tree, which is not a dependency of ours
+        raise ConfigError(f"The study {run.study_file} cannot be opened: {error}") from error
+    return study
+
+
+def load_study(run: RunDirectory) -> optuna.Study:
+    """Load the study of a finished or interrupted run, to look at.
+
+    Raises:
+        ConfigError: The run has none.
+    """
+    if not run.study_file.exists():
+        raise ConfigError(f"{run.path} has no study yet.")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.load_study(study_name=_NAME, storage=f"sqlite:///{run.study_file}")
+
+
+def _compare(stored: Mapping[str, Any], found: Mapping[str, Any], run: RunDirectory) -> None:
+    differences = [
+        f"{key}: {stored.get(key)!r} in the run, {found.get(key)!r} now"
+        for key in sorted({*stored, *found})
+        if stored.get(key) != found.get(key)
+    ]
+    if differences:
+        raise StudyMismatchError(
+            f"The run in {run.path} was made with other settings, so its trials cannot be continued: "
+            f"{'; '.join(differences)}. Give the same settings, or another --out."
+        )
+
+
+class TrialLoop:
+    """Run trials until the budget ends.
+
+    Args:
+        pipeline: Scores one policy.
+        space: Turns choices into policies.
+        study: Opened by `open_study`.
+        constraints: Latency and size bounds.
+        on_trial: Called with every finished record.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        space: SearchSpace,
+        study: optuna.Study,
+        constraints: Constraints,
+        on_trial: Callable[[TrialRecord], None] = lambda record: None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.space = space
+        self.study = study
+        self.constraints = constraints
+        # Fine-tuned records are left out: the study learns from figures that compare.
+        self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
+        self._on_trial = on_trial
+        self._by_policy = {r.policy: r for r in self.records.values() if r.state == "complete"}
+
+    def enqueue_seeds(self, block_order: list[str]) -> None:
+        """Put the first policies in the queue, once per study."""
+        if self.study.user_attrs.get("seeded"):
+            return
+        for choices in seed_choices(self.space, block_order):
+            self.study.enqueue_trial(dict(choices))
+        self.study.set_user_attr("seeded", True)
+
+    def run(self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Run until `n_trials` have finished (those of an earlier session count) or `time.monotonic()` is `deadline`."""
+        longest, repeated = 0.0, 0
+        while (done := len(self.records)) < n_trials and repeated < _REPEATS:
+            progress(done, n_trials)
+            started = time.monotonic()
+            if started + 0.5 * longest >= deadline:
+                break
+            self._one()
+            repeated = repeated + 1 if len(self.records) == done else 0
+            longest = max(longest, time.monotonic() - started)
+        progress(len(self.records), n_trials)
+
+    def _one(self) -> None:
+        trial = self.study.ask()
+        choices = {name: trial.suggest_categorical(name, list(c)) for name, c in self.space.parameters.items()}
+        policy = self.space.policy(choices)
+        number = trial.number
+        known = self._by_policy.get(policy)
+        try:
+            # The same network drawn again: its figures are known, and the study learns them for these choices too.
+            record = known if known is not None else self.pipeline.evaluate(policy, number)
+        except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
+            self._failed(trial, policy, error)
+            return
+        for key, value in self.constraints.violations(record).items():
+            trial.set_constraint(key, value)
+        assert record.accuracy is not None and record.latency_ms is not None
+        values = [record.accuracy] if len(self.study.directions) == 1 else [record.accuracy, record.latency_ms]
+        trial.set_user_attr("policy_hash", policy.hash)
+        if known is None:
+            self.pipeline.run.append(record)
+            self.records[number] = record
+            self._by_policy[policy] = record
+        self.study.tell(trial, values)
+        if known is None:
+            self._on_trial(record)
+
+    def _failed(self, trial: optuna.Trial, policy: CompressionPolicy, error: Exception) -> None:
+        record = TrialRecord(
+            number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}"
+        )
+        trial.set_user_attr("error", record.error)
+        self.pipeline.run.append(record)
+        self.records[trial.number] = record
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._on_trial(record)

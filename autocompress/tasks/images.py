@@ -1,0 +1,249 @@
+"""Image files with a folder per class, in a directory or a tar, as 8-bit arrays. Owns decoding and its cache.
+
+Layout: ``<split>/<class>/<image>``, with split ``train``, ``test`` or ``val``. Classes are numbered alphabetically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from autocompress.errors import ConfigError
+from autocompress.tasks.cache import cache_directory, store
+from autocompress.tasks.progress import Bar
+
+Pixels = npt.NDArray[np.uint8]
+Classes = npt.NDArray[np.int64]
+
+SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+_LAYOUT = "Expected train/<class>/<image> and test/<class>/<image> (or val/)."
+_DECODING = "decoding images (once)"
+_CACHE_VERSION = 1  # raised when decoded arrays change
+_DAMAGED_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image file becomes pixels.
+
+    Attributes:
+        crop: Side of the central square kept, in pixels.
+        resize: Length of the shorter side before the crop; None requires images of exactly `crop` x `crop`.
+        resample: PIL resampling filter.
+    """
+
+    crop: int
+    resize: int | None = None
+    resample: int = int(Image.Resampling.BILINEAR)
+
+    def __call__(self, file: IO[bytes] | Path, name: str) -> Pixels:
+        """Return RGB pixels ``(3, crop, crop)``; `name` is used in errors.
+
+        Raises:
+            ConfigError: The image cannot be read or has the wrong size.
+        """
+        try:
+            with Image.open(file) as opened:
+                image: Image.Image = opened.convert("RGB")
+        except UnidentifiedImageError as error:
+            raise ConfigError(f"Image {name} cannot be read: it is no image. Replace or remove it.") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"Image {name} cannot be read: {error}. Replace or remove it.") from error
+        if self.resize is not None:
+            scale = self.resize / min(image.size)
+            width, height = (max(self.resize, int(side * scale)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling(self.resample))
+            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        elif image.size != (self.crop, self.crop):
+            raise ConfigError(
+                f"Image {name} is {image.size[0]}x{image.size[1]} pixels; this task needs {self.crop}x{self.crop}."
+            )
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Decoded images: per split the pixels ``(N, 3, H, W)`` and class numbers ``(N,)``; and the class names."""
+
+    splits: dict[str, tuple[Pixels, Classes]]
+    classes: tuple[str, ...]
+
+
+def read_images(path: Path, preprocess: Preprocess) -> ImageSet:
+    """Return every image under a directory or in a tar, decoded once and then taken from the cache directory.
+
+    Raises:
+        ConfigError: The path is missing, empty or damaged, a class has no images, or an image cannot be read.
+    """
+    if not path.exists():
+        raise ConfigError(f"Data {path} do not exist. Check task.data.")
+    key = _key(path, preprocess)
+    cached = _load(key)
+    if cached is not None:
+        return cached
+    found = _decode_tar(path, preprocess) if path.is_file() else _decode_folder(path, preprocess)
+    images = _arrange(found, path)
+    _store(key, images)
+    return images
+
+
+def list_images(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...]]:
+    """Return per split the image files with their class numbers, sorted, and the class names; reads no image.
+
+    Raises:
+        ConfigError: The directory is missing or empty, a class has no images, or splits have different classes.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"Data folder {path} does not exist. Check task.data.")
+    found: dict[str, dict[str, list[Path]]] = {}
+    for folder in sorted(item for item in path.iterdir() if item.is_dir() and item.name in SPLITS):
+        per_class = found.setdefault(SPLITS[folder.name], {})
+        for group in sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")):
+            per_class[group.name] = sorted(item for item in group.iterdir() if _is_image(item.name))
+    classes = _check({split: {c: len(files) for c, files in groups.items()} for split, groups in found.items()}, path)
+    return {
+        split: [(file, classes.index(name)) for name, files in sorted(groups.items()) for file in files]
+        for split, groups in found.items()
+    }, classes
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _check(counts: dict[str, dict[str, int]], path: Path) -> tuple[str, ...]:
+    """Return the class names of ``{split: {class: number of images}}``."""
+    if not any(counts.values()):
+        raise ConfigError(f"Data {path} hold no images. {_LAYOUT}")
+    if not counts.get("train") or not (counts.get("test") or counts.get("val")):
+        raise ConfigError(f"Data {path} hold only {', '.join(sorted(s for s in counts if counts[s]))}. {_LAYOUT}")
+    classes = tuple(sorted(counts["train"]))
+    for split, groups in counts.items():
+        for name, number in groups.items():
+            if number == 0:
+                raise ConfigError(
+                    f"Data {path}: class {name!r} has no images in {split}. Add some or remove the folder."
+                )
+            if name not in classes:
+                raise ConfigError(f"Data {path}: class {name!r} is in {split} but not in train. {_LAYOUT}")
+    return classes
+
+
+# One decoded image: split, class name, file name, pixels; without pixels it says that the class folder is there.
+_Found = tuple[str, str, str, Pixels | None]
+
+
+def _decode_folder(path: Path, preprocess: Preprocess) -> Iterator[_Found]:
+    files, classes = list_images(path)
+    with Bar(_DECODING, sum(len(items) for items in files.values())) as bar:
+        for split, items in files.items():
+            for file, target in items:
+                yield split, classes[target], file.name, preprocess(file, str(file))
+                bar.advance(1)
+
+
+def _decode_tar(path: Path, preprocess: Preprocess) -> Iterator[_Found]:
+    try:
+        with tarfile.open(path) as archive, Bar(_DECODING, path.stat().st_size) as bar:
+            position = 0
+            for member in archive:
+                parts = PurePosixPath(member.name).parts
+                if member.isdir() and len(parts) >= 2 and parts[-2] in SPLITS:
+                    yield SPLITS[parts[-2]], parts[-1], "", None
+                if not (member.isfile() and len(parts) >= 3 and parts[-3] in SPLITS and _is_image(parts[-1])):
+                    continue
+                content = archive.extractfile(member)
+                data = b"" if content is None else content.read()
+                name = f"{path}:{member.name}"
+                yield SPLITS[parts[-3]], parts[-2], parts[-1], preprocess(io.BytesIO(data), name)
+                bar.advance(member.offset_data - position)
+                position = member.offset_data
+            # A cut inside a header looks like the end to `tarfile`; a whole archive ends with blocks of zeros.
+            if archive.fileobj is None or not _is_end(archive.fileobj, archive.offset):
+                raise tarfile.ReadError("it ends without the mark of its end")
+    except _DAMAGED_TAR as error:
+        raise ConfigError(
+            f"Data {path} are not a whole tar archive: {error}. Copy it again, or point task.data at a folder."
+        ) from error
+
+
+def _is_end(file: IO[bytes], offset: int) -> bool:
+    file.seek(offset)
+    return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def _arrange(found: Iterable[_Found], path: Path) -> ImageSet:
+    images: dict[str, list[tuple[str, str, Pixels]]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for split, name, file, pixels in found:
+        groups = counts.setdefault(split, {})
+        groups[name] = groups.get(name, 0) + (pixels is not None)
+        if pixels is not None:
+            images.setdefault(split, []).append((name, file, pixels))
+    classes = _check(counts, path)
+    arranged: dict[str, tuple[Pixels, Classes]] = {}
+    for split in list(images):
+        items = sorted(images.pop(split), key=lambda item: item[:2])  # by class and file, whatever the disk's order
+        targets = np.array([classes.index(name) for name, _, _ in items], dtype=np.int64)
+        arranged[split] = np.stack([pixels for _, _, pixels in items]), targets
+    return ImageSet(arranged, classes)
+
+
+def _key(path: Path, preprocess: Preprocess) -> str:
+    """Name this path, its size and its time of change; of a folder, those of every file in it."""
+    digest = hashlib.sha256(json.dumps([_CACHE_VERSION, str(path.resolve()), asdict(preprocess)]).encode())
+    for item in sorted(path.rglob("*")) if path.is_dir() else (path,):
+        status = item.stat()
+        digest.update(f"{item.relative_to(path)}:{status.st_size}:{status.st_mtime_ns};".encode())
+    return digest.hexdigest()[:16]
+
+
+def _store(key: str, images: ImageSet) -> None:
+    index: dict[str, Any] = {"classes": list(images.classes), "splits": {}}
+    for split, arrays in images.splits.items():
+        for kind, array in (("images", arrays[0]), ("classes", arrays[1])):
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            index["splits"].setdefault(split, {})[kind] = zlib.crc32(np.ascontiguousarray(array).data)
+            if not store(_file(key, split, kind), buffer.getvalue()):
+                return
+    # Written last: the arrays count only once the index with their checksums is there.
+    store(f"{key}.json", json.dumps(index).encode())
+
+
+def _load(key: str) -> ImageSet | None:
+    """Return the cached images, or None where they are absent or damaged."""
+    folder = cache_directory()
+    try:
+        index = json.loads((folder / f"{key}.json").read_text())
+        splits: dict[str, tuple[Pixels, Classes]] = {}
+        for split, checksums in index["splits"].items():
+            arrays = []
+            for kind in ("images", "classes"):
+                # Copy on write: pages are shared and read lazily, yet torch gets a writable array.
+                array = np.load(folder / _file(key, split, kind), mmap_mode="c", allow_pickle=False)
+                if zlib.crc32(np.ascontiguousarray(array).data) != checksums[kind]:
+                    return None
+                arrays.append(array)
+            splits[split] = (arrays[0], arrays[1])
+        return ImageSet(splits, tuple(index["classes"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+
+
+def _file(key: str, split: str, kind: str) -> str:
+    return f"{key}-{split}-{kind}.npy"

@@ -1,0 +1,256 @@
+"""The worker's process: ``python -m autocompress.worker.child``. Reads requests on stdin, one JSON object a line.
+
+It imports numpy and a runtime alone. Runtimes print to file descriptor 1, so the answers go to a private duplicate of
+it and 1 becomes stderr, which the client sends to a log. It ends when stdin closes, also in the middle of a request.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import select
+import shutil
+import sys
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.engines import Engine, EngineFile, EngineOptions, Runner, get_engine
+from autocompress.engines.base import Array
+from autocompress.errors import AutoCompressError, BuildError, ConfigError
+from autocompress.latency.measure import Protocol, measure
+
+# Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
+# ONNX graph and its engine file) and what the one before left. A large model keeps fewer: an opened engine takes
+# several times the bytes of its file.
+_KEPT = 4
+_KEPT_BYTES = 512 * 2**20
+# More runners than this for one evaluation cost more compiling and memory than they save.
+_MAX_STREAMS = 16
+# The client kills at its deadline. Should it be gone and the GIL held, the child ends itself this much later.
+_GRACE_S = 10.0
+_CAN_PIN = sys.platform == "linux"
+# When memory runs out the kernel is to end this process and not the search (0 is neutral, 1000 the first to go).
+_OOM_SCORE = "500"
+
+
+class Child:
+    """The requests. Holds opened engines between them."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Engine] = {}
+        self._open: OrderedDict[tuple[Any, ...], Runner] = OrderedDict()
+        self._operations: Mapping[str, Callable[..., Any]] = {
+            "describe": self.describe,
+            "build": self.build,
+            "infer": self.infer,
+            "measure": self.measure,
+        }
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one request and return its answer, an error included."""
+        try:
+            result = self._operations[request["operation"]](**request["arguments"])
+            return {"id": request["id"], "result": result}
+        except AutoCompressError as error:
+            return {"id": request["id"], "error": type(error).__name__, "message": str(error)}
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises costs one request, never the child.
+            traceback.print_exc()
+            message = f"{request['operation']} failed: {traceback.format_exception_only(error)[-1].strip()}"
+            return {"id": request["id"], "error": BuildError.__name__, "message": message}
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def describe(self, engine: str) -> dict[str, Any]:
+        """Return what an engine is on this machine."""
+        found = self._engine(engine)
+        return {
+            "name": found.name,
+            "version": found.version(),
+            "device": found.device(),
+            "capabilities": list(found.capabilities()),
+        }
+
+    def build(self, engine: str, onnx: str, options: Mapping[str, Any], output: str) -> str:
+        """Build an engine file and return its path."""
+        built_with = EngineOptions(**options)
+        _check_threads(built_with.threads)
+        return str(self._engine(engine).build(Path(onnx), built_with, Path(output)).path)
+
+    def infer(self, file: Mapping[str, Any], inputs: str, output: str, cpus: int | None) -> None:
+        """Run ``(n, ...)`` inputs of one ``.npy`` in batches and write the outputs, float32, to another."""
+        engine_file = _file(file)
+        samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
+        size = engine_file.options.batch_size
+        starts = range(0, len(samples), size)
+        if not starts:
+            raise ConfigError(f"{inputs} holds no samples.")
+        allowed = cpus or len(_allowed_cpus())
+        streams = max(1, min(allowed // engine_file.options.threads, len(starts), _MAX_STREAMS))
+        with ExitStack() as stack:
+            first = self._runner(engine_file)
+            head = first.infer(_batch(samples, 0, size))
+            if head.shape[:1] != (size,):
+                raise BuildError(
+                    f"{engine_file.path} returns shape {head.shape} for a batch of {size}; axis 0 must be the batch."
+                )
+            outputs = np.empty((len(samples), *head.shape[1:]), dtype=np.float32)
+            outputs[:size] = head[: len(samples)]
+
+            def share(stream: int) -> None:
+                runner = first
+                if stream:
+                    with opening:
+                        runner = stack.enter_context(self._engine(engine_file.engine).open(engine_file))
+                for start in starts[1 + stream :: streams]:
+                    outputs[start : start + size] = runner.infer(_batch(samples, start, size))[: len(samples) - start]
+
+            opening = threading.Lock()
+            with ThreadPoolExecutor(streams) as pool:
+                list(pool.map(share, range(streams)))
+            np.save(output, outputs, allow_pickle=False)
+        self._evict()
+
+    def measure(
+        self, files: Sequence[Mapping[str, Any]], inputs: str, protocol: Mapping[str, Any], keep_samples: str | None
+    ) -> list[dict[str, Any]]:
+        """Measure engine files against the first, pinned to as many processors as they have threads."""
+        engine_files = [_file(file) for file in files]
+        threads = max(file.options.threads for file in engine_files)
+        samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
+        runners = [self._runner(file, copy) for copy, file in _numbered(engine_files)]
+        batches = [_batch(samples, 0, file.options.batch_size) for file in engine_files]
+        with _pinned(threads):
+            results = measure(runners, batches, Protocol.from_dict(protocol), threads=threads)
+        if keep_samples is not None:
+            # By the place in `files`; the client renames the file into its place.
+            np.savez(keep_samples, **{f"samples_ms_{i}": taken for i, (_, taken) in enumerate(results)})  # type: ignore[arg-type]
+        self._evict()
+        return [measurement.to_dict() for measurement, _ in results]
+
+    # -- opened engines -----------------------------------------------------------------------------------------
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = get_engine(name)
+        return self._engines[name]
+
+    def _runner(self, file: EngineFile, copy: int = 0) -> Runner:
+        """Return an opened runner, kept from an earlier request when the file has not changed since."""
+        _check_threads(file.options.threads)
+        try:
+            stamps = tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in file.files())
+        except OSError as error:
+            raise BuildError(f"{file.path} cannot be opened: {error.strerror or error}.") from error
+        key = (file.engine, str(file.path), file.options, stamps, copy)
+        if key not in self._open:
+            self._open[key] = self._engine(file.engine).open(file).__enter__()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _evict(self) -> None:
+        """Close the runners used longest ago. The last two stay: the baseline and the candidate."""
+
+        def total() -> int:
+            return sum(size for key in self._open for _, size in key[3])
+
+        while len(self._open) > _KEPT or (len(self._open) > 2 and total() > _KEPT_BYTES):
+            self._open.popitem(last=False)[1].__exit__(None, None, None)
+
+
+def _file(data: Mapping[str, Any]) -> EngineFile:
+    return EngineFile(data["engine"], Path(data["path"]), EngineOptions(**data["options"]))
+
+
+def _numbered(files: Sequence[EngineFile]) -> list[tuple[int, EngineFile]]:
+    """Number repeats of one file, so that each gets a runner of its own."""
+    return [(list(files[:index]).count(file), file) for index, file in enumerate(files)]
+
+
+def _batch(samples: Array, start: int, size: int) -> Array:
+    """Return `size` samples from `start`; too few are repeated."""
+    batch = np.asarray(samples[start : start + size])
+    return batch if len(batch) == size else np.resize(batch, (size, *batch.shape[1:]))
+
+
+def _allowed_cpus() -> list[int]:
+    if not _CAN_PIN:
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
+
+
+def _check_threads(threads: int) -> None:
+    """Refuse more threads than processors, whose latency would be that of the scheduler.
+
+    Raises:
+        ConfigError: There are fewer processors, or no threads.
+    """
+    allowed = len(_allowed_cpus())
+    if not 1 <= threads <= allowed:
+        raise ConfigError(f"Cannot run {threads} threads: this process may use 1 to {allowed}. Change --threads.")
+
+
+@contextmanager
+def _pinned(threads: int) -> Iterator[None]:
+    """Keep every thread of this process on `threads` processors, the highest-numbered it may use.
+
+    Interrupts and other programs favour the low ones. Where the system cannot pin (not Linux), nothing is done.
+    """
+    allowed = _allowed_cpus()
+    _set_affinity(allowed[-threads:])
+    try:
+        yield
+    finally:
+        _set_affinity(allowed)
+
+
+def _set_affinity(cpus: Sequence[int]) -> None:
+    """Move all threads, as runtimes made theirs before."""
+    if not _CAN_PIN:
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cpus)
+
+
+def _end_with_parent(folder: str | None) -> None:
+    """End this process when the other end of stdin closes, and remove what a killed parent could not."""
+    poll = select.poll()
+    poll.register(0, 0)
+    poll.poll()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def main(folder: str | None = None) -> None:
+    """Answer requests until stdin closes, then remove `folder`, the client's temporary one."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    child = Child()
+    for line in sys.stdin:
+        request = json.loads(line)
+        faulthandler.dump_traceback_later(request["time_limit_s"] + _GRACE_S, exit=True)
+        answer = child.answer(request)
+        faulthandler.cancel_dump_traceback_later()
+        with suppress(BrokenPipeError):
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+    # The thread above ends this process, once it has removed the folder.
+    threading.Event().wait(_GRACE_S)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,179 @@
+"""What every engine must do. Subclass `EngineContract` with an `engine` fixture."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions
+from autocompress.errors import BuildError, UnsupportedDtypeError
+from tests.engines import graphs
+
+FP32 = EngineOptions()
+
+
+class EngineContract:
+    """Inherited by one test class per engine."""
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def built(self, engine: Engine, tmp_path: Path) -> EngineFile:
+        return engine.build(graphs.convnet(tmp_path / "model.onnx"), FP32, tmp_path / "model.onnx")
+
+    def test_is_registered_and_says_what_it_is(self, engine: Engine) -> None:
+        assert ENGINES[engine.name].endswith(f":{type(engine).__name__}")
+        assert engine.version()[0].isdigit()
+        assert engine.device()
+        assert engine.suffix.startswith(".")
+
+    def test_runs_fp32_and_lists_dense_dtypes_first(self, engine: Engine) -> None:
+        dtypes = list(engine.capabilities())
+        assert dtypes[0] == "fp32"
+        assert dtypes == sorted(dtypes, key=lambda dtype: dtype not in ("fp32", "bf16", "fp16"))
+
+    def test_file_lies_beside_its_graph_and_counts_its_bytes(self, engine: Engine, built: EngineFile) -> None:
+        graph = built.path.with_name("model.onnx")
+        assert graph.exists()
+        assert built.path.name.endswith(engine.suffix)
+        assert graph not in built.files()
+        assert built.size_bytes == sum(p.stat().st_size for p in built.files()) > 1000
+        assert {p.name for p in built.path.parent.iterdir()} == {graph.name, *(p.name for p in built.files())}
+
+    def test_computes_what_the_graph_says(self, engine: Engine, built: EngineFile) -> None:
+        with engine.open(built) as runner:
+            for seed in (1, 2):
+                inputs = graphs.images(1, seed=seed)
+                outputs = runner.infer(inputs)
+                assert outputs.dtype == np.float32
+                np.testing.assert_allclose(outputs, graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+
+    def test_outputs_are_the_callers(self, engine: Engine, built: EngineFile) -> None:
+        with engine.open(built) as runner:
+            first = runner.infer(graphs.images(1, seed=1))
+            kept = first.copy()
+            runner.infer(graphs.images(1, seed=2))
+        np.testing.assert_array_equal(first, kept)
+
+    def test_run_needs_no_inputs_after_prepare(self, engine: Engine, built: EngineFile) -> None:
+        with engine.open(built) as runner:
+            inputs = graphs.images(1)
+            runner.prepare(inputs)
+            inputs[:] = np.nan  # the runner has its own copy
+            runner.run()
+            runner.run()
+
+    def test_built_file_is_alone_enough(self, engine: Engine, built: EngineFile, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        for path in built.files():
+            shutil.copy(path, elsewhere)
+        moved = EngineFile(engine.name, elsewhere / built.path.name, FP32)
+        with engine.open(moved) as runner:
+            inputs = graphs.images(1)
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+
+    def test_external_weights_are_drawn_in(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.external(tmp_path / "source" / "model.onnx")
+        built = engine.build(graph, FP32, tmp_path / "built" / "model")
+        shutil.rmtree(tmp_path / "source")
+        with engine.open(built) as runner:
+            inputs = graphs.images(1)
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+
+    def test_opens_a_plain_onnx_file(self, engine: Engine, tmp_path: Path) -> None:
+        file = EngineFile(engine.name, graphs.convnet(tmp_path / "model.onnx"), FP32)
+        with engine.open(file) as runner:
+            inputs = graphs.images(1)
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("batch", [4, "N"])
+    def test_batch_axis_is_fixed(self, engine: Engine, tmp_path: Path, batch: int | str) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", batch=batch)
+        built = engine.build(graph, EngineOptions(batch_size=4), tmp_path / "model")
+        inputs = graphs.images(4)
+        with engine.open(built) as runner:
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+            with pytest.raises(BuildError, match=r"\(4, 3, 16, 16\), not \(3, 3, 16, 16\)"):
+                runner.infer(inputs[:3])
+
+    def test_opens_a_dynamic_onnx_file(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", batch="N")
+        with engine.open(EngineFile(engine.name, graph, EngineOptions(batch_size=2))) as runner:
+            assert runner.infer(graphs.images(2)).shape == (2, graphs.CLASSES)
+
+    def test_another_batch_size_is_refused(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", batch=2)
+        with pytest.raises(BuildError, match="batch size is 2, but 4"):
+            engine.build(graph, EngineOptions(batch_size=4), tmp_path / "model")
+
+    def test_two_inputs_are_refused(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", inputs=2)
+        with pytest.raises(BuildError, match=r"one input, not 2 \(input, input1\)"):
+            engine.build(graph, FP32, tmp_path / "model")
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_threads(self, engine: Engine, built: EngineFile, threads: int) -> None:
+        inputs = graphs.images(1)
+        with engine.open(built, threads=threads) as runner:
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), rtol=1e-4, atol=1e-4)
+
+    def test_quantized_graph_runs(self, engine: Engine, tmp_path: Path) -> None:
+        if "int8" not in engine.capabilities():
+            pytest.skip("no int8 here")
+        built = engine.build(graphs.quantized(tmp_path / "model.onnx"), FP32, tmp_path / "model")
+        inputs = graphs.images(1)
+        with engine.open(built) as runner:
+            np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), atol=0.1)
+
+    def test_every_dense_dtype_runs_and_others_are_refused(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx")
+        inputs = graphs.images(1)
+        for dtype in ("fp32", "bf16", "fp16", "fp8_e4m3", "int8"):
+            options = EngineOptions(dtype)
+            if dtype in engine.capabilities() and dtype != "int8":
+                with engine.open(engine.build(graph, options, tmp_path / dtype)) as runner:
+                    np.testing.assert_allclose(runner.infer(inputs), graphs.reference(inputs), atol=0.1)
+                continue
+            with pytest.raises(UnsupportedDtypeError, match=f"{dtype!r}.*fp32"):
+                engine.build(graph, options, tmp_path / dtype)
+            with pytest.raises(UnsupportedDtypeError, match=dtype):
+                engine.open(EngineFile(engine.name, graph, options))
+
+    def test_unknown_op_is_refused_in_the_runtimes_words(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", activation="Flurb")
+        with pytest.raises(BuildError, match=r"Flurb") as caught:
+            engine.build(graph, FP32, tmp_path / "out" / "model")
+        assert str(graph) in str(caught.value)
+        assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["model.onnx"]
+
+    @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+    def test_damaged_file_is_refused(self, engine: Engine, built: EngineFile, keep: float) -> None:
+        for path in built.files():
+            data = path.read_bytes()
+            path.write_bytes(data[: int(len(data) * keep)])
+        with pytest.raises(BuildError, match="model"), engine.open(built):
+            pass
+
+    def test_missing_file_is_refused(self, engine: Engine, tmp_path: Path) -> None:
+        with (
+            pytest.raises(BuildError, match="nowhere"),
+            engine.open(EngineFile(engine.name, tmp_path / "nowhere", FP32)),
+        ):
+            pass
+        with pytest.raises(BuildError, match="nowhere"):
+            engine.build(tmp_path / "nowhere.onnx", FP32, tmp_path / "model")
+
+    def test_device_is_touched_only_inside_the_context(self, engine: Engine, built: EngineFile) -> None:
+        runner = engine.open(built)
+        with pytest.raises(BuildError, match="not open"):
+            runner.infer(graphs.images(1))
+        with runner:
+            runner.infer(graphs.images(1))
+        with pytest.raises(BuildError, match="not open"):
+            runner.infer(graphs.images(1))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autocompress.engines import Engine, EngineFile, get_engine
+from autocompress.engines.onnxruntime import ONNXRuntimeEngine
+from autocompress.errors import BuildError, MissingDependencyError
+from tests.engines import graphs
+from tests.engines.contract import FP32, EngineContract
+
+pytest.importorskip("onnxruntime")
+
+
+class TestONNXRuntime(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return ONNXRuntimeEngine()
+
+    def test_file_is_the_graph_itself(self, built: EngineFile) -> None:
+        assert built.path.name == "model.onnxruntime.onnx"
+        assert built.path.read_bytes() == built.path.with_name("model.onnx").read_bytes()
+
+    def test_nameless_batch_axis_is_refused(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx", batch=None)
+        with pytest.raises(BuildError, match="batch axis"):
+            engine.build(graph, FP32, tmp_path / "model")
+
+    def test_prints_nothing(self, engine: Engine, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(BuildError):
+            engine.build(graphs.convnet(tmp_path / "model.onnx", activation="Flurb"), FP32, tmp_path / "model")
+        assert capfd.readouterr() == ("", "")
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"autocompress\[onnxruntime\]"):
+        get_engine("onnxruntime").capabilities()

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autocompress.engines import Engine, EngineFile, EngineOptions, get_engine
+from autocompress.engines.openvino import OpenVINOEngine
+from autocompress.errors import MissingDependencyError
+from tests.engines import graphs
+from tests.engines.contract import EngineContract
+
+openvino = pytest.importorskip("openvino")
+
+
+class TestOpenVINO(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return OpenVINOEngine()
+
+    def test_weights_belong_to_the_file(self, built: EngineFile) -> None:
+        assert [p.suffix for p in built.files()] == [".xml", ".bin"]
+
+    def test_file_tells_its_dtype(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx")
+        for dtype in (d for d in engine.capabilities() if d != "int8"):
+            built = engine.build(graph, EngineOptions(dtype), tmp_path / dtype)
+            model = openvino.Core().read_model(built.path)
+            assert model.get_rt_info(["autocompress", "dtype"]).astype(str) == dtype
+
+    def test_half_precision_weights_take_half_the_bytes(self, engine: Engine, tmp_path: Path) -> None:
+        if "bf16" not in engine.capabilities():
+            pytest.skip("no bf16 here")
+        graph = graphs.convnet(tmp_path / "model.onnx", channels=64, layers=2)
+        single = engine.build(graph, EngineOptions("fp32"), tmp_path / "single").files()[1]
+        half = engine.build(graph, EngineOptions("bf16"), tmp_path / "half").files()[1]
+        assert half.stat().st_size < 0.55 * single.stat().st_size
+
+    def test_dtype_is_what_the_plugin_runs(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.convnet(tmp_path / "model.onnx")
+        names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        for dtype in (d for d in engine.capabilities() if d != "int8"):
+            with engine.open(engine.build(graph, EngineOptions(dtype), tmp_path / dtype)) as runner:
+                compiled = runner._request.get_compiled_model()  # type: ignore[attr-defined]
+                assert names[dtype] in str(compiled.get_property("INFERENCE_PRECISION_HINT"))
+                assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"autocompress\[openvino\]"):
+        get_engine("openvino").capabilities()

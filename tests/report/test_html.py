@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from autocompress import _lazy
+from autocompress.errors import MissingDependencyError
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.report.figure import pareto_figure
+from autocompress.report.html import render, write_report
+from autocompress.report.run_view import read_run
+from autocompress.report.sections import natural, policy_map, signed_pp
+from autocompress.results import TrialRecord
+from autocompress.run_directory import RunDirectory
+
+
+class _Page(HTMLParser):
+    """The page's visible text, and whatever it would load from elsewhere."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.said, self.loaded, self._hidden = "", list[str](), 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in ("script", "style")
+        self.loaded += [v for k, v in attrs if k in ("src", "href") and v]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.said += f" {data}"
+
+
+def test_report_of_a_finished_run(finished: RunDirectory) -> None:
+    path = write_report(finished)
+    assert path == finished.report_file
+    page = _Page(path.read_text())
+    assert page.loaded == []
+    said = re.sub(r"\s+", " ", page.said)
+    view = read_run(finished)
+    assert view.best is not None
+    for part in (
+        "resnet20", "cifar10", "limits met, verified", "test accuracy, read once", "91.49% → 91.12%", "−0.37 pp",
+        "0.468 ms → 0.281 ms", "validation accuracy", "1 thread", "batch 1", "baseline bf16", "Intel Xeon", "24m 10s",
+        "7 candidates failed", "avx512_vnni, amx_bf16", "NVIDIA L4", f"★ {view.best.record.number}",
+    ):  # fmt: skip
+        assert part in said, part
+    assert "[bold]node[/bold]" in said
+    assert "<Unsupported" not in path.read_text()
+
+
+def test_report_of_an_interrupted_run(make_run: Callable[..., RunDirectory]) -> None:
+    run = make_run(finished=False)
+    said = _Page(write_report(run).read_text()).said
+    assert "interrupted" in said
+    assert "test data not read yet" in said
+    assert "read once" in said  # only the footer, which explains
+    assert "sum over the finished trials" in said
+    assert "loss of validation accuracy" in said
+
+
+def test_limits_missed_on_test_data_are_said(finished: RunDirectory) -> None:
+    summary = finished.read("summary.json")
+    summary["best"]["accuracy_drop_pp"] = 1.4
+    finished.write("summary.json", summary)
+    said = _Page(render(read_run(finished))).said
+    assert "✗ not met" in said
+    assert "limits met, verified" not in said
+
+
+def test_no_feasible_result(finished: RunDirectory) -> None:
+    summary = finished.read("summary.json")
+    summary["best"]["feasible"] = False
+    finished.write("summary.json", summary)
+    assert "limits not met" in _Page(render(read_run(finished))).said
+
+
+def test_no_best(finished: RunDirectory) -> None:
+    finished.write("summary.json", {**finished.read("summary.json"), "best": None})
+    view = read_run(finished)
+    assert view.best is None
+    assert "No candidate met every limit" in _Page(render(view)).said
+
+
+def test_a_layer_pruned_and_factorized_shows_both(finished: RunDirectory) -> None:
+    view = read_run(finished)
+    assert view.best is not None
+    policy = CompressionPolicy("bf16", {"a<b": 0.5}, {"a<b": LayerPolicy("int8", 0.25)}, ("block<1>",))
+    best = replace(view.best, record=replace(view.best.record, policy=policy))
+    page = policy_map(replace(view, points=(best,), best=best))
+    assert "−50%, r 25%" in page
+    assert "a&lt;b" in page and "block&lt;1&gt; removed" in page
+
+
+def test_only_failures(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for number in range(3):
+        run.append(TrialRecord(number, CompressionPolicy(), "failed", error=f"BuildError: reason {number}"))
+    said = _Page(write_report(run).read_text()).said
+    assert "3 candidates failed" in said
+    assert "reason 2" in said
+    assert "No candidate has been measured" in said
+
+
+def test_empty_directory_and_damaged_summaries(tmp_path: Path, finished: RunDirectory) -> None:
+    assert "No result yet" in _Page(write_report(RunDirectory(tmp_path / "none")).read_text()).said
+    for name in ("summary.json", "pareto.json", "env.json", "config.yaml", "baseline/record.json", "best/record.json"):
+        (finished.path / name).write_text("{")
+        assert "autocompress report" in _Page(render(read_run(finished))).said
+
+
+def test_figure_draws_front_limits_and_stages(finished: RunDirectory) -> None:
+    view = read_run(finished)
+    figure = pareto_figure(view)
+    traces = {trace.name.split(",")[0].split(" (")[0]: trace for trace in figure.data}
+    assert set(traces) == {"proxy", "recovered", "Pareto front", "baseline", "result"}
+    assert traces["proxy"].marker.symbol == "circle-open"
+    assert traces["recovered"].marker.symbol == "circle"
+    assert traces["Pareto front"].line.shape == "hv"
+    assert len(traces["proxy"].x) + len(traces["recovered"].x) == len(view.points) == 83
+    assert list(traces["Pareto front"].y) == sorted(traces["Pareto front"].y)
+    assert view.best is not None
+    assert traces["result"].x[0] == view.best.measurement.latency_ms
+    assert view.best.record.policy.describe() in traces["result"].text[0]
+    notes = [note.text for note in figure.layout.annotations]
+    assert notes == ["target 0.29 ms", "allowed drop 1 pp"]
+    low, high = figure.layout.meta["everything"][1]
+    assert all(low <= y <= high for y in traces["proxy"].y)
+    json.loads(figure.to_json())
+
+
+def test_front_is_computed_when_the_run_was_cut(make_run: Callable[..., RunDirectory], tmp_path: Path) -> None:
+    cut = read_run(make_run(finished=False)).front
+    assert [p.record.number for p in cut] == [p.record.number for p in read_run(make_run()).front]
+
+
+def test_the_baseline_may_end_the_front_and_is_listed_once(finished: RunDirectory) -> None:
+    pareto = finished.read("pareto.json")
+    baseline = json.loads((finished.baseline / "record.json").read_text())
+    finished.write("pareto.json", {**pareto, "records": [*pareto["records"], baseline]})
+    view = read_run(finished)
+    assert view.front[-1].record.stage == "baseline"
+    page = render(view)
+    assert page.count('<tr class="base">') == 1
+    assert page.count("<td>baseline<td>") == 1
+
+
+def test_missing_plotly_names_the_extra(finished: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(_lazy, "import_module", missing)
+    with pytest.raises(MissingDependencyError, match=r"autocompress\[report\]"):
+        write_report(finished)
+    assert not finished.report_file.exists()
+
+
+def test_words() -> None:
+    assert signed_pp(0.01234) == "−1.23 pp"
+    assert signed_pp(-0.002) == "+0.20 pp"
+    assert signed_pp(0.00001) == "±0.00 pp"
+    assert sorted(["layer10", "layer2", "conv"], key=natural) == ["conv", "layer2", "layer10"]

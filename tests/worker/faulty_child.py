@@ -1,0 +1,63 @@
+"""The worker's child with one more engine, which fails in the way that the ONNX file's name says."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions, Runner
+from autocompress.errors import UnsupportedDtypeError
+from autocompress.worker import child
+
+
+class FaultyEngine(Engine):
+    name = "faulty"
+    suffix = ".faulty"
+    extra = "none"
+
+    def version(self) -> str:
+        return str(os.getpid())
+
+    def device(self) -> str:
+        """The modules of the child and its environment, for the test of what it imports."""
+        return json.dumps({"modules": sorted(sys.modules), "environment": dict(os.environ)})
+
+    def capabilities(self) -> Sequence[str]:
+        return ("fp32",)
+
+    def build(self, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:
+        how = onnx.stem
+        if how in ("SIGSEGV", "SIGKILL", "SIGABRT"):
+            os.kill(os.getpid(), signal.Signals[how])
+        if how == "exit":
+            print("the runtime gave up")
+            sys.stdout.flush()
+            os._exit(7)
+        if how == "hang":
+            time.sleep(1000)
+        if how == "hang_with_gil":
+            ctypes.PyDLL(None).sleep(1000)
+        if how == "unsupported":
+            raise UnsupportedDtypeError("no fp3 here; use fp32")
+        if how == "bug":
+            raise KeyError("no such thing")
+        if how == "noise":
+            print("printed by Python", flush=True)
+            os.write(1, b'{"id": 1, "result": "a lie"}\n')
+            ctypes.CDLL(None).puts(b"printed by C")
+        output.touch()
+        return EngineFile(self.name, output.with_suffix(self.suffix), options)
+
+    def open(self, file: EngineFile, threads: int | None = None) -> Runner:
+        raise NotImplementedError
+
+
+if __name__ == "__main__":
+    ENGINES["faulty"] = "__main__:FaultyEngine"
+    child.main(*sys.argv[1:2])
