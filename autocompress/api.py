@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Activities of the ledger, as `search --json` groups them. What no activity claims is overhead.
 _GROUPS = {
+    "load": ("load",),
     "profile": ("profile",),
     "proxy": ("proxy", "verify"),
     "build": ("export", "build"),
@@ -204,10 +205,12 @@ def search(
     resolved, path = _resolve(task, config, out, resume, sets, options)
     observer.stage("Loading the task")
     loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
+    loaded_at = time.monotonic()
     run = RunDirectory.create(path, resume=resume)
     run.write_config(resolved)
     with EngineWorker(log_file=run.path / "worker.log") as worker:
         session = SearchSession(loaded, resolved, run, worker, observer, started)
+        session.pipeline.ledger.add("load", loaded_at - started)
         try:
             best = session.execute()
             if best is None:

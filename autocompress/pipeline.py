@@ -31,7 +31,7 @@ from autocompress.errors import CompressionError, ConfigError, VerificationError
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import recalibrate
+from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.results import Measurement, TrialRecord, write_bytes
 from autocompress.run_directory import RunDirectory, write_artifact
 from autocompress.tasks.base import Task
@@ -115,7 +115,7 @@ class Pipeline:
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
             self.original = task.model()
-            self.base = rewrite(self.original)
+            self.base = rewrite(self.original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.inputs = task.example_inputs(config.batch_size)
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self._scores = self._score()
@@ -235,10 +235,12 @@ class Pipeline:
         with ledger.spend("apply"):
             model = apply_policy(self.base, policy, CompressionContext(self.task.example_inputs(2), self._scores))
         with ledger.spend("proxy"):
-            if not policy.is_structural_identity:
-                with quantization_mode(model, "off"):
-                    recalibrate(model, self.calibration())
-            calibrate(model, self.calibration())
+            dtype = fast_dtype()
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                if not policy.is_structural_identity:
+                    with quantization_mode(model, "off"):
+                        recalibrate(model, self.calibration())
+                calibrate(model, self.calibration())
         return model
 
     def build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
@@ -274,8 +276,8 @@ class Pipeline:
         inputs = self.data.reference.numpy()
         kinds = {"int8"} if policy.int8_layers else set()
         graph = EngineFile(self.engine, onnx, replace(file.options, dtype="fp32"))
-        _agree("the ONNX graph", expected, self.worker.infer(graph, inputs), {"fp32", *kinds}, onnx)
-        outputs = self.worker.infer(file, inputs)
+        _agree("the ONNX graph", expected, self.worker.infer(graph, inputs, threads=self._config.threads), {"fp32", *kinds}, onnx)
+        outputs = self.worker.infer(file, inputs, threads=self._config.threads)
         _agree("the engine", expected, outputs, {policy.dense_dtype, *kinds}, onnx)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 

@@ -22,6 +22,7 @@ from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 
 _BINS = 2048
+_SAMPLES = 2**17
 # Clipping thresholds tried, as fractions of the largest magnitude seen.
 _CLIPS = torch.linspace(0.3, 1.0, 57)
 
@@ -75,6 +76,8 @@ class ActivationQuantizer(nn.Module):
         self._lowest = min(self._lowest, float(x.min()))
         magnitude = x.abs().flatten()
         top = float(magnitude.max())
+        # Every k-th value is enough for the histogram, whose cost would otherwise be the calibration's.
+        magnitude = magnitude[:: max(1, magnitude.numel() // _SAMPLES)]
         if top > self._top:
             # Old counts move to the bins that their centres fall into under the wider range.
             if self._top > 0:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
 from autocompress.config import RecoveryConfig
-from autocompress.errors import CompressionError
+from autocompress.errors import CompressionError, ConfigError
 from autocompress.recovery.distillation import Teacher, distillation_loss
-from autocompress.recovery.recalibration import recalibrate
+from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.results import write_bytes
 from autocompress.tasks.base import Task
 
@@ -30,12 +30,6 @@ from autocompress.tasks.base import Task
 AUGMENTED_EPOCHS = 6
 _WARM_UP = 0.1
 _CLIP_NORM = 5.0
-
-
-def training_dtype() -> torch.dtype:
-    """Return what forward passes of training run in on this CPU: bfloat16 where the processor computes in it."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ def finetune(
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
-    dtype = training_dtype()
+    dtype = fast_dtype()
     steps = max(1, math.ceil(budget.epochs * max(1, task.train_size() // config.batch_size)))
     quantized = any(True for _ in quantized_layers(model))
     simulate = False
@@ -141,8 +135,13 @@ def finetune(
         if quantized and not simulate and fraction >= 1 - config.qat_fraction and fraction < 1:
             calibrate(model, _calibration(task, config))
             simulate = True
-        else:
+        elif fraction < 1 or losses:
             epoch += 1
+            if not losses:
+                raise ConfigError(
+                    f"Task {task.name!r} has {task.train_size()} training samples, fewer than one batch of "
+                    f"{config.batch_size}; lower recovery.batch_size."
+                )
         if checkpoint is not None and losses:
             _save(model, checkpoint, fraction, epoch)
     model.eval()

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 
+def fast_dtype() -> torch.dtype:
+    """Return what forward passes run in under autocast: bfloat16 where the processor computes in it, else float32."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimate every batch-norm's mean and variance over `batches` of inputs ``(N, ...)``; changes `model` in place.
 

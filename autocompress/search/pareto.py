@@ -11,6 +11,8 @@ from autocompress.units import Limit
 
 # Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
 DEFAULT_DROP = 0.01
+# A candidate that loses at most this much before any fine-tuning needs none.
+LOSSLESS_DROP = 0.0025
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def best_record(
 ) -> TrialRecord | None:
     """Return the record to offer, or None when nothing finished.
 
-    With a latency or size bound: the most accurate within it; where nothing is, the one closest to it. With a bound on
-    the drop alone, or none: the fastest within the drop. Nothing slower than the baseline is offered.
+    With a latency or size bound: the best of those within it (see `_rank`); where nothing is, the one closest to it.
+    With a bound on the drop alone, or none: the fastest within the drop.
     """
     done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
     if not done:
@@ -97,7 +99,7 @@ def best_record(
     if constraints.latency is not None or constraints.size_bytes is not None:
         inside = [r for r in done if constraints.within_budget(r)]
         if inside:
-            return max(inside, key=lambda r: (r.accuracy or 0.0, -(r.latency_ms or 0.0)))
+            return max(inside, key=lambda r: _rank(r, baseline))
         return min(done, key=lambda r: max(constraints.violations(r).values()))
     allowed = constraints.max_drop if constraints.max_drop is not None else DEFAULT_DROP
     floor = (baseline.accuracy or 0.0) - allowed
@@ -105,6 +107,22 @@ def best_record(
     if near:
         return min(near, key=lambda r: r.measurement.ratio if r.measurement else 1.0)
     return max(done, key=lambda r: r.accuracy or 0.0)
+
+
+def is_lossless(record: TrialRecord, baseline: TrialRecord) -> bool:
+    """Whether a candidate is as good as the baseline before any fine-tuning."""
+    return (baseline.accuracy or 0.0) - (record.accuracy or 0.0) <= LOSSLESS_DROP
+
+
+def _rank(record: TrialRecord, baseline: TrialRecord) -> tuple[bool, float, float]:
+    """Order candidates within the budget: lossless or fine-tuned ones first, then by accuracy, then by speed.
+
+    Accuracies before and after fine-tuning do not compare where the original weights were trained on the validation
+    data too, which is the rule with published weights: fine-tuning forgets what the network remembered of them, so its
+    validation accuracy falls while its test accuracy rises.
+    """
+    settled = record.stage == "recovered" or is_lossless(record, baseline)
+    return settled, record.accuracy or 0.0, -(record.latency_ms or 0.0)
 
 
 def finalists(

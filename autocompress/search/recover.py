@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, EngineError, VerificationError
 from autocompress.pipeline import Ledger, Pipeline, load_compressed
+from autocompress.recovery import fast_dtype
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune, training_dtype
+from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record
@@ -43,7 +44,7 @@ class Recovery:
     observer: Observer
 
     def __post_init__(self) -> None:
-        self._teacher = Teacher(self.pipeline.task.model(), training_dtype())
+        self._teacher = Teacher(self.pipeline.task.model(), fast_dtype())
 
     def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
         """Fine-tune and return the new records, in the order they finished.

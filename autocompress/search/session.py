@@ -23,7 +23,7 @@ from autocompress.recovery.distillation import distillation_loss
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search.observer import Observer
-from autocompress.search.pareto import Constraints, best_record, finalists, pareto_front
+from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
 from autocompress.search.recover import Recovery
 from autocompress.search.space import SearchSpace, load_space
 from autocompress.search.study import TrialLoop, open_study
@@ -101,13 +101,19 @@ class SearchSession:
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
         self.loop.run(self.config.n_trials, until, progress)
-        if recovery.enabled:
+        if recovery.enabled and not self._settled(baseline):
             proxies = list(self.loop.records.values())
             chosen = finalists(proxies, self.constraints, baseline, recovery.candidates)
             for record in Recovery(self.pipeline, recovery, self.constraints, self.observer).run(chosen, self.deadline):
                 self._improve(record)
         self._write_front()
         return self._best
+
+    def _settled(self, baseline: TrialRecord) -> bool:
+        """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""
+        bounded = self.constraints.latency is not None or self.constraints.size_bytes is not None
+        best = self._best
+        return bounded and best is not None and self.constraints.within_budget(best) and is_lossless(best, baseline)
 
     def _baseline(self) -> TrialRecord:
         self.observer.stage("Measuring the baseline")

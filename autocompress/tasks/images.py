@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -173,7 +173,7 @@ def _decode_tar(path: Path, preprocess: Preprocess) -> Iterator[_Found]:
                 bar.advance(member.offset_data - position)
                 position = member.offset_data
             # A cut inside a header looks like the end to `tarfile`; a whole archive ends with blocks of zeros.
-            if archive.fileobj is None or not _is_end(archive.fileobj, archive.offset):
+            if not _is_end(cast(IO[bytes], archive.fileobj), archive.offset):
                 raise tarfile.ReadError("it ends without the mark of its end")
     except _DAMAGED_TAR as error:
         raise ConfigError(

@@ -85,7 +85,9 @@ def torchvision_task(config: TaskConfig, name: str) -> Task:
     else:
         train, test, validation, classes, side = _data(Path(config.data).expanduser(), preprocess)
     if model is None:
-        model = _build(name, classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = _build(name, classes)
     found = _classes(model)
     if found != classes:
         raise ConfigError(

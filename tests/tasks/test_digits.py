@@ -9,6 +9,7 @@ import torch
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError
 from autocompress.tasks import Task, digits, load_task
+from autocompress.tasks.cache import cache_directory
 from autocompress.tasks.digits import DigitsNet, digits_data, train_digits
 from tests.tasks.contract import TaskContract, joined, same
 
@@ -16,20 +17,16 @@ pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the trained network: training takes ten seconds, so it happens once."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUTOCOMPRESS_CACHE", str(folder))
-        load_task(TaskConfig())
-    return folder
+def trained() -> Path:
+    """The trained network in the session's cache: training takes ten seconds, so it happens once for all tests."""
+    load_task(TaskConfig())
+    return next(cache_directory().glob("digits-*-seed0.safetensors"))
 
 
 @pytest.fixture
 def ready(trained: Path, cache: Path) -> Path:
     """This test's cache, with the trained network in it."""
-    shutil.copytree(trained, cache, dirs_exist_ok=True)
-    return next(cache.glob("*.safetensors"))
+    return Path(shutil.copy(trained, cache))
 
 
 @pytest.mark.usefixtures("ready")

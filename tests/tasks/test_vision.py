@@ -182,7 +182,7 @@ def test_what_is_missing_or_wrong_is_told(
 
 def test_other_classes_than_the_weights_are_told_with_both_numbers(weights: str, make_folder: MakeFolder) -> None:
     data = str(make_folder(classes=2, train=2, test=1))
-    with pytest.raises(ConfigError, match="have 2 classes but the model with weights .* tells 3 apart"):
+    with pytest.raises(ConfigError, match=r"have 2 classes but the model with weights .* tells 3 apart"):
         load(weights=weights, data=data)
 
 
