@@ -1,9 +1,11 @@
-"""The Python face: `search`, `open_run`, `benchmark` and the `Run` they give. The command line calls the same functions."""
+"""The Python face: `search`, `open_run`, `benchmark` and the `Run` they give. The command line calls the same."""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,9 @@ from autocompress.deploy.artifacts import input_shape, resolve
 from autocompress.deploy.manifest import Manifest
 from autocompress.deploy.package import deploy
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
+from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError
+from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError, nearest
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
 from autocompress.report.html import write_report
@@ -107,7 +110,17 @@ class Run:
             }
             for r in pareto_front(self.records)
         ]  # fmt: skip
-        columns = ["trial", "stage", "accuracy", "latency_ms", "latency_ratio", "size_bytes", "macs", "params", "policy"]
+        columns = [
+            "trial",
+            "stage",
+            "accuracy",
+            "latency_ms",
+            "latency_ratio",
+            "size_bytes",
+            "macs",
+            "params",
+            "policy",
+        ]
         return pd.DataFrame(rows, columns=columns)
 
     @property
@@ -199,18 +212,25 @@ def search(
     started = time.monotonic()
     from autocompress.search.observer import Observer
     from autocompress.search.session import SearchSession
+    from autocompress.search.space import load_space
     from autocompress.tasks import load_task
 
     observer = observer or Observer()
-    resolved, path = _resolve(task, config, out, resume, sets, options)
-    observer.stage("Loading the task")
-    loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
-    loaded_at = time.monotonic()
+    resolved, path = _resolve(task, config, out, resume=resume, sets=sets, options=options)
+    if resolved.engine not in ENGINES:
+        raise ConfigError(f"Unknown engine {resolved.engine!r}.{nearest(resolved.engine, ENGINES)}")
+    load_space(resolved.space)
     run = RunDirectory.create(path, resume=resume)
-    run.write_config(resolved)
     with EngineWorker(log_file=run.path / "worker.log") as worker:
-        session = SearchSession(loaded, resolved, run, worker, observer, started)
-        session.pipeline.ledger.add("load", loaded_at - started)
+        with _not_begun(run, fresh=not resume):
+            if not resume:
+                run.write_config(resolved)
+            observer.stage("Loading the task")
+            loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
+            loaded_at = time.monotonic()
+            session = SearchSession(loaded, resolved, run, worker, observer, started)
+            session.pipeline.ledger.add("load", loaded_at - started)
+        observer.opened(run.path)
         try:
             best = session.execute()
             if best is None:
@@ -227,10 +247,22 @@ def search(
     return result
 
 
+@contextmanager
+def _not_begun(run: RunDirectory, *, fresh: bool) -> Iterator[None]:
+    """Remove a new run's directory when the run cannot begin, so that the corrected command finds --out empty."""
+    try:
+        yield
+    except (ConfigError, UnavailableError):
+        if fresh:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
 def _resolve(
     task: Task | str | None,
     config: RunConfig | Path | str | None,
     out: Path | str | None,
+    *,
     resume: bool,
     sets: Sequence[str],
     options: Mapping[str, Any],
@@ -322,7 +354,8 @@ def _finish(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "path": str(file.path),
         },
         "constraints": {
-            "latency_ms": limits.latency_ms,
+            # A relative bound means the baseline of this very measurement, not of one an hour ago.
+            "latency_ms": None if limits.latency is None else limits.latency.resolve(measured.baseline_ms),
             "max_drop": limits.max_drop,
             "size_bytes": limits.size_bytes,
         },
@@ -387,8 +420,6 @@ def task_from(config: TaskConfig) -> Task:
 
 def devices() -> dict[str, Any]:
     """Return the device's fingerprint and, for every engine, its version, device and dtypes, or why it cannot run."""
-    from autocompress.engines import ENGINES
-
     found: dict[str, Any] = {}
     with EngineWorker() as worker:
         for name in ENGINES:
@@ -417,6 +448,6 @@ def shortfall(summary: Mapping[str, Any]) -> str:
         missed.append(f"{best['size_bytes']} bytes are more than the {limits['size_bytes']:.0f} allowed")
     said = "; ".join(missed) or "the measurement is too close to the target to be sure of it"
     return (
-        f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in {summary['run_dir']}/best. "
-        "Give it more --timeout with --resume, a wider --space, or a looser limit."
+        f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in "
+        f"{summary['run_dir']}/best. Give it more --timeout with --resume, a wider --space, or a looser limit."
     )

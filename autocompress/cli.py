@@ -1,4 +1,4 @@
-"""The command line: a thin face over `autocompress.api`. Data on stdout, progress on stderr, exit codes from `errors`."""
+"""The command line, a thin face over `autocompress.api`: data on stdout, progress on stderr, exit codes of `errors`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if click.get_current_context().find_root().params.get("debug"):
                 raise
             err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-            err.print(str(error), markup=False, highlight=False)
+            # Not wrapped: paths and commands in a message are there to be copied.
+            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            hint = " Everything finished is saved; the same command with --resume goes on."
-            err.print("Interrupted." + (hint if kwargs.get("is_search") or command.__name__ == "search" else ""))
+            err.print("Interrupted.", highlight=False)
             sys.exit(EXIT_INTERRUPTED)
 
     return run
@@ -47,36 +47,53 @@ def main(debug: bool) -> None:
     """Compress a trained PyTorch model for a latency budget, measured on the device it will run on."""
 
 
-@main.command()
+@main.command(short_help="Find the best compression within the limits.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
 @click.option("--target-latency", metavar="LIMIT", help="Such as 5ms, 800us or 0.5x of the uncompressed model.")
 @click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric, such as 1pp.")
 @click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
-@click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count.")
-@click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m.")
-@click.option("--sampler", help="tpe, nsga2, gp or random.")
+@click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count. Default 100.")
+@click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
+@click.option("--sampler", help="tpe (default), nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
-@click.option("--engine", help="openvino or onnxruntime.")
-@click.option("--threads", type=int, help="Threads of one inference call.")
-@click.option("--batch-size", type=int, help="Samples of one inference call.")
-@click.option("--space", help="A shipped search space or a YAML file.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory; runs/NAME by default.")
+@click.option("--engine", help="openvino (default) or onnxruntime.")
+@click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
+@click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
+@click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory, new or empty. Default runs/TASK-TIME."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file, such as task.data=DIR.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file, such as task.data=DIR."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
 @_plain_errors
 def search(
     run_file: Path | None, out: Path | None, resume: bool, sets: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
-    """Search for the best compression within the limits; fine-tune, verify and report it."""
+    r"""Search for the best compression within the limits; fine-tune, verify and report it.
+
+    RUN_FILE is YAML; options are laid over it. The result is in DIR/best whenever the search ends; exit code 3 says
+    that it misses a limit. Interrupted with Ctrl-C, it goes on with --out DIR --resume.
+
+    \b
+    autocompress search --task digits --target-latency 0.5x --timeout 5m
+    """
     from autocompress import api
     from autocompress.errors import NoFeasibleTrialError
     from autocompress.report.live import LiveObserver
 
     task = options.pop("task")
     with LiveObserver(err) as observer:
-        run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
+        try:
+            run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
+        except KeyboardInterrupt:
+            if observer.run is not None:
+                hint = f"Everything finished is saved. Go on with: autocompress search --out {observer.run} --resume"
+                err.print(hint, markup=False, highlight=False, soft_wrap=True)
+            raise
     summary = run.summary
     if as_json:
         click.echo(json.dumps(summary, indent=2))
@@ -98,7 +115,7 @@ def _print_run(directory: Any) -> None:
         out.print(f"Report: {directory.report_file}", highlight=False)
 
 
-@main.command()
+@main.command(short_help="Show the Pareto front of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the front as JSON.")
 @click.option("--html", is_flag=True, help="Write report.html anew and print its path.")
@@ -117,7 +134,7 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
         _print_run(directory)
 
 
-@main.command()
+@main.command(short_help="Package and verify the measured engine.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--trial", type=int, help="A trial of the front; the best result by default.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
@@ -138,7 +155,7 @@ def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
     out.print(f"Verified in a fresh process: {json.dumps(measured, default=str)}", highlight=False, style="dim")
 
 
-@main.command()
+@main.command(short_help="Time engines against each other, interleaved.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--engine", help="For bare ONNX files: openvino (default) or onnxruntime.")
 @click.option("--dtype", default="fp32", show_default=True, help="For bare ONNX files: fp32, bf16 or fp16.")
@@ -148,7 +165,14 @@ def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 @_plain_errors
 def benchmark(
-    files: tuple[Path, ...], engine: str | None, dtype: str, threads: int, batch_size: int, seconds: float, as_json: bool
+    files: tuple[Path, ...],
+    *,
+    engine: str | None,
+    dtype: str,
+    threads: int,
+    batch_size: int,
+    seconds: float,
+    as_json: bool,
 ) -> None:
     """Time FILES interleaved in one process: run or deployed directories, engine files, ONNX files.
 
@@ -170,7 +194,7 @@ def benchmark(
         out.print(benchmark_table(found, measured))
 
 
-@main.command()
+@main.command(short_help="List what can be compressed in a model.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
@@ -191,7 +215,7 @@ def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_j
             out.print(table)
 
 
-@main.command()
+@main.command(short_help="List engines, devices and dtypes here.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @_plain_errors
 def devices(as_json: bool) -> None:
@@ -206,7 +230,7 @@ def devices(as_json: bool) -> None:
         out.print(devices_table(found))
 
 
-@main.command()
+@main.command(short_help="Print versions and hardware as JSON.")
 @_plain_errors
 def env() -> None:
     """Print versions, processor and memory as JSON, for a bug report."""

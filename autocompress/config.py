@@ -36,7 +36,7 @@ class RecoveryConfig(_Section):
 
     enabled: bool = True
     candidates: int = Field(default=3, ge=1)
-    epochs: float = Field(default=12.0, gt=0)
+    epochs: float = Field(default=24.0, gt=0)
     share: float = Field(default=0.65, gt=0, lt=1)
     learning_rate: float = Field(default=0.05, gt=0)
     batch_size: int = Field(default=128, ge=2)

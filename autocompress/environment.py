@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from autocompress.errors import ConfigError
 
 # Distributions whose version can change a result; those that are not installed are left out.
 PACKAGES = (
@@ -57,23 +56,23 @@ CPU_FEATURES = (
     "bf16",
     "sve",
 )
+CPUINFO = Path("/proc/cpuinfo")
 # `nvidia-smi` answers in well under a second, and hangs when a driver is broken.
 _NVIDIA_SMI_SECONDS = 10.0
 
 
 def describe() -> dict[str, Any]:
     """Return what this process runs on, as JSON: versions, system, processor, memory and GPUs."""
-    model, features = _cpu()
     return {
         "python": platform.python_version(),
         "packages": package_versions(),
         "os": platform.platform(),
         "cpu": {
-            "model": model,
+            "model": cpu_name(),
             "architecture": platform.machine(),
             "logical": os.cpu_count() or 1,
             "allowed": allowed_cpus(),
-            "features": features,
+            "features": cpu_features(),
         },
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),
@@ -108,12 +107,9 @@ def seed_everything(seed: int) -> None:
 
 
 def cache_directory() -> Path:
-    """Return the folder for what can be made again, and make it.
+    """Return the folder for what can be made again; it may not exist yet.
 
     It is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else ``~/.cache/autocompress``.
-
-    Raises:
-        ConfigError: It cannot be made.
     """
     own, shared = os.environ.get("AUTOCOMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     if own:
@@ -123,28 +119,33 @@ def cache_directory() -> Path:
     else:
         # The XDG specification has relative paths ignored.
         folder = Path("~/.cache/autocompress").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The cache folder {folder} cannot be made: {error.strerror or error}. Set AUTOCOMPRESS_CACHE to another."
-        ) from error
     return folder
 
 
-def _cpu() -> tuple[str, list[str]]:
-    """Return the processor's name and which of `CPU_FEATURES` it has; none where the system does not tell."""
-    lines: dict[str, str] = {}
+def cpu_info() -> dict[str, str]:
+    """Return the first processor's entries of ``/proc/cpuinfo``; empty where there is none."""
+    found: dict[str, str] = {}
     try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        text = CPUINFO.read_text(errors="replace")
     except OSError:
-        text = ""
+        return found
     for line in text.splitlines():
         key, _, value = line.partition(":")
-        lines.setdefault(key.strip(), value.strip())
-    name = lines.get("model name") or lines.get("Model") or platform.processor() or platform.machine() or "unknown"
-    found = set((lines.get("flags") or lines.get("Features") or "").split())
-    return name, [f for f in CPU_FEATURES if f in found]
+        found.setdefault(key.strip(), value.strip())
+    return found
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    info = cpu_info()
+    return info.get("model name") or info.get("Model") or platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_features() -> list[str]:
+    """Return which of `CPU_FEATURES` the processor has; none where the system does not tell."""
+    info = cpu_info()
+    found = set((info.get("flags") or info.get("Features") or "").split())
+    return [feature for feature in CPU_FEATURES if feature in found]
 
 
 def _gpus() -> list[dict[str, str]]:

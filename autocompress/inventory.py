@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from autocompress.errors import CompressionError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
                 positions = output[0].numel() // module.out_features
                 own = module.in_features * module.out_features * positions
             else:
-                own = output[0].numel() * module.weight[0].numel()  # type: ignore[index,union-attr]
+                own = output[0].numel() * module.weight[0].numel()  # type: ignore[index]
             macs[name] = macs.get(name, 0) + int(own)
 
         return hook
@@ -134,8 +135,9 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     try:
         with torch.no_grad():
             output = model(inputs)
-    except Exception as error:  # noqa: BLE001 - whatever the user's forward raises
-        raise CompressionError(f"The model does not run on its example inputs {tuple(inputs.shape)}: {error}") from error
+    except Exception as error:  # whatever the user's forward raises
+        shape = tuple(inputs.shape)
+        raise CompressionError(f"The model does not run on its example inputs {shape}: {error}") from error
     if not isinstance(output, Tensor):
         raise CompressionError(f"The model must return one tensor; it returned {type(output).__name__}.")
     skipped: dict[str, str] = {}
@@ -170,7 +172,8 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
             continue
         owners[id(weight)] = name
         if isinstance(module, nn.Linear):
-            kind, kernel, ins, outs = "linear", (), module.in_features, module.out_features
+            kind, ins, outs = "linear", module.in_features, module.out_features
+            kernel: tuple[int, ...] = ()
         else:
             kernel, ins, outs = tuple(module.kernel_size), module.in_channels, module.out_channels
             if module.groups == 1:
@@ -195,10 +198,10 @@ def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(model, inputs[:1], verbose=False)
-    except Exception as error:  # noqa: BLE001 - the library raises whatever it meets
+    except Exception as error:  # the library raises whatever it meets
         raise CompressionError(f"Channel coupling cannot be traced: {type(error).__name__}: {error}") from error
     finally:
         for parameter in frozen:
@@ -211,9 +214,7 @@ def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int
     return graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, idxs=list(channels))
 
 
-def _groups(
-    model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipped: dict[str, str]
-) -> dict[str, Group]:
+def _groups(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipped: dict[str, str]) -> dict[str, Group]:
     try:
         graph = dependency_graph(model, inputs)
     except CompressionError as error:
@@ -231,7 +232,9 @@ def _groups(
         except Exception as error:  # noqa: BLE001 - one group that cannot be traced is left alone, and named
             skipped[name] = f"its channel coupling cannot be traced ({type(error).__name__}: {error})"
             continue
-        producers, consumers, foreign = set(), set(), set()
+        producers: set[str] = set()
+        consumers: set[str] = set()
+        foreign: set[str] = set()
         for dependency, _ in traced:
             target = names.get(dependency.target.module)
             if target is None:
@@ -239,14 +242,14 @@ def _groups(
             is_output = graph.is_out_channel_pruning_fn(dependency.handler)
             if target in layers:
                 (producers if is_output else consumers).add(target)
-            elif not isinstance(dependency.target.module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
+            elif not isinstance(dependency.target.module, NORMS):
                 foreign.add(target)
         # A depthwise layer's input axis is its output axis: it is a member, not a consumer.
-        consumers -= producers
+        consumers = {c for c in consumers if c not in producers or layers[c].kind != "depthwise"}
         seen |= producers
         members = sorted(producers, key=order.__getitem__)
         group = Group(members[0], layer.out_channels, tuple(members), tuple(sorted(consumers, key=order.__getitem__)))
-        if not consumers:
+        if not consumers - producers:
             skipped.setdefault(f"{group.name} (channels)", "its channels are the model's output")
         elif foreign:
             skipped.setdefault(f"{group.name} (channels)", f"coupled to {', '.join(sorted(foreign))}")
@@ -255,9 +258,7 @@ def _groups(
     return _believed(model, inputs, groups, skipped)
 
 
-def _believed(
-    model: nn.Module, inputs: Tensor, groups: dict[str, Group], skipped: dict[str, str]
-) -> dict[str, Group]:
+def _believed(model: nn.Module, inputs: Tensor, groups: dict[str, Group], skipped: dict[str, str]) -> dict[str, Group]:
     """Keep the groups whose pruning leaves a model that runs: all at once, then by halves where that breaks."""
     good: dict[str, Group] = {}
     pending = [list(groups.values())]
@@ -297,16 +298,19 @@ def _trial_prune(model: nn.Module, inputs: Tensor, groups: Sequence[Group]) -> s
 
 def _blocks(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer]) -> Iterator[Block]:
     shapes = _shapes(model, inputs)
-    found: list[str] = []
+    found: list[Block] = []
     for name, module in model.named_modules():
         inside = tuple(n for n in layers if n.startswith(f"{name}."))
-        if not name or not inside or any(name.startswith(f"{outer}.") for outer in found):
+        if not name or not inside:
             continue
         before, after, calls = shapes.get(name, (None, None, 0))
         if calls != 1 or before is None or before != after or not _is_identity_residual(module):
             continue
-        found.append(name)
-        yield Block(name, inside)
+        found.append(Block(name, inside))
+    # A chain of residual blocks is one itself: the innermost are offered.
+    for block in found:
+        if not any(other.name.startswith(f"{block.name}.") for other in found):
+            yield block
 
 
 def _shapes(model: nn.Module, inputs: Tensor) -> dict[str, tuple[torch.Size | None, torch.Size | None, int]]:

@@ -115,7 +115,7 @@ class Pipeline:
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
             self.original = task.model()
-            self.base = rewrite(self.original).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.base = rewrite(self.original).to(memory_format=torch.channels_last)
             self.inputs = task.example_inputs(config.batch_size)
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self._scores = self._score()
@@ -205,7 +205,8 @@ class Pipeline:
             measurement = self.worker.measure([file], self._latency_inputs(), Protocol())[0]
         self.baseline = TrialRecord(
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
-            size_bytes=file.size_bytes, macs=self.inventory.macs, params=sum(p.numel() for p in self.original.parameters()),
+            size_bytes=file.size_bytes, macs=self.inventory.macs,
+            params=sum(p.numel() for p in self.original.parameters()),
             seconds=dict(ledger.seconds), artifact="baseline",
         )  # fmt: skip
         self._baseline_file = file
@@ -268,15 +269,19 @@ class Pipeline:
             self._verify(model, policy, onnx, file, folder)
         return file
 
-    def _verify(
-        self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path
-    ) -> None:
+    def _verify(self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path) -> None:
         with torch.no_grad():
             expected = model(self.data.reference).float().numpy()
         inputs = self.data.reference.numpy()
         kinds = {"int8"} if policy.int8_layers else set()
         graph = EngineFile(self.engine, onnx, replace(file.options, dtype="fp32"))
-        _agree("the ONNX graph", expected, self.worker.infer(graph, inputs, threads=self._config.threads), {"fp32", *kinds}, onnx)
+        _agree(
+            "the ONNX graph",
+            expected,
+            self.worker.infer(graph, inputs, threads=self._config.threads),
+            {"fp32", *kinds},
+            onnx,
+        )
         outputs = self.worker.infer(file, inputs, threads=self._config.threads)
         _agree("the engine", expected, outputs, {policy.dense_dtype, *kinds}, onnx)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))

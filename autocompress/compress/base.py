@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 
 
@@ -24,6 +25,18 @@ class CompressionContext:
 
     inputs: Tensor
     channel_scores: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def check_names(names: Iterable[str], model: nn.Module, policy: CompressionPolicy) -> None:
+    """Check that the model has every module named, those inside removed blocks excepted.
+
+    Raises:
+        CompressionError: It has not; names the first.
+    """
+    present = {name for name, _ in model.named_modules()}
+    for name in names:
+        if name not in present and not any(name.startswith(f"{block}.") for block in policy.removed_blocks):
+            raise CompressionError(f"The policy names {name!r}, which the model does not have.")
 
 
 class Transform(abc.ABC):

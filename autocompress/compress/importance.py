@@ -8,18 +8,20 @@ Scores are summed over all layers that a channel touches, producers and consumer
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.inventory import Inventory, dependency_graph, output_group
 
-IMPORTANCES = {
-    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-    "taylor": lambda: tp.importance.GroupTaylorImportance(),
-    "random": lambda: tp.importance.RandomImportance(),
+IMPORTANCES: dict[str, Callable[[], Any]] = {
+    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
+    "taylor": lambda: tp.importance.GroupTaylorImportance(normalizer=None),
+    "random": tp.importance.RandomImportance,
 }
 
 
@@ -37,7 +39,13 @@ def score_channels(
 
     Returns:
         Group name to scores ``(C,)``, normalised to mean 1 so that groups compare.
+
+    Raises:
+        ConfigError: Unknown `method`.
+        CompressionError: ``taylor`` got no gradient of some layer.
     """
+    if method not in IMPORTANCES:
+        raise ConfigError(f"Unknown importance {method!r}.{nearest(method, IMPORTANCES)}")
     if method == "taylor":
         model.zero_grad(set_to_none=True)
         for loss in losses:
@@ -45,6 +53,8 @@ def score_channels(
     gradients = {name: p.grad for name, p in model.named_parameters()}
     scored = copy.deepcopy(model)
     model.zero_grad(set_to_none=True)
+    if method == "taylor":
+        _check_gradients(inventory, gradients)
     graph = dependency_graph(scored, inputs)
     for name, parameter in scored.named_parameters():
         parameter.grad = gradients[name]
@@ -54,3 +64,13 @@ def score_channels(
         raw = importance(output_group(graph, scored, name, range(group.channels))).detach().float()
         scores[name] = raw / raw.mean().clamp_min(torch.finfo(torch.float32).tiny)
     return scores
+
+
+def _check_gradients(inventory: Inventory, gradients: Mapping[str, Tensor | None]) -> None:
+    for group in inventory.groups.values():
+        for name in (*group.producers, *group.consumers):
+            if gradients.get(f"{name}.weight") is None:
+                raise CompressionError(
+                    f"Importance 'taylor' needs the gradient of {name!r}, which the losses do not give: there were no "
+                    "training batches, or its weight is frozen. Use 'magnitude'."
+                )

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.base import CompressionContext, Transform
+from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 
@@ -21,6 +21,8 @@ RANK_STEP = 8
 
 def rank_at(full: int, ratio: float) -> int:
     """Return the rank kept of `full` at `ratio`: a multiple of `RANK_STEP` where there is room, at least one."""
+    if ratio >= 1:
+        return full
     if full <= RANK_STEP:
         return max(1, round(full * ratio))
     return min(full, max(RANK_STEP, round(full * ratio / RANK_STEP) * RANK_STEP))
@@ -43,7 +45,9 @@ class LowRank(Transform):
     def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
         """See `Transform.apply`."""
         modules = dict(model.named_modules())
-        wanted = {n: p.rank_ratio for n, p in policy.layers.items() if p.rank_ratio < 1 and n in modules}
+        ratios = {n: p.rank_ratio for n, p in policy.layers.items() if p.rank_ratio < 1}
+        check_names(ratios, model, policy)
+        wanted = {n: ratio for n, ratio in ratios.items() if n in modules}
         if not wanted:
             return model
         model = copy.deepcopy(model)
@@ -92,8 +96,8 @@ def _svd_pointwise(layer: nn.Conv2d, rank: int) -> nn.Sequential:
     a, b = _split(layer.weight[:, :, 0, 0], rank)
     # The stride goes to the first factor, so that the second works on the small map.
     first = nn.Conv2d(
-        layer.in_channels, rank, 1, stride=layer.stride, padding=layer.padding, padding_mode=layer.padding_mode,
-        bias=False,
+        layer.in_channels, rank, 1, stride=_pair(layer.stride), padding=_padding(layer),
+        padding_mode=layer.padding_mode, bias=False,
     )  # fmt: skip
     second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
     first.weight.copy_(b[:, :, None, None])
@@ -103,9 +107,18 @@ def _svd_pointwise(layer: nn.Conv2d, rank: int) -> nn.Sequential:
     return nn.Sequential(first, second)
 
 
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
+
+
+def _padding(layer: nn.Conv2d) -> str | tuple[int, int]:
+    return layer.padding if isinstance(layer.padding, str) else _pair(layer.padding)
+
+
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """Return the `rank` leading left singular vectors ``(rows, rank)``, from the Gram matrix: rows are few."""
-    _, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    vectors: Tensor = torch.linalg.eigh(matrix @ matrix.T)[1]
     return vectors[:, -rank:].flip(1)
 
 
@@ -117,8 +130,8 @@ def _tucker2(layer: nn.Conv2d, rank_in: int, rank_out: int) -> nn.Sequential:
     core = torch.einsum("oihw,or,is->rshw", weight, u, v)
     first = nn.Conv2d(layer.in_channels, rank_in, 1, bias=False)
     middle = nn.Conv2d(
-        rank_in, rank_out, layer.kernel_size, stride=layer.stride, padding=layer.padding,
-        dilation=layer.dilation, padding_mode=layer.padding_mode, bias=False,
+        rank_in, rank_out, _pair(layer.kernel_size), stride=_pair(layer.stride), padding=_padding(layer),
+        dilation=_pair(layer.dilation), padding_mode=layer.padding_mode, bias=False,
     )  # fmt: skip
     last = nn.Conv2d(rank_out, layer.out_channels, 1, bias=layer.bias is not None)
     first.weight.copy_(v.T[:, :, None, None])

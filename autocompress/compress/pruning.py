@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.base import CompressionContext, Transform
+from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
-from autocompress.inventory import dependency_graph, output_group
+from autocompress.inventory import CONVOLUTIONS, dependency_graph, output_group
 from autocompress.policy import CompressionPolicy
 
 
@@ -24,17 +24,17 @@ class ChannelPruning(Transform):
         """See `Transform.apply`."""
         present = dict(model.named_modules())
         wanted = {name: ratio for name, ratio in policy.pruning.items() if name in present}
-        missing = [n for n in policy.pruning if n not in present and not _inside(n, policy.removed_blocks)]
-        if missing:
-            raise CompressionError(f"The policy prunes group {missing[0]!r}, which the model does not have.")
+        check_names(policy.pruning, model, policy)
+        for name in wanted:
+            if not isinstance(present[name], (*CONVOLUTIONS, nn.Linear)):
+                kind = type(present[name]).__name__
+                raise CompressionError(f"The policy prunes group {name!r}, which is a {kind} and leads no group.")
         if not wanted:
             return model
         model = copy.deepcopy(model)
         graph = dependency_graph(model, context.inputs)
         for name, ratio in wanted.items():
-            weight = model.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
-            removed = _least_important(weight.shape[0], ratio, context.channel_scores.get(name))
+            removed = _least_important(_width(model.get_submodule(name)), ratio, context.channel_scores.get(name))
             group = output_group(graph, model, name, removed)
             if not removed:
                 continue
@@ -42,6 +42,10 @@ class ChannelPruning(Transform):
                 raise CompressionError(f"pruning_ratio {ratio} of group {name!r} would leave no channel.")
             group.prune()
         return model
+
+
+def _width(layer: nn.Module) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
 def kept_channels(channels: int, ratio: float) -> int:
@@ -56,7 +60,3 @@ def _least_important(channels: int, ratio: float, scores: Tensor | None) -> list
     if scores.shape != (channels,):
         raise CompressionError(f"Importance has {scores.numel()} entries for {channels} channels.")
     return sorted(int(i) for i in torch.argsort(scores, stable=True)[:removed])
-
-
-def _inside(name: str, blocks: tuple[str, ...]) -> bool:
-    return any(name.startswith(f"{block}.") for block in blocks)

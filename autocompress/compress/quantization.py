@@ -9,6 +9,7 @@ MSE clipping). Gradients pass straight through. The Q/DQ that `engines.qdq` writ
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compress.base import CompressionContext, Transform
+from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 
@@ -76,6 +77,9 @@ class ActivationQuantizer(nn.Module):
         self._lowest = min(self._lowest, float(x.min()))
         magnitude = x.abs().flatten()
         top = float(magnitude.max())
+        if not math.isfinite(top + self._top):
+            self._top = math.inf
+            return
         # Every k-th value is enough for the histogram, whose cost would otherwise be the calibration's.
         magnitude = magnitude[:: max(1, magnitude.numel() // _SAMPLES)]
         if top > self._top:
@@ -91,12 +95,13 @@ class ActivationQuantizer(nn.Module):
         """Set `scale` and `signed` from what was observed, and start quantizing.
 
         Raises:
-            CompressionError: Nothing but zeros or non-finite values was seen.
+            CompressionError: Nothing but zeros was seen, or a value that is not finite.
         """
-        if not 0 < self._top < float("inf"):
+        if not 0 < self._top < math.inf:
+            seen = "nothing but zeros" if self._top == 0 else "a NaN or an infinite value"
             raise CompressionError(
-                f"Calibration saw {'only zeros' if self._top == 0 else 'non-finite values'} at the input of {name!r}, "
-                "so it cannot be quantized to int8; check the calibration data."
+                f"Calibration saw {seen} at the input of {name!r}, so it cannot be quantized to int8; check the "
+                "calibration data."
             )
         negative = self._lowest < 0
         levels = 127 if negative else 255
@@ -107,6 +112,10 @@ class ActivationQuantizer(nn.Module):
         self.scale.fill_(float(scales[errors.argmin()]))
         self.signed.fill_(negative)
         self.mode = "quantize"
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was observed, by a calibration that failed perhaps."""
         self._histogram, self._top, self._lowest = torch.zeros(_BINS), 0.0, 0.0
 
 
@@ -117,7 +126,8 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
     """Return `weight` ``(out, ...)`` rounded to int8 steps per output channel."""
     scale = weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -127, 127)
+    rounded: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -127, 127)
+    return rounded
 
 
 class QuantConv2d(nn.Conv2d):
@@ -129,7 +139,8 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, C', H', W')``."""
         weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
-        return self._conv_forward(self.input_quantizer(input), weight, self.bias)
+        output: Tensor = self._conv_forward(self.input_quantizer(input), weight, self.bias)
+        return output
 
 
 class QuantLinear(nn.Linear):
@@ -155,6 +166,7 @@ class Quantization(Transform):
 
     def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
         """See `Transform.apply`."""
+        check_names(policy.int8_layers, model, policy)
         wanted = set(policy.int8_layers)
         names = [n for n, m in model.named_modules() if type(m) in _QUANTIZED and _named(n, wanted)]
         if not names:
@@ -163,6 +175,7 @@ class Quantization(Transform):
         for name in names:
             layer = model.get_submodule(name)
             layer.__class__ = _QUANTIZED[type(layer)]
+            assert isinstance(layer, (QuantConv2d, QuantLinear))
             layer.input_quantizer = ActivationQuantizer()
             layer.simulate = True
         return model
@@ -207,11 +220,13 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every activation range from `batches` of inputs ``(N, ...)``, streamed; changes `model` in place.
 
     Raises:
-        CompressionError: A layer saw only zeros or non-finite values, or there was no data.
+        CompressionError: A layer saw only zeros, a value that is not finite, or no data.
     """
     layers = list(quantized_layers(model))
     if not layers:
         return
+    for _, layer in layers:
+        layer.input_quantizer.forget()
     model.eval()
     with quantization_mode(model, "observe"), torch.no_grad():
         for inputs in batches:

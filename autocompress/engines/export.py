@@ -1,7 +1,7 @@
 """A torch model as an ONNX file. The one module of this package that imports torch; never loaded in the worker.
 
-Exported in eval mode with a fixed batch, one opset for every engine, batch-norm folded into convolutions. Each node that
-computes a layer can be found by the layer's name afterwards (`layer_nodes`), which is what Q/DQ placement goes by.
+Exported in eval mode with a fixed batch, one opset for every engine, batch-norm folded into convolutions. Each node
+that computes a layer can be found by the layer's name afterwards (`layer_nodes`), which is what Q/DQ placement goes by.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -28,7 +28,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @contextmanager
-def _quiet() -> Iterable[None]:  # type: ignore[misc]
+def _quiet() -> Iterator[None]:
     """Silence the exporter, which prints its progress and warns of its own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -52,7 +52,7 @@ def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
                 model, (inputs,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
                 verbose=False,
             )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - the exporter raises whatever the model's forward provokes
+    except Exception as error:  # the exporter raises whatever the model's forward provokes
         raise ExportError(_explain(error)) from error
     assert program is not None
     return program.model

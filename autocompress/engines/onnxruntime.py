@@ -7,7 +7,6 @@ and saves a millisecond of load time. Must not import torch; onnx is imported on
 
 from __future__ import annotations
 
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from autocompress._lazy import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
+from autocompress.environment import cpu_name
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -56,12 +56,7 @@ class ONNXRuntimeEngine(Engine):
     def device(self) -> str:
         """Return the processor's name."""
         _runtime()
-        try:
-            lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return names[0] if names else platform.processor() or platform.machine()
+        return cpu_name()
 
     def capabilities(self) -> Sequence[str]:
         """Return fp32 and int8, the dtypes the provider has kernels for."""

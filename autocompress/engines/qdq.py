@@ -36,7 +36,7 @@ class PlacementRules:
 
     Attributes:
         hoist: Ops that a pair moves above: rounding commutes with them exactly, and the op then runs on int8.
-        int32_bias: Whether biases are stored as int32 with the scale of the accumulator, which the engine's fusion needs.
+        int32_bias: Whether biases are stored as int32 with the scale of the accumulator, as the engine's fusion needs.
         signed_only: Whether activations must be int8, never uint8.
     """
 
@@ -44,6 +44,9 @@ class PlacementRules:
     int32_bias: bool
     signed_only: bool
 
+
+# Smallest step of a channel as a share of the layer's largest. OpenVINO multiplies and divides by steps in fp32.
+_SMALLEST_STEP = 1e-4
 
 _MONOTONE = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
@@ -70,12 +73,19 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
     pairs: dict[tuple[str, float, bool], ir.Value] = {}
     for name, quantization in layers.items():
         node = nodes[name]
-        if rules.signed_only and not quantization.signed:
-            quantization = InputQuantization(quantization.scale * 255 / 127, signed=True)
-        weight_scale = _quantize_weight(model.graph, node, name)
-        _quantize_input(model.graph, node, quantization, rules, pairs)
-        if rules.int32_bias and len(node.inputs) > 2 and node.inputs[2] is not None:
-            _quantize_bias(model.graph, node, name, weight_scale * quantization.scale)
+        codes = quantization
+        if rules.signed_only and not codes.signed:
+            codes = InputQuantization(codes.scale * 255 / 127, signed=True)
+        bias = node.inputs[2] if rules.int32_bias and len(node.inputs) > 2 else None
+        smallest: NDArray[np.float32] = np.zeros(1, np.float32)
+        if bias is not None:
+            # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
+            room = codes.scale * 2**30
+            smallest = (np.abs(_array(bias, f"bias of {name!r}")) / room).astype(np.float32)
+        weight_scale = _quantize_weight(model.graph, node, name, smallest)
+        _quantize_input(model.graph, node, codes, rules, pairs)
+        if bias is not None:
+            _quantize_bias(model.graph, node, name, weight_scale * codes.scale)
     model.graph.sort()
 
 
@@ -93,15 +103,17 @@ def _array(value: ir.Value, what: str) -> NDArray[np.float32]:
     return np.asarray(value.const_value.numpy(), np.float32)
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str) -> NDArray[np.float32]:
-    """Store the weight as int8; return its scale per output channel ``(out,)``."""
+def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str, smallest: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Store the weight as int8; return its scale per output channel ``(out,)``, at least `smallest`."""
     value = node.inputs[1]
     assert value is not None
     weight = _array(value, f"weight of {name!r}")
     axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _transposed(node)) else 0
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = (np.abs(weight).max(axis=others) / 127).astype(np.float32)
-    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    scale: NDArray[np.float32] = (np.abs(weight).max(axis=others) / 127).astype(np.float32)
+    # Channels that are (all but) zero get a step that runtimes can still invert, far below what the others resolve.
+    least = max(float(scale.max()) * _SMALLEST_STEP, float(np.finfo(np.float32).eps))
+    scale = np.maximum(scale, np.maximum(smallest, least)).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
     codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)

@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from autocompress.environment import CPU_FEATURES
+from autocompress import environment
 
-_CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 # Trade marks and clocks that say nothing a folder name needs.
 _NOISE = re.compile(r"\(r\)|\(tm\)|\bcpu\b|\bprocessor\b|@.*$|\b\d+-core\b", re.IGNORECASE)
@@ -26,16 +25,15 @@ def device_fingerprint() -> dict[str, Any]:
     over these. ``slug`` is for folder names: readable, stable, ending in six digits of the hash. ``governor`` (None
     where the system does not tell) can change and is in neither.
     """
-    info = _cpuinfo()
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    info = environment.cpu_info()
     identity: dict[str, Any] = {
-        "cpu": info.get("model name") or info.get("Model") or platform.processor() or platform.machine() or "unknown",
+        "cpu": environment.cpu_name(),
         "vendor": info.get("vendor_id") or info.get("CPU implementer") or "",
         "family": info.get("cpu family") or info.get("CPU architecture") or "",
         "model": info.get("model") or info.get("CPU part") or "",
         "stepping": info.get("stepping") or info.get("CPU revision") or "",
         "cores": os.cpu_count() or 1,
-        "features": [feature for feature in CPU_FEATURES if feature in flags],
+        "features": environment.cpu_features(),
         "machine": platform.machine(),
         "system": platform.system(),
     }
@@ -54,12 +52,3 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return the first processor's entries of ``/proc/cpuinfo``; empty where there is none."""
-    found: dict[str, str] = {}
-    for line in _read(_CPUINFO).splitlines():
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-    return found

@@ -15,7 +15,7 @@ _CACHE_BYTES = 512 * 2**20
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the KL divergence of the softened outputs ``(N, classes)``, scaled by temperature squared; lower is closer."""
+    """Return the KL divergence of the softened outputs ``(N, classes)``, times temperature squared; lower is closer."""
     return temperature**2 * F.kl_div(
         F.log_softmax(student / temperature, 1),
         F.log_softmax(teacher / temperature, 1),
@@ -33,7 +33,7 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._dtype = dtype
         self._outputs: dict[tuple[int, int], Tensor] = {}
         self._bytes = 0

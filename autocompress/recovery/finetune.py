@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from autocompress.errors import CompressionError, ConfigError
 from autocompress.recovery.distillation import Teacher, distillation_loss
 from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.results import write_bytes
-from autocompress.tasks.base import Task
+from autocompress.tasks.base import Batch, Task
 
 # Augmented epochs are repeated after this many, so that the teacher's outputs are computed once for each.
 AUGMENTED_EPOCHS = 6
@@ -95,7 +95,7 @@ def finetune(
     """
     start = time.monotonic()
     done, epoch = _resume(model, checkpoint)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
@@ -117,7 +117,7 @@ def finetune(
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * learning_rate_factor(fraction)
-                loss = _loss(model, teacher, task, config, inputs, targets, dtype, number, index)
+                loss = _loss(model, teacher, task, config, (inputs, targets), dtype=dtype, epoch=number, index=index)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
@@ -131,6 +131,8 @@ def finetune(
                 step += 1
                 if step % 10 == 0:
                     progress(fraction, f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+        if step >= steps:
+            fraction = 1.0
         running = sum(losses) / len(losses) if losses else running
         if quantized and not simulate and fraction >= 1 - config.qat_fraction and fraction < 1:
             calibrate(model, _calibration(task, config))
@@ -146,7 +148,8 @@ def finetune(
             _save(model, checkpoint, fraction, epoch)
     model.eval()
     if quantized and not simulate:
-        recalibrate(model, _calibration(task, config))
+        with quantization_mode(model, "off"):
+            recalibrate(model, _calibration(task, config))
         calibrate(model, _calibration(task, config))
     progress(1.0, "")
     return FinetuneReport(epochs=step / steps * budget.epochs, seconds=time.monotonic() - start, loss=running)
@@ -157,12 +160,13 @@ def _loss(
     teacher: Teacher,
     task: Task,
     config: RecoveryConfig,
-    inputs: Tensor,
-    targets: Tensor,
+    batch: Batch,
+    *,
     dtype: torch.dtype,
     epoch: int,
     index: int,
 ) -> Tensor:
+    inputs, targets = batch
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     wanted = teacher.outputs(inputs, epoch, index)
@@ -174,7 +178,7 @@ def _loss(
     return config.alpha * soft + (1 - config.alpha) * task.loss(outputs, targets)
 
 
-def _calibration(task: Task, config: RecoveryConfig):  # type: ignore[no-untyped-def]
+def _calibration(task: Task, config: RecoveryConfig) -> Iterator[Tensor]:
     return task.calibration(config.batch_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +15,14 @@ from autocompress.search.observer import Observer
 
 
 class LiveObserver(Observer):
-    """Draw progress on a console (stderr); plain lines where it is no terminal. A context manager."""
+    """Draw progress on a console (stderr); plain lines where it is no terminal. A context manager.
+
+    Attributes:
+        run: The run directory, once it is there.
+    """
 
     def __init__(self, console: Console) -> None:
+        self.run: Path | None = None
         self._console = console
         self._bars = Progress(
             SpinnerColumn(),
@@ -41,6 +47,11 @@ class LiveObserver(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+    def opened(self, run: Path) -> None:
+        """See `Observer.opened`."""
+        self.run = run
+        self._say(f"Run directory: {run}")
 
     def stage(self, text: str) -> None:
         """See `Observer.stage`."""

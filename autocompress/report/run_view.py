@@ -179,10 +179,6 @@ def read_run(run: RunDirectory) -> RunView:
     summary = _document(run.path / "summary.json")
     baseline = Point.of(_record(run.baseline))
     records = run.records()
-    if baseline is not None:
-        # The search may also log the uncompressed model as a trial.
-        untouched = baseline.record.policy
-        records = {n: r for n, r in records.items() if n != baseline.record.number or r.policy != untouched}
     points = {n: p for n, r in sorted(records.items()) if (p := Point.of(r)) is not None}
     listed = _document(run.path / "pareto.json").get("records") if summary else None
     front = (Point.of(TrialRecord.from_dict(data)) for data in listed or ())

@@ -175,11 +175,21 @@ def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
     `inventory` is the plain form of `autocompress.inventory.Inventory`.
     """
     layers = _table(f"Layers: {inventory['macs']:,} MACs, {inventory['params']:,} parameters")
-    for name, justify in (("layer", "left"), ("kind", "left"), ("channels", "right"), ("MACs", "right"), ("params", "right")):
+    for name, justify in (
+        ("layer", "left"),
+        ("kind", "left"),
+        ("channels", "right"),
+        ("MACs", "right"),
+        ("params", "right"),
+    ):
         layers.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for layer in inventory["layers"].values():
         kernel = "x".join(map(str, layer["kernel"]))
-        cells = [layer["name"], f"{layer['kind']} {kernel}".strip(), f"{layer['in_channels']} → {layer['out_channels']}"]
+        cells = [
+            layer["name"],
+            f"{layer['kind']} {kernel}".strip(),
+            f"{layer['in_channels']} → {layer['out_channels']}",
+        ]
         layers.add_row(*(Text(c) for c in (*cells, f"{layer['macs']:,}", f"{layer['params']:,}")))
     groups = _table("Groups: channels that can only be pruned together")
     for name in ("group", "channels", "produced by", "used by"):

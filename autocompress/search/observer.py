@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from autocompress.results import TrialRecord
 
 
 class Observer:
     """Receive progress; every method may be overridden and does nothing by default."""
+
+    def opened(self, run: Path) -> None:
+        """The run directory is there; an interrupted search is resumed from it."""
 
     def stage(self, text: str) -> None:
         """A new stage begins: ``"Measuring the baseline"``."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autocompress.config import RunConfig
+from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement, TrialRecord
 from autocompress.units import Limit
 
@@ -85,9 +86,7 @@ def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return front
 
 
-def best_record(
-    records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord
-) -> TrialRecord | None:
+def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord) -> TrialRecord | None:
     """Return the record to offer, or None when nothing finished.
 
     With a latency or size bound: the best of those within it (see `_rank`); where nothing is, the one closest to it.
@@ -143,7 +142,8 @@ def finalists(
         return sorted(done, key=lambda r: max(constraints.violations(r).values()))[:1]
     by_accuracy = sorted(inside, key=lambda r: -(r.accuracy or 0.0))
     by_capacity = sorted(by_accuracy[: max(count, len(inside) // 2)], key=lambda r: -(r.macs or 0))
-    chosen: list[TrialRecord] = []
+    chosen: dict[CompressionPolicy, TrialRecord] = {}
     for pair in zip(by_accuracy, by_capacity, strict=False):
-        chosen += [r for r in pair if r.policy not in [c.policy for c in chosen]]
-    return chosen[:count]
+        for record in pair:
+            chosen.setdefault(record.policy, record)
+    return list(chosen.values())[:count]

@@ -7,7 +7,7 @@ owns the training.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autocompress.config import RecoveryConfig
@@ -36,12 +36,14 @@ class Recovery:
         config: Rates, epochs, temperature.
         constraints: Decide which finalist goes on.
         observer: Is told of progress.
+        on_record: Called with every new record before anything overwrites its files.
     """
 
     pipeline: Pipeline
     config: RecoveryConfig
     constraints: Constraints
     observer: Observer
+    on_record: Callable[[TrialRecord], None] = lambda record: None
 
     def __post_init__(self) -> None:
         self._teacher = Teacher(self.pipeline.task.model(), fast_dtype())
@@ -56,22 +58,25 @@ class Recovery:
         assert self.pipeline.baseline is not None
         goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
         if not goal or len(candidates) == 1:
-            share = 1 / max(1, len(candidates))
-            return [r for c in candidates if (r := self._one(c, 1, share, 1.0, deadline, len(candidates)))]
+            return [
+                r
+                for index, c in enumerate(candidates)
+                if (r := self._one(c, 1, epochs=1.0, deadline=deadline, left=len(candidates) - index))
+            ]
         first = [
             r
             for index, c in enumerate(candidates)
-            if (r := self._one(c, 1, _FIRST_ROUND, _FIRST_ROUND, deadline, 1 / _FIRST_ROUND - index))
+            if (r := self._one(c, 1, epochs=_FIRST_ROUND, deadline=deadline, left=1 / _FIRST_ROUND - index))
         ]
         if not first:
             return []
         winner = best_record(first, self.constraints, self.pipeline.baseline)
         assert winner is not None
-        last = self._one(winner, 2, 1.0, 1.0, deadline, 1)
+        last = self._one(winner, 2, epochs=1.0, deadline=deadline, left=1)
         return [*first, last] if last else first
 
     def _one(
-        self, record: TrialRecord, round_number: int, share: float, epochs: float, deadline: float | None, left: float
+        self, record: TrialRecord, round_number: int, *, epochs: float, deadline: float | None, left: float
     ) -> TrialRecord | None:
         """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up."""
         ledger = Ledger()
@@ -100,5 +105,6 @@ class Recovery:
             self.pipeline.ledger.merge(ledger)
         checkpoint.unlink(missing_ok=True)
         self.pipeline.run.append(found)
+        self.on_record(found)
         self.observer.trial(found)
         return found

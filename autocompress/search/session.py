@@ -20,7 +20,7 @@ from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import recalibrate
 from autocompress.recovery.distillation import distillation_loss
-from autocompress.results import TrialRecord
+from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
@@ -82,8 +82,10 @@ class SearchSession:
             int8="int8" in self.pipeline.capabilities,
         )
         study = open_study(self.run, self.config, self._identity(space))
+        # Only now: a resumed run keeps its run file until the settings are known to fit.
+        self.run.write_config(self.config)
         self.loop = TrialLoop(self.pipeline, space, study, self.constraints, self._finished)
-        self._best = best_record(self.run.records().values(), self.constraints, baseline)
+        self._best = self._resumed_best(baseline)
         self.observer.stage("Ordering the blocks")
         with self.pipeline.ledger.spend("profile"):
             order = self._block_order() if self._space_file.blocks.remove else []
@@ -104,8 +106,8 @@ class SearchSession:
         if recovery.enabled and not self._settled(baseline):
             proxies = list(self.loop.records.values())
             chosen = finalists(proxies, self.constraints, baseline, recovery.candidates)
-            for record in Recovery(self.pipeline, recovery, self.constraints, self.observer).run(chosen, self.deadline):
-                self._improve(record)
+            tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
+            tuning.run(chosen, self.deadline)
         self._write_front()
         return self._best
 
@@ -158,6 +160,19 @@ class SearchSession:
             self._improve(record)
         self._write_front()
         self.observer.trial(record)
+
+    def _resumed_best(self, baseline: TrialRecord) -> TrialRecord | None:
+        """Return the best record of an earlier session, and make sure that ``best/`` holds it.
+
+        It may not: the process died between recording a trial and copying it, or the limits have changed since.
+        """
+        stored = self.run.best / "record.json"
+        held = TrialRecord.from_dict(read_json(stored)) if stored.exists() else None
+        known = [r for r in self.run.records().values() if r.artifact is not None]
+        best = best_record([*([held] if held else []), *known], self.constraints, baseline)
+        if best is not None and best is not held and best.artifact is not None:
+            replace_folder(self.run.path / best.artifact, self.run.best)
+        return best
 
     def _improve(self, record: TrialRecord) -> None:
         """Put a record's artefact in ``best/`` when it beats what is there."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
 from autocompress.errors import ConfigError, nearest
@@ -40,7 +40,7 @@ class PruningSpace(_Part):
     """Pruning ratios offered to every group."""
 
     ratios: tuple[float, ...] = (0.0,)
-    round_to: Literal["auto"] | int = "auto"
+    round_to: Literal["auto"] | PositiveInt = "auto"
 
     @field_validator("ratios")
     @classmethod
@@ -145,8 +145,8 @@ class SearchSpace:
         int8: Whether the engine computes in int8 on this device.
 
     Attributes:
-        parameters: Parameter name to its choices, the one that does nothing first. Parameters with one choice are
-            left out.
+        parameters: Parameter name to its choices, the one that does nothing first. A parameter whose only
+            choice does nothing is left out.
 
     Raises:
         ConfigError: Nothing is left to choose.
@@ -169,7 +169,11 @@ class SearchSpace:
         for name, layer in inventory.layers.items():
             if int8 and file.dtype.covers(name) and len(layer.kernel) in (0, 2):
                 every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
-        self._every = {name: choices for name, choices in every.items() if len(choices) > 1 or choices[0] not in ("dense", 0.0, 1.0)}
+        self._every = {
+            name: choices
+            for name, choices in every.items()
+            if len(choices) > 1 or choices[0] not in ("dense", 0.0, 1.0)
+        }
         self.parameters = self._uniform() if file.uniform else dict(self._every)
         if not self.parameters:
             raise ConfigError(
@@ -223,7 +227,7 @@ class SearchSpace:
             yield name, nearest_choice(offered, wanted)
 
     def everywhere(self, **wanted: Choice) -> dict[str, Choice]:
-        """Return choices that set every parameter of a kind to the nearest of one value: ``prune=0.5, dtype="int8"``."""
+        """Return choices that set every parameter of a kind to the nearest of: ``prune=0.5, dtype="int8"``."""
         found = {}
         for name, offered in self.parameters.items():
             kind = name.partition("/")[0]

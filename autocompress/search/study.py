@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
 from autocompress.config import RunConfig
-from autocompress.errors import ConfigError, StudyMismatchError
+from autocompress.errors import ConfigError, StudyMismatchError, UnavailableError
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
@@ -22,7 +22,7 @@ from autocompress.run_directory import RunDirectory
 from autocompress.search.pareto import Constraints
 from autocompress.search.sampler import make_sampler
 from autocompress.search.seeds import seed_choices
-from autocompress.search.space import SearchSpace
+from autocompress.search.space import Choice, SearchSpace
 
 _NAME = "autocompress"
 _IDENTITY = "identity"
@@ -44,7 +44,7 @@ def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     single = config.latency_limit is not None or config.size_limit is not None
-    directions = ["maximize"] if single else ["maximize", "minimize"]
+    directions: list[Literal["maximize", "minimize"]] = ["maximize"] if single else ["maximize", "minimize"]
     identity = {**identity, "objectives": "accuracy" if single else "accuracy, latency_ms"}
     try:
         with warnings.catch_warnings():
@@ -56,6 +56,8 @@ def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]
                 directions=directions,
                 sampler=make_sampler(config.sampler, config.seed, config.n_trials),
             )
+            # A resumed sampler must not draw again what it drew before: only known networks would follow.
+            study.sampler = make_sampler(config.sampler, config.seed + len(study.trials), config.n_trials)
         stored = study.user_attrs.get(_IDENTITY)
         if stored is None:
             study.set_user_attr(_IDENTITY, identity)
@@ -65,7 +67,7 @@ def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     except (StudyMismatchError, ConfigError):
         raise
-    except Exception as error:  # noqa: BLE001 - SQLAlchemy's own tree, which is not a dependency of ours
+    except Exception as error:  # SQLAlchemy's own tree, which is not a dependency of ours
         raise ConfigError(f"The study {run.study_file} cannot be opened: {error}") from error
     return study
 
@@ -128,31 +130,52 @@ class TrialLoop:
         if self.study.user_attrs.get("seeded"):
             return
         for choices in seed_choices(self.space, block_order):
-            self.study.enqueue_trial(dict(choices))
+            # A process killed in the middle of this loop starts it over.
+            self.study.enqueue_trial(dict(choices), skip_if_exists=True)
         self.study.set_user_attr("seeded", True)
 
-    def run(self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Run until `n_trials` have finished (those of an earlier session count) or `time.monotonic()` is `deadline`."""
+    def run(
+        self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Run until `n_trials` have finished (those of an earlier session count) or `time.monotonic()` is `deadline`.
+
+        Raises:
+            ConfigError: Results cannot be written, or the user's data cannot be read: no other trial would do better.
+            UnavailableError: The engine or the device has gone.
+        """
         longest, repeated = 0.0, 0
         while (done := len(self.records)) < n_trials and repeated < _REPEATS:
             progress(done, n_trials)
             started = time.monotonic()
             if started + 0.5 * longest >= deadline:
                 break
-            self._one()
+            try:
+                self._one()
+            except optuna.exceptions.StorageInternalError as error:
+                reason = error.__cause__ or error
+                raise ConfigError(
+                    f"Cannot write {self.pipeline.run.study_file}: {reason}. What was written before is kept, and "
+                    "--resume goes on from it."
+                ) from error
             repeated = repeated + 1 if len(self.records) == done else 0
             longest = max(longest, time.monotonic() - started)
         progress(len(self.records), n_trials)
 
     def _one(self) -> None:
         trial = self.study.ask()
-        choices = {name: trial.suggest_categorical(name, list(c)) for name, c in self.space.parameters.items()}
+        choices: dict[str, Choice] = {}
+        for name, offered in self.space.parameters.items():
+            # What is drawn is one of the offered choices; Optuna's type says less.
+            choices[name] = trial.suggest_categorical(name, offered)  # type: ignore[assignment]
         policy = self.space.policy(choices)
         number = trial.number
         known = self._by_policy.get(policy)
         try:
             # The same network drawn again: its figures are known, and the study learns them for these choices too.
             record = known if known is not None else self.pipeline.evaluate(policy, number)
+        except (ConfigError, UnavailableError):
+            # Not this candidate's fault; resuming fails the trial that is left running.
+            raise
         except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
             self._failed(trial, policy, error)
             return

@@ -16,7 +16,8 @@ from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Task
-from autocompress.tasks.cache import cache_directory, store
+from autocompress.environment import cache_directory
+from autocompress.tasks.cache import store
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.progress import Bar
 from autocompress.tasks.samples import Normalization, TensorSamples, seeded

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from autocompress.errors import ConfigError
-from autocompress.tasks.cache import cache_directory, store
+from autocompress.environment import cache_directory
+from autocompress.tasks.cache import store
 from autocompress.tasks.progress import Bar
 
 Pixels = npt.NDArray[np.uint8]

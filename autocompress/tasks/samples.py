@@ -167,22 +167,18 @@ class DatasetSamples(Samples):
         loader: DataLoader[Any] = DataLoader(
             _Seeded(self._dataset, seed),
             batch_sampler=[chosen.tolist() for chosen in torch.split(indices, batch_size)],
-            collate_fn=_collate,
+            collate_fn=_as_read,
             num_workers=self._workers,
             generator=torch.Generator().manual_seed(seed),  # keeps the loader off the global generator
         )
-        try:
-            yield from loader
-        except ConfigError as error:
-            # A worker's error arrives as the text of its traceback, whose last line is the message.
-            raise ConfigError(str(error).strip().splitlines()[-1].rpartition("ConfigError: ")[2]) from error
+        for batch in loader:
+            if isinstance(batch, ConfigError):
+                raise batch
+            yield batch
 
 
-def _collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
-    shapes = sorted({tuple(inputs.shape) for inputs, _ in samples})
-    if len(shapes) > 1:
-        raise ConfigError(f"Samples of one dataset have different shapes, {shapes[0]} and {shapes[1]}. Resize them.")
-    return torch.stack([inputs for inputs, _ in samples]), torch.tensor([target for _, target in samples])
+def _as_read(batch: Any) -> Any:
+    return batch
 
 
 class _Seeded(Dataset[tuple[Tensor, int]]):
@@ -190,6 +186,19 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self._dataset, self._seed = dataset, seed
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | ConfigError:
+        """Return one batch, or what is wrong with it: raised in a worker, it would arrive as a traceback's text."""
+        try:
+            samples = [self[index] for index in indices]
+        except ConfigError as error:
+            return ConfigError(str(error))
+        shapes = sorted({tuple(inputs.shape) for inputs, _ in samples})
+        if len(shapes) > 1:
+            return ConfigError(
+                f"Samples of one dataset have different shapes, {shapes[0]} and {shapes[1]}. Resize them."
+            )
+        return torch.stack([inputs for inputs, _ in samples]), torch.tensor([target for _, target in samples])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         kept, kept_python = torch.default_generator.get_state(), random.getstate()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autocompress import environment
 from autocompress.latency import device_fingerprint, fingerprint
 
 CPUINFO = """processor\t: 0
@@ -24,7 +25,7 @@ model name\t: another
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cpuinfo").write_text(CPUINFO)
-    monkeypatch.setattr(fingerprint, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(fingerprint, "_GOVERNOR", tmp_path / "governor")
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     return tmp_path

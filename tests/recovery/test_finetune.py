@@ -1,0 +1,273 @@
+"""Training a student back on a task that takes seconds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from autocompress.compress import CompressionContext, apply_policy
+from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode, quantized_layers
+from autocompress.config import RecoveryConfig
+from autocompress.errors import CompressionError, ConfigError
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.recovery import finetune as module
+from autocompress.recovery import recalibrate
+from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.finetune import AUGMENTED_EPOCHS, Budget, finetune, learning_rate_factor
+from autocompress.tasks import Batch, ClassificationTask
+from tests.recovery.conftest import untrained
+
+CONFIG = RecoveryConfig(batch_size=64, learning_rate=0.1)
+LONG = 1000.0
+INT8 = CompressionPolicy(layers={n: LayerPolicy("int8") for n in ("conv1", "conv2", "fc")})
+
+
+class Watched(ClassificationTask):
+    """Writes down every epoch and batch that is asked of it; `log` is shared by nobody else."""
+
+    log: list[int]
+    batches = 0
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
+        self.log.append(epoch)
+        for batch in super().train_batches(batch_size, epoch):
+            self.batches += 1
+            yield batch
+
+
+@pytest.fixture
+def watched(task: ClassificationTask) -> Watched:
+    made = copy.copy(task)
+    made.__class__ = Watched
+    assert isinstance(made, Watched)
+    made.log = []
+    return made
+
+
+@pytest.fixture
+def teacher(task: ClassificationTask) -> Teacher:
+    return Teacher(task.model(), torch.float32)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes with every look at the clock."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+
+
+def accuracy(model: nn.Module, task: ClassificationTask) -> float:
+    model.eval()
+    outputs, targets = zip(*((model(x), y) for x, y in task.validation(256)), strict=True)
+    return task.metric(torch.cat(outputs), torch.cat(targets))
+
+
+def student(task: ClassificationTask, policy: CompressionPolicy = INT8) -> nn.Module:
+    model = apply_policy(untrained(5), policy, CompressionContext(task.example_inputs(2)))
+    with quantization_mode(model, "off"):
+        recalibrate(model, task.calibration(64))
+    calibrate(model, task.calibration(64))
+    return model
+
+
+def test_it_teaches_a_student(task: ClassificationTask, teacher: Teacher) -> None:
+    model = untrained(5)
+    before = accuracy(model, task)
+    said: list[float] = []
+    report = finetune(
+        model, teacher, task, CONFIG, Budget(5, LONG), progress=lambda fraction, text: said.append(fraction)
+    )
+    assert accuracy(task.model(), task) > 0.95
+    assert before < 0.6
+    assert accuracy(model, task) > 0.9
+    assert not model.training
+    assert report.epochs == 5
+    assert 0 < report.loss < 1
+    assert said == sorted(said)
+    assert said[-1] == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_alpha_chooses_between_labels_and_teacher(task: ClassificationTask, alpha: float) -> None:
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with torch.no_grad():
+        constant[1].weight.zero_()
+        constant[1].bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))  # a teacher that always says 1
+    model = untrained(5)
+    config = CONFIG.model_copy(update={"alpha": alpha})
+    finetune(model, Teacher(constant, torch.float32), task, config, Budget(3, LONG))
+    ones = float((model(next(task.validation(128))[0]).argmax(1) == 1).double().mean())
+    assert ones > 0.9 if alpha == 1 else ones < 0.6
+
+
+@pytest.mark.parametrize("epochs", [0.3, 1, 2.5])
+def test_epochs_are_respected(watched: Watched, teacher: Teacher, epochs: float) -> None:
+    report = finetune(untrained(), teacher, watched, CONFIG, Budget(epochs, LONG))
+    steps = math.ceil(10 * epochs)
+    # The batch after the last one is where it sees, inside an epoch, that the budget is spent.
+    assert watched.batches == steps + (steps % 10 > 0)
+    assert report.epochs == pytest.approx(epochs)
+
+
+@pytest.mark.usefixtures("clock")
+def test_seconds_are_respected(watched: Watched, teacher: Teacher) -> None:
+    report = finetune(untrained(), teacher, watched, CONFIG, Budget(100, 15))
+    assert 10 <= watched.batches <= 16
+    assert report.epochs == pytest.approx((watched.batches - 1) / 10)
+
+
+def test_the_rate_warms_up_and_ends_at_zero() -> None:
+    assert learning_rate_factor(0) == pytest.approx(0.02)
+    assert learning_rate_factor(0.05) == pytest.approx(0.5)
+    assert learning_rate_factor(0.1) == pytest.approx(1)
+    assert learning_rate_factor(0.55) == pytest.approx(0.5)
+    assert learning_rate_factor(1) == learning_rate_factor(1.2) == pytest.approx(0)
+
+
+def test_data_order_starts_where_it_is_told_and_repeats(watched: Watched, teacher: Teacher) -> None:
+    finetune(untrained(), teacher, watched, CONFIG, Budget(AUGMENTED_EPOCHS, LONG), first_epoch=4)
+    assert watched.log[:6] == [4, 5, 0, 1, 2, 3]
+
+
+# -- int8 -------------------------------------------------------------------------------------------------------------
+
+
+def test_int8_layers_train_in_float_and_quantize_at_the_end(
+    watched: Watched, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = student(watched), []
+    original = module._loss
+
+    def loss(*arguments: Any, **options: Any) -> Tensor:
+        modes = {(layer.simulate, layer.input_quantizer.mode) for _, layer in quantized_layers(model)}
+        assert len(modes) == 1
+        seen.append(modes.pop())
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, "_loss", loss)
+    before = activation_ranges(model)
+    finetune(model, teacher, watched, CONFIG.model_copy(update={"qat_fraction": 0.25}), Budget(4, LONG))
+    assert seen == [(False, "off")] * 30 + [(True, "quantize")] * 10
+    assert {layer.simulate for _, layer in quantized_layers(model)} == {True}
+    assert activation_ranges(model) != before
+    assert accuracy(model, watched) > 0.85
+
+
+def test_quantized_from_the_start(task: ClassificationTask, teacher: Teacher) -> None:
+    model = student(task)
+    finetune(model, teacher, task, CONFIG.model_copy(update={"qat_fraction": 1.0}), Budget(3, LONG))
+    assert accuracy(model, task) > 0.8
+
+
+@pytest.mark.usefixtures("clock")
+def test_time_that_ran_out_before_int8_still_leaves_ranges_that_fit(task: ClassificationTask, teacher: Teacher) -> None:
+    model = student(task)
+    config = CONFIG.model_copy(update={"qat_fraction": 0.01})
+    finetune(model, teacher, task, config, Budget(100, 30))
+    found, left = activation_ranges(model), copy.deepcopy(model.state_dict())
+    # The statistics are those of the float network, whose ranges these are.
+    with quantization_mode(model, "off"):
+        recalibrate(model, task.calibration(64))
+    calibrate(model, task.calibration(64))
+    assert activation_ranges(model) == found
+    assert all(torch.equal(tensor, left[name]) for name, tensor in model.state_dict().items())
+    assert {layer.simulate for _, layer in quantized_layers(model)} == {True}
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+def interrupted(watched: Watched, teacher: Teacher, path: Path, after: float) -> nn.Module:
+    model = untrained(5)
+
+    def stop(fraction: float, text: str) -> None:
+        if fraction >= after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        finetune(model, teacher, watched, CONFIG, Budget(4, LONG), checkpoint=path, progress=stop)
+    return model
+
+
+def test_it_goes_on_from_a_checkpoint(watched: Watched, teacher: Teacher, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    interrupted(watched, teacher, path, 0.7)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["epoch"] == "2"
+        stored = file.get_tensor("fc.weight")
+    watched.log.clear()
+    watched.batches = 0
+    model = untrained(6)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda m, _: seen.append(m.fc.weight.detach().clone()) if not seen else None)
+    report = finetune(model, teacher, watched, CONFIG, Budget(4, LONG), checkpoint=path)
+    assert torch.equal(seen[0], stored)
+    assert watched.log[:2] == [2, 3]
+    assert 20 <= watched.batches <= 22
+    assert report.epochs == pytest.approx(4)
+    assert accuracy(model, watched) > 0.9
+
+
+def test_a_finished_one_is_not_trained_again(watched: Watched, teacher: Teacher, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    model = untrained(5)
+    first = finetune(model, teacher, watched, CONFIG, Budget(2, LONG), checkpoint=path)
+    watched.log.clear()
+    again = untrained(6)
+    report = finetune(again, teacher, watched, CONFIG, Budget(2, LONG), checkpoint=path)
+    assert not watched.log
+    x = next(watched.validation(8))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x))
+    assert report.epochs == first.epochs
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "other model"])
+def test_a_damaged_checkpoint_is_started_over(watched: Watched, teacher: Teacher, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    interrupted(watched, teacher, path, 0.7)
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "text":
+        path.write_text("not weights")
+    else:
+        module._save(nn.Linear(2, 2), path, 0.5, 1)
+    watched.log.clear()
+    model = untrained(5)
+    report = finetune(model, teacher, watched, CONFIG, Budget(2, LONG), checkpoint=path)
+    assert watched.log[:2] == [0, 1]
+    assert report.epochs == pytest.approx(2)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+
+
+# -- what cannot be trained -------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_rate_is_an_error_that_names_it(task: ClassificationTask, teacher: Teacher) -> None:
+    config = CONFIG.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(CompressionError, match=r"learning_rate, now 1e\+30"):
+        finetune(untrained(), teacher, task, config, Budget(5, LONG))
+
+
+def test_too_few_samples_are_an_error_that_counts_them(watched: Watched, teacher: Teacher) -> None:
+    class Empty(Watched):
+        def train_batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
+            return iter(())
+
+    watched.__class__ = Empty
+    with pytest.raises(ConfigError, match="640 training samples, fewer than one batch of 64"):
+        finetune(untrained(), teacher, watched, CONFIG, Budget(1, LONG))

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from autocompress.config import RunConfig
+from autocompress.policy import CompressionPolicy
+from autocompress.results import TrialRecord
+from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
+from tests.search.conftest import BASELINE, make_measurement, record
+
+
+def limits(**changes: str) -> Constraints:
+    return Constraints.of(RunConfig.model_validate(changes), BASELINE)
+
+
+FAILED = TrialRecord(99, CompressionPolicy(), "failed", error="BuildError: no")
+
+
+# -- the front --------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rng = random.Random(0)
+    records = [record(i, rng.randint(80, 95) / 100, rng.randint(1, 20)) for i in range(60)]
+    front = pareto_front([*records, FAILED])
+
+    def beaten(r: TrialRecord) -> bool:
+        return any(
+            (o.accuracy or 0) >= (r.accuracy or 0)
+            and (o.latency_ms or 0) <= (r.latency_ms or 0)
+            and (o.accuracy, o.latency_ms) != (r.accuracy, r.latency_ms)
+            for o in records
+        )
+
+    assert {(r.accuracy, r.latency_ms) for r in front} == {(r.accuracy, r.latency_ms) for r in records if not beaten(r)}
+    assert [r.latency_ms for r in front] == sorted({r.latency_ms or 0 for r in front})
+
+
+def test_equal_results_are_shown_once_and_nothing_gives_nothing() -> None:
+    assert len(pareto_front([record(1, 0.9, 5), record(2, 0.9, 5)])) == 1
+    assert pareto_front([FAILED]) == []
+
+
+# -- constraints ------------------------------------------------------------------------------------------------------
+
+
+def test_limits_are_resolved_against_the_baseline() -> None:
+    found = limits(target_latency="0.5x", max_drop="2pp", max_size="0.25x")
+    assert (found.latency_ms, found.max_drop, found.size_bytes) == pytest.approx((5.75, 0.02, 250))
+    assert limits(target_latency="5ms").latency_ms == 5
+    assert limits() == Constraints(None, None, None, None)
+
+
+@pytest.mark.parametrize("target", ["0.5x", "5.75ms"])
+def test_the_upper_end_of_the_interval_must_fit(target: str) -> None:
+    measured = replace(make_measurement(5.7), high_ms=5.8, ratio_high=5.8 / 11.5)
+    found = limits(target_latency=target)
+    assert found.latency_excess(measured) == pytest.approx(5.8 / 5.75 - 1)
+    assert found.latency_excess(measured) > 0 and found.reached(measured)
+    assert not found.within_budget(record(1, 0.9, 5, measurement=measured))
+    assert found.within_budget(record(1, 0.9, 5.7))
+
+
+def test_without_a_limit_everything_is_within() -> None:
+    assert limits().violations(record(1, 0.5, 100)) == {}
+    assert limits().reached(make_measurement(1000)) and limits().latency_excess(make_measurement(1000)) < 0
+
+
+# -- the result -------------------------------------------------------------------------------------------------------
+
+
+def chosen(records: list[TrialRecord], **changes: str) -> int | None:
+    best = best_record(records, limits(**changes), BASELINE)
+    return None if best is None else best.number
+
+
+def test_within_the_budget_the_most_accurate_is_offered() -> None:
+    records = [record(1, 0.80, 3), record(2, 0.85, 5), record(3, 0.94, 9), FAILED]
+    assert chosen(records, target_latency="0.5x") == 2
+    assert chosen(records, target_latency="0.1x") == 1  # nothing fits: the closest
+    assert chosen([FAILED], target_latency="0.5x") is None
+
+
+def test_fine_tuned_results_come_before_untuned_ones_that_lose_something() -> None:
+    tuned = record(1, 0.90, 5, stage="recovered")
+    assert chosen([tuned, record(2, 0.92, 5)], target_latency="0.5x") == 1
+    assert chosen([tuned, record(2, 0.949, 5)], target_latency="0.5x") == 2  # lossless
+
+
+def test_of_equal_accuracies_the_faster_is_offered() -> None:
+    assert chosen([record(1, 0.9, 5), record(2, 0.9, 4)], target_latency="0.5x") == 2
+
+
+def test_without_a_budget_the_fastest_within_the_drop_is_offered() -> None:
+    records = [record(1, 0.90, 3), record(2, 0.93, 5), record(3, 0.945, 9)]
+    assert chosen(records) == 3
+    assert chosen(records, max_drop="3pp") == 2
+    assert chosen(records, max_drop="50pp") == 1
+    assert chosen(records, max_drop="0pp") == 3  # nothing is as good: the best there is
+
+
+def test_lossless() -> None:
+    assert is_lossless(record(1, 0.95, 1), BASELINE) and is_lossless(record(1, 0.948, 1), BASELINE)
+    assert not is_lossless(record(1, 0.94, 1), BASELINE)
+
+
+# -- finalists --------------------------------------------------------------------------------------------------------
+
+
+def finalist_numbers(records: list[TrialRecord], count: int = 3, **changes: str) -> list[int]:
+    return [r.number for r in finalists(records, limits(**changes), BASELINE, count)]
+
+
+def test_finalists_are_accurate_or_large_and_within_the_budget() -> None:
+    records = [record(i, 0.5 + i / 100, 5, macs=1000 - i) for i in range(10)] + [record(50, 0.95, 9)]
+    found = finalist_numbers(records, target_latency="0.5x")
+    assert found == [9, 5, 8]  # the most accurate, the largest of the better half, the next accurate
+    assert len({r.policy for r in records if r.number in found}) == 3
+
+
+def test_where_nothing_fits_the_closest_is_tuned() -> None:
+    assert finalist_numbers([record(1, 0.9, 9), record(2, 0.9, 8), FAILED], target_latency="0.1x") == [2]
+    assert finalist_numbers([FAILED], target_latency="0.1x") == []
+
+
+def test_without_a_budget_the_front_is_tuned_but_not_what_is_lost() -> None:
+    assert finalist_numbers([record(1, 0.3, 1), record(2, 0.6, 2), record(3, 0.9, 5), record(4, 0.8, 6)]) == [2, 3]
+
+
+def test_tuned_records_are_not_tuned_again() -> None:
+    assert finalist_numbers([record(1, 0.9, 5, stage="recovered")], target_latency="0.5x") == []

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from autocompress.config import RecoveryConfig, RunConfig
+from autocompress.errors import BuildError, CompressionError
+from autocompress.pipeline import Ledger
+from autocompress.results import TrialRecord
+from autocompress.run_directory import RunDirectory
+from autocompress.search import recover
+from autocompress.search.observer import Observer
+from autocompress.search.pareto import Constraints
+from tests.search.conftest import BASELINE, record
+
+
+class FakePipeline:
+    """Scores fine-tuned candidates with figures a test gives: accuracy by trial number and round."""
+
+    def __init__(self, path: Path, accuracies: dict[int, list[float]]) -> None:
+        self.run, self.task, self.baseline, self.ledger = RunDirectory(path), self, BASELINE, Ledger()
+        self.accuracies = {number: list(found) for number, found in accuracies.items()}
+
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def score(self, model: Any, policy: Any, number: int, folder: Path, ledger: Ledger, *, stage: str) -> TrialRecord:
+        if not self.accuracies[number]:
+            raise BuildError("no")
+        artifact = str(folder.relative_to(self.run.path))
+        return record(number, self.accuracies[number].pop(0), 5, stage=stage, policy=policy, artifact=artifact)
+
+
+class Warned(Observer):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Bench:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = tmp_path
+        self.budgets: list[recover.Budget] = []
+        self.observer = Warned()
+        self.improved: list[tuple[int, float | None]] = []
+        monkeypatch.setattr(recover, "load_compressed", lambda task, folder, record: nn.Linear(1, 1))
+        monkeypatch.setattr(recover, "finetune", self._finetune)
+
+    def _finetune(self, model: Any, teacher: Any, task: Any, config: Any, budget: Any, **_: Any) -> None:
+        self.budgets.append(budget)
+
+    def run(
+        self, accuracies: dict[int, list[float]], deadline: float | None = None, **limits: str
+    ) -> list[TrialRecord]:
+        pipeline: Any = FakePipeline(self.path, accuracies)
+        constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
+        found = recover.Recovery(
+            pipeline, RecoveryConfig(epochs=10), constraints, self.observer,
+            lambda r: self.improved.append((r.number, r.accuracy)),
+        ).run([record(number, 0.5, 5) for number in accuracies], deadline)  # fmt: skip
+        assert pipeline.run.history() == found
+        return found
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_the_winner_of_a_short_round_gets_the_long_one(bench: Bench) -> None:
+    found = bench.run({1: [0.7], 2: [0.9, 0.94], 3: [0.8]}, target_latency="0.5x")
+    assert [(r.number, r.accuracy) for r in found] == [(1, 0.7), (2, 0.9), (3, 0.8), (2, 0.94)]
+    assert [b.epochs for b in bench.budgets] == pytest.approx([1.2, 1.2, 1.2, 10])
+
+
+def test_every_record_is_told_before_its_files_are_overwritten(bench: Bench) -> None:
+    """The second round writes where the first did: what was better in the first must have been copied by then."""
+    bench.run({1: [0.9, 0.8], 2: [0.5]}, target_latency="0.5x")
+    assert bench.improved == [(1, 0.9), (2, 0.5), (1, 0.8)]
+
+
+def test_one_candidate_gets_everything(bench: Bench) -> None:
+    assert len(bench.run({1: [0.9]}, target_latency="0.5x")) == 1
+    assert bench.budgets[0].epochs == 10 and bench.budgets[0].seconds == float("inf")
+
+
+def test_without_a_budget_all_are_trained_to_the_end_and_share_the_time(bench: Bench) -> None:
+    assert len(bench.run({1: [0.9], 2: [0.8]}, deadline=time.monotonic() + 100)) == 2
+    assert [b.epochs for b in bench.budgets] == [10, 10]
+    # Nothing was spent by the first, so the last has all that is left.
+    assert [b.seconds for b in bench.budgets] == pytest.approx([50 - 6, 100 - 6], abs=1)
+
+
+def test_what_the_deadline_leaves_no_time_for_is_not_begun(bench: Bench) -> None:
+    assert bench.run({1: [0.9], 2: [0.8]}, deadline=time.monotonic() + 1, target_latency="0.5x") == []
+    assert bench.budgets == []
+    assert bench.run({}, target_latency="0.5x") == []
+
+
+def test_a_candidate_that_fails_is_named_and_the_others_go_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bench.run({1: [], 2: [0.8, 0.9]}, target_latency="0.5x")
+    assert [r.number for r in found] == [2, 2]
+    assert bench.observer.said == ["Fine-tuning of trial 1 failed: no"]
+
+
+def test_a_training_that_diverges_costs_one_candidate(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: Any, **__: Any) -> None:
+        raise CompressionError("diverged")
+
+    monkeypatch.setattr(recover, "finetune", diverges)
+    assert bench.run({1: [0.9], 2: [0.8]}, target_latency="0.5x") == []
+    assert bench.observer.said == [f"Fine-tuning of trial {number} failed: diverged" for number in (1, 2)]

@@ -1,0 +1,113 @@
+"""What a session decides by itself; whole searches are in tests/test_api.py and tests/test_cli.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autocompress.config import RunConfig
+from autocompress.results import TrialRecord, write_json
+from autocompress.run_directory import RunDirectory
+from autocompress.search.observer import Observer
+from autocompress.search.pareto import Constraints
+from autocompress.search.session import SearchSession
+from tests.search.conftest import BASELINE, record
+
+
+def make(path: Path, **options: Any) -> SearchSession:
+    """A session on a directory, without a pipeline."""
+    session: Any = object.__new__(SearchSession)
+    session.config = RunConfig.model_validate(options)
+    session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
+    session.pipeline = SimpleNamespace(baseline=BASELINE)
+    session.constraints = Constraints.of(session.config, BASELINE)
+    session._best = None
+    return session  # type: ignore[no-any-return]
+
+
+def finish(session: SearchSession, found: TrialRecord) -> TrialRecord:
+    """Leave what `Pipeline.score` leaves."""
+    assert found.artifact is not None
+    write_json(session.run.path / found.artifact / "record.json", found.to_dict())
+    session.run.append(found)
+    return found
+
+
+def held(session: SearchSession) -> tuple[int, float]:
+    data = json.loads((session.run.best / "record.json").read_text())
+    return data["number"], data["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "left"), [("10s", 5), ("60s", 50), ("5m", 285), ("1h", 3540)]
+)  # half, 10 s, 5 %, a minute
+def test_time_is_kept_back_for_the_end(timeout: str, left: float, tmp_path: Path) -> None:
+    assert make(tmp_path, timeout=timeout).deadline == pytest.approx(1000 + left)
+    assert make(tmp_path).deadline is None
+
+
+def test_best_always_holds_the_best_so_far(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    for found, expected in (
+        (record(0, 0.6, 9), (0, 0.6)),  # nothing fits yet: the closest
+        (record(1, 0.5, 5), (1, 0.5)),
+        (record(2, 0.7, 9), (1, 0.5)),
+        (record(3, 0.7, 5), (3, 0.7)),
+        (record(4, 0.6, 4), (3, 0.7)),
+    ):
+        session._finished(finish(session, found))
+        assert held(session) == expected
+    session._finished(TrialRecord(5, BASELINE.policy, "failed", error="no"))
+    assert held(session) == (3, 0.7)
+    front = json.loads((tmp_path / "pareto.json").read_text())
+    assert front["front"] == [4, 3] and [r["number"] for r in front["records"]] == [4, 3]
+
+
+def test_a_worse_second_round_does_not_replace_the_first(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    folder = "artifacts/trial-00001/recovered"
+    session._improve(finish(session, record(1, 0.9, 5, stage="recovered", artifact=folder)))
+    session._improve(finish(session, record(1, 0.8, 5, stage="recovered", artifact=folder)))
+    assert held(session) == (1, 0.9)
+    # Nor does resuming, although the latest record of trial 1 is the worse one.
+    again = make(tmp_path, target_latency="0.5x")
+    best = again._resumed_best(BASELINE)
+    assert best is not None and best.accuracy == 0.9 and held(again) == (1, 0.9)
+
+
+def test_resuming_mends_best_after_a_crash_between_recording_and_copying(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    session._finished(finish(session, record(0, 0.5, 5)))
+    finish(session, record(1, 0.8, 5))  # killed here
+    again = make(tmp_path, target_latency="0.5x")
+    assert again._resumed_best(BASELINE) == record(1, 0.8, 5) and held(again) == (1, 0.8)
+
+
+def test_resuming_with_another_limit_chooses_again(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    for found in (record(0, 0.9, 5), record(1, 0.7, 2)):
+        session._finished(finish(session, found))
+    assert held(session) == (0, 0.9)
+    tighter = make(tmp_path, target_latency="0.2x")
+    tighter._resumed_best(BASELINE)
+    assert held(tighter) == (1, 0.7)
+
+
+def test_a_new_run_has_no_best(tmp_path: Path) -> None:
+    assert make(tmp_path)._resumed_best(BASELINE) is None
+
+
+@pytest.mark.parametrize(("accuracy", "latency", "settled"), [(0.949, 5, True), (0.949, 9, False), (0.9, 5, False)])
+def test_a_lossless_result_within_the_budget_needs_no_fine_tuning(
+    accuracy: float, latency: float, settled: bool, tmp_path: Path
+) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    session._best = record(1, accuracy, latency)
+    assert session._settled(BASELINE) is settled
+    open_ended = make(tmp_path)
+    open_ended._best = record(1, accuracy, latency)
+    assert not open_ended._settled(BASELINE)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress.errors import ConfigError
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.search.space import SearchSpace, SpaceFile, channel_step, load_space, nearest_choice, shipped_spaces
+from tests.search.conftest import layer, make_inventory
+
+EVERYTHING: dict[str, Any] = {
+    "pruning": {"ratios": [0, 0.25, 0.5, 0.75]},
+    "rank": {"ratios": [1, 0.5, 0.25]},
+    "dtype": {"choices": ["dense", "int8"]},
+    "blocks": {"remove": True},
+}
+
+
+def bound(int8: bool = True, **parts: Any) -> SearchSpace:
+    return SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "bf16", int8=int8)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_space_loads_and_binds() -> None:
+    assert {"default", "prune-only", "quantize-only", "lowrank-only", "uniform"} <= set(shipped_spaces())
+    for name in shipped_spaces():
+        assert SearchSpace(load_space(name), make_inventory(), "fp32", int8=True).parameters
+        assert load_space(name).description
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'prune_only'.* Did you mean 'prune-only'.* \.yaml file works too"):
+        load_space("prune_only")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prunning: {}", "unknown key 'prunning'.* Did you mean 'pruning'"),
+        ("pruning: {ratio: [0.5]}", "unknown key 'pruning.ratio'.* Did you mean 'ratios'"),
+        ("pruning: {ratios: [1.5]}", r"pruning\.ratios: pruning ratios are fractions of channels removed"),
+        ("rank: {ratios: [0]}", r"rank\.ratios: rank ratios are fractions of the rank kept"),
+        ("dtype: {choices: [int3]}", r"dtype\.choices"),
+        ("pruning: {round_to: 0}", r"pruning\.round_to"),
+        ("importance: taylr", "importance"),
+        ("a: [", "space.yaml"),
+        ("- 1", "space.yaml"),
+    ],
+)
+def test_a_bad_file_names_itself_and_the_key(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_space(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml does not exist"):
+        load_space(str(tmp_path / "no.yaml"))
+
+
+# -- binding ----------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_named_by_what_they_change_and_start_with_doing_nothing() -> None:
+    parameters = bound(**EVERYTHING).parameters
+    assert parameters["block/b0"] == ("keep", "remove")
+    assert parameters["prune/c0"] == (0, 0.25, 0.5, 0.75)
+    assert parameters["rank/c0"] == (1.0, 0.5, 0.25)
+    assert parameters["dtype/head"] == ("dense", "int8")
+    assert "rank/head" not in parameters and "prune/head" not in parameters
+
+
+def test_include_and_exclude_are_shell_patterns() -> None:
+    space = bound(pruning={"ratios": [0, 0.5], "include": ["c*"], "exclude": ["c[13]"]})
+    assert list(space.parameters) == ["prune/c0", "prune/c2", "prune/c4"]
+
+
+def test_int8_is_not_offered_where_the_engine_has_none() -> None:
+    space = bound(int8=False, **EVERYTHING)
+    assert not [name for name in space.parameters if name.startswith("dtype/")]
+    with pytest.raises(ConfigError, match=r"leaves nothing to choose.*inspect"):
+        bound(int8=False, dtype={"choices": ["dense", "int8"]})
+
+
+def test_a_forced_choice_is_always_done() -> None:
+    space = bound(dtype={"choices": ["int8"]}, pruning={"ratios": [0]})
+    assert set(space.parameters.values()) == {("int8",)}
+    assert len(space.policy({}).int8_layers) == 6
+
+
+@pytest.mark.parametrize(("channels", "step"), [(3, 8), (63, 8), (64, 16), (255, 16), (256, 32), (2048, 32)])
+def test_channel_steps(channels: int, step: int) -> None:
+    assert channel_step(channels) == step
+
+
+@pytest.mark.parametrize("channels", [1, 4, 8, 12, 32, 100, 512])
+def test_pruned_widths_are_on_a_step_and_never_empty(channels: int) -> None:
+    inventory = make_inventory()
+    groups = {"c0": replace(inventory.groups["c0"], channels=channels)}
+    ratios = [0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99]
+    file = SpaceFile.model_validate({"pruning": {"ratios": ratios}, "dtype": {"choices": ["dense", "int8"]}})
+    space = SearchSpace(file, replace(inventory, groups=groups), "fp32", int8=True)
+    kept = [channels * (1 - float(r)) for r in space.parameters.get("prune/c0", (0.0,))]
+    assert kept[0] == channels and len(set(kept)) == len(kept)
+    assert all(k >= 1 and (round(k) % channel_step(channels) == 0 or round(k) == channels) for k in kept)
+
+
+def test_round_to_may_be_fixed() -> None:
+    space = bound(pruning={"ratios": [0, 0.1, 0.2], "round_to": 1})
+    assert space.parameters["prune/c0"] == (0, 3 / 32, 6 / 32)
+
+
+def test_ranks_that_cannot_pay_are_not_offered() -> None:
+    # Of a 1x1 convolution with as many channels in as out, half of the rank already costs what the layer does.
+    inventory = replace(make_inventory(), layers={"p": layer("p", kernel=(1, 1), kind="pointwise")})
+    file = SpaceFile.model_validate({"rank": {"ratios": [1, 0.75, 0.5, 0.25]}})
+    assert SearchSpace(file, inventory, "fp32", int8=True).parameters == {"rank/p": (1.0, 0.25)}
+
+
+# -- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_choices_become_a_policy() -> None:
+    policy = bound(**EVERYTHING).policy(
+        {"prune/c0": 0.5, "rank/c4": 0.25, "dtype/c4": "int8", "dtype/head": "int8", "block/b1": "remove"}
+    )
+    assert policy == CompressionPolicy(
+        "bf16", {"c0": 0.5}, {"c4": LayerPolicy("int8", 0.25), "head": LayerPolicy("int8")}, ("b1",)
+    )
+    assert bound(**EVERYTHING).policy({}) == CompressionPolicy("bf16")
+
+
+def test_what_is_said_of_layers_in_removed_blocks_is_dropped() -> None:
+    space = bound(**EVERYTHING)
+    inside = {"prune/c1": 0.5, "rank/c1": 0.5, "dtype/c2": "int8", "block/b0": "remove"}
+    assert space.policy(inside) == space.policy({"block/b0": "remove"}) == CompressionPolicy("bf16", {}, {}, ("b0",))
+
+
+def test_a_uniform_space_has_one_parameter_a_kind() -> None:
+    space = bound(uniform=True, **EVERYTHING)
+    assert space.parameters == {
+        "prune/*": (0, 0.25, 0.5, 0.75),
+        "rank/*": (1.0, 0.5, 0.25),
+        "dtype/*": ("dense", "int8"),
+    }
+    policy = space.policy({"prune/*": 0.5, "rank/*": 1.0, "dtype/*": "int8"})
+    assert policy.pruning == {f"c{i}": 0.5 for i in range(5)} and len(policy.int8_layers) == 6
+
+
+def test_the_hash_tells_spaces_apart() -> None:
+    assert bound(**EVERYTHING).hash == bound(**EVERYTHING).hash
+    assert len({bound(**EVERYTHING).hash, bound(False, **EVERYTHING).hash, bound(uniform=True, **EVERYTHING).hash}) == 3
+
+
+def test_everywhere_sets_a_kind_to_the_nearest_of_what_is_offered() -> None:
+    space = bound(**EVERYTHING)
+    choices = space.everywhere(prune=0.6, dtype="int8")
+    assert choices.keys() == space.parameters.keys()
+    assert choices["prune/c0"] == 0.5 and choices["dtype/c0"] == "int8" and choices["rank/c0"] == 1.0
+    assert space.policy(space.everywhere()) == CompressionPolicy("bf16")
+
+
+def test_nearest_choice() -> None:
+    assert nearest_choice((0.0, 0.5), 0.4) == 0.5
+    assert nearest_choice(("dense", "int8"), "int8") == "int8"
+    assert nearest_choice(("dense",), "int8") == "dense"

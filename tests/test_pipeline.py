@@ -1,0 +1,274 @@
+"""One small task through every station, on OpenVINO in one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from autocompress import pipeline as module
+from autocompress.config import RunConfig
+from autocompress.engines.base import EngineFile
+from autocompress.engines.export import to_onnx
+from autocompress.errors import CompressionError, ConfigError, VerificationError
+from autocompress.latency.measure import Protocol
+from autocompress.pipeline import Ledger, Pipeline, load_compressed
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.results import TrialRecord, read_json
+from autocompress.run_directory import RunDirectory, read_artifact
+from autocompress.tasks import ClassificationTask
+from autocompress.worker import EngineWorker
+from tests import networks
+
+pytest.importorskip("openvino")
+
+BRIEF = Protocol(warm_up_s=0.02, min_iterations=20, min_seconds=0.05, max_seconds=0.1, rounds=5)
+POLICY = CompressionPolicy(
+    pruning={"stem": 0.25, "wider.conv1": 0.5},
+    layers={"stem": LayerPolicy("int8"), "wider.conv2": LayerPolicy("int8", 0.5)},
+    removed_blocks=("same",),
+)
+
+
+@pytest.fixture(scope="module")
+def task() -> ClassificationTask:
+    inputs = networks.images(160, 16)
+    model = networks.randomize(networks.Residual())
+    with torch.no_grad():
+        targets = model(inputs).argmax(1)  # what the network itself says, so that its own accuracy is 1
+    return ClassificationTask(
+        model,
+        (inputs[:96], targets[:96]),
+        (inputs[96:128], targets[96:128]),
+        (inputs[128:], targets[128:]),
+        name="tiny",
+    )
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[EngineWorker]:
+    with EngineWorker(time_limit_s=60) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def line(
+    task: ClassificationTask, worker: EngineWorker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
+    """A pipeline whose baseline has been measured."""
+    run = RunDirectory(tmp_path_factory.mktemp("run"))
+    made = Pipeline(task, RunConfig(), run, worker)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Protocol", lambda: BRIEF)
+        made.open_baseline()
+        yield made
+    made.close()
+    assert not made.data.inputs.exists()
+
+
+@pytest.fixture(scope="module")
+def record(line: Pipeline) -> TrialRecord:
+    return line.evaluate(POLICY, 7, BRIEF)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# -- baseline ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_baseline_is_the_uncompressed_model(line: Pipeline) -> None:
+    record = line.baseline
+    assert record is not None
+    assert (record.stage, record.state, record.artifact) == ("baseline", "complete", "baseline")
+    assert record.policy == CompressionPolicy(dense_dtype=record.policy.dense_dtype)
+    assert record.policy.dense_dtype in line.dense_dtypes()
+    assert record.accuracy is not None
+    assert record.accuracy >= 0.9  # 1 but for rounding
+    assert record.macs == line.inventory.macs
+    assert record.params == sum(p.numel() for p in line.original.parameters())
+    assert record.measurement is not None
+    assert record.measurement.ratio == 1
+    assert set(record.seconds) == {"export", "build", "verify", "measure", "proxy"}
+    assert line.baseline_file == read_artifact(line.run.baseline)
+    assert line.baseline_file.size_bytes == record.size_bytes
+
+
+def test_the_fastest_dense_dtype_becomes_the_baseline(
+    task: ClassificationTask, worker: EngineWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = worker.measure
+    asked: list[list[str]] = []
+
+    def faked(files: list[EngineFile], inputs: np.ndarray, protocol: Protocol) -> list[object]:
+        asked.append([file.options.dtype for file in files])
+        found = measure(files, inputs, protocol)
+        slow = {"fp32": 2.0, "bf16": 1.0, "fp16": 3.0}
+        return [
+            type(m).from_dict({**m.to_dict(), "latency_ms": slow[f.options.dtype]})
+            for f, m in zip(files, found, strict=True)
+        ]
+
+    made = Pipeline(task, RunConfig(), RunDirectory(tmp_path), worker)
+    made.capabilities = ("fp32", "bf16", "int8") if "bf16" in made.capabilities else ("fp32", "int8")
+    monkeypatch.setattr(module, "Protocol", lambda: BRIEF)
+    monkeypatch.setattr(worker, "measure", faked)
+    record = made.open_baseline()
+    wanted = "bf16" if "bf16" in made.capabilities else "fp32"
+    assert asked == [list(made.dense_dtypes()), [wanted]]
+    assert record.policy.dense_dtype == made.baseline_file.options.dtype == wanted
+    # Nothing of the slower ones is left.
+    assert not [path for path in made.run.baseline.iterdir() if path.is_dir()]
+
+
+def test_a_dense_dtype_that_does_not_run_here(task: ClassificationTask, worker: EngineWorker, tmp_path: Path) -> None:
+    made = Pipeline(task, RunConfig(dense_dtype="fp16"), RunDirectory(tmp_path), worker)
+    made.capabilities = ("fp32", "bf16", "int8")
+    with pytest.raises(ConfigError, match=r"'fp16' does not run on openvino .*fp32, bf16"):
+        made.open_baseline()
+    fixed = Pipeline(task, RunConfig(dense_dtype="fp32"), RunDirectory(tmp_path), worker)
+    assert fixed.dense_dtypes() == ("fp32",)
+    with pytest.raises(ConfigError, match="baseline"):
+        _ = fixed.baseline_file
+
+
+# -- a trial ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluating_writes_the_whole_artefact(line: Pipeline, record: TrialRecord) -> None:
+    folder = line.run.artifact(7)
+    assert record.artifact == "artifacts/trial-00007"
+    assert names(folder) >= {
+        "engine.json", "record.json", "policy.json", "latency.json", "weights.safetensors", "reference.safetensors",
+        "model.onnx", "model.xml", "model.bin",
+    }  # fmt: skip
+    assert TrialRecord.from_dict(read_json(folder / "record.json")) == record
+    assert CompressionPolicy.from_dict(read_json(folder / "policy.json")) == POLICY
+    file = read_artifact(folder)
+    assert record.size_bytes == file.size_bytes
+    assert line.baseline is not None
+    assert line.baseline.macs is not None
+    assert record.macs is not None
+    assert record.macs < line.baseline.macs
+    assert (record.number, record.stage) == (7, "proxy")
+    assert set(record.seconds) == {"apply", "proxy", "export", "build", "verify", "measure"}
+
+
+def test_accuracy_is_what_the_engine_file_gives(line: Pipeline, record: TrialRecord) -> None:
+    file = read_artifact(line.run.artifact(7))
+    inputs, targets = next(line.task.validation(64))
+    outputs = torch.from_numpy(line.worker.infer(file, inputs.numpy()))
+    assert record.accuracy == line.task.metric(outputs, targets)
+    assert 0 <= line.test_accuracy(file) <= 1
+    stored = load_file(line.run.artifact(7) / "reference.safetensors")
+    np.testing.assert_allclose(line.worker.infer(file, stored["inputs"]), stored["outputs"], rtol=1e-3, atol=1e-3)
+
+
+def test_the_trial_s_seconds_are_in_the_run_s(line: Pipeline, record: TrialRecord) -> None:
+    assert line.ledger.seconds["build"] >= record.seconds["build"]
+    assert "profile" in line.ledger.seconds
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_record_s_model_is_rebuilt_from_its_weights(line: Pipeline, record: TrialRecord, number: int) -> None:
+    assert line.baseline is not None
+    chosen, folder = (record, line.run.artifact(7)) if number else (line.baseline, line.run.baseline)
+    model = load_compressed(line.task, folder, chosen)
+    stored = load_file(folder / "reference.safetensors")
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(stored["inputs"])).numpy()
+    # The reference was written by the engine, in its dtype.
+    error = np.linalg.norm(outputs - stored["outputs"]) / np.linalg.norm(outputs)
+    assert error < module.TOLERANCES["bf16"]
+    assert not model.training
+
+
+def test_a_rebuilt_model_is_the_same_function(line: Pipeline, record: TrialRecord) -> None:
+    x = line.data.reference
+    with torch.no_grad():
+        made = line.compress(POLICY, Ledger())(x)
+        torch.testing.assert_close(
+            load_compressed(line.task, line.run.artifact(7), record)(x), made, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_weights_that_are_missing_or_of_another_policy(line: Pipeline, record: TrialRecord, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights\.safetensors"):
+        load_compressed(line.task, tmp_path, record)
+    (tmp_path / "weights.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_compressed(line.task, tmp_path, record)
+    other = TrialRecord(number=1, policy=CompressionPolicy(pruning={"stem": 0.5}), state="complete")
+    with pytest.raises(CompressionError, match="does not fit"):
+        load_compressed(line.task, line.run.artifact(7), other)
+
+
+# -- when something is wrong ------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tampered(model: nn.Module, inputs: torch.Tensor) -> object:
+        graph = to_onnx(model, inputs)
+        bias = graph.graph.initializers["fc.bias"]
+        assert bias.const_value is not None
+        bias.const_value = module_tensor(bias.const_value.numpy() + 5)
+        return graph
+
+    monkeypatch.setattr(module, "to_onnx", tampered)
+    with pytest.raises(VerificationError, match=r"the ONNX graph differs .*model\.onnx"):
+        line.evaluate(CompressionPolicy(), 8, BRIEF)
+    assert (line.run.artifact(8) / "model.onnx").exists()
+    assert not (line.run.artifact(8) / "record.json").exists()
+
+
+def module_tensor(array: np.ndarray) -> object:
+    import onnx_ir as ir
+
+    return ir.tensor(array.astype(np.float32), name="fc.bias")
+
+
+def test_an_engine_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = line.worker.infer
+
+    def wrong(file: EngineFile, inputs: np.ndarray, threads: int | None = None) -> np.ndarray:
+        outputs = infer(file, inputs, threads)
+        return outputs if file.path.suffix == ".onnx" else np.full_like(outputs, np.nan)
+
+    monkeypatch.setattr(line.worker, "infer", wrong)
+    with pytest.raises(VerificationError, match="the engine differs"):
+        line.evaluate(CompressionPolicy(), 9, BRIEF)
+
+
+def test_a_policy_that_does_not_fit_costs_its_seconds_alone(line: Pipeline) -> None:
+    before = line.ledger.seconds["apply"]
+    with pytest.raises(CompressionError):
+        line.evaluate(CompressionPolicy(pruning={"nowhere": 0.5}), 10, BRIEF)
+    assert line.ledger.seconds["apply"] > before
+    assert not line.run.artifact(10).exists()
+
+
+def test_a_task_without_validation_data(task: ClassificationTask, worker: EngineWorker, tmp_path: Path) -> None:
+    class Blind(ClassificationTask):
+        def validation(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return iter(())
+
+    blind = object.__new__(Blind)
+    blind.__dict__.update(task.__dict__)
+    with pytest.raises(ConfigError, match="'tiny' has no validation data"):
+        Pipeline(blind, RunConfig(), RunDirectory(tmp_path), worker)
+
+
+def test_validation_data_are_limited(task: ClassificationTask, worker: EngineWorker, tmp_path: Path) -> None:
+    made = Pipeline(task, RunConfig(validation_limit=20), RunDirectory(tmp_path), worker)
+    assert np.load(made.data.inputs).shape == (20, 3, 16, 16)
+    assert made.data.targets.shape == (20,)
+    inputs, targets = next(task.validation(20))
+    np.testing.assert_array_equal(np.load(made.data.inputs), inputs.numpy())
+    assert torch.equal(made.data.targets, targets)
+    assert torch.equal(made.data.reference, inputs[: module.REFERENCE_SAMPLES])
