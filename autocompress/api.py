@@ -168,7 +168,13 @@ class Run:
         if self._task is None:
             from autocompress.tasks import load_task
 
-            self._task = load_task(self.directory.config().task)
+            try:
+                self._task = load_task(self.directory.config().task)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"The task of {self.path} cannot be loaded ({error}). If the search was given a Task object, "
+                    "open the run with it: open_run(path, task)."
+                ) from error
         return self._task
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-
 # Distributions whose version can change a result; those that are not installed are left out.
 PACKAGES = (
     "autocompress",

@@ -36,7 +36,9 @@ class Layer:
         kernel: Spatial kernel size; empty for linear layers.
         macs: Multiply-accumulates for one sample.
         params: Parameters, bias included.
-        factorizable: Whether a low-rank form exists (not for depthwise and grouped layers).
+        factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
+            forward may do something else with the weight).
+        quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
     """
 
     name: str
@@ -47,6 +49,7 @@ class Layer:
     macs: int
     params: int
     factorizable: bool
+    quantizable: bool
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,10 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
                 kind = "pointwise" if all(k == 1 for k in kernel) else "conv"
             else:
                 kind = "depthwise" if module.groups == ins else "grouped"
-        factorizable = kind in ("conv", "pointwise", "linear") and len(kernel) in (0, 2)
+        quantizable = type(module) in (nn.Conv2d, nn.Linear)
+        factorizable = quantizable and kind in ("conv", "pointwise", "linear")
         own = sum(p.numel() for p in module.parameters())
-        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable)
+        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable)
 
 
 # -- coupled channels -------------------------------------------------------------------------------------------------
@@ -358,16 +362,17 @@ def _is_identity_residual(module: nn.Module) -> bool:
             return False
         if node.op == "call_module":
             passes = isinstance(graph.get_submodule(str(node.target)), (nn.Identity, nn.Dropout))
-            return passes and reaches_input(node.args[0], depth + 1)
-        if _is_add(node):
-            return any(reaches_input(a, depth + 1) for a in node.args)
-        return False
+            return passes and any(reaches_input(a, depth + 1) for a in node.all_input_nodes)
+        return _is_add(node) and any(reaches_input(a, depth + 1) for a in node.all_input_nodes)
 
-    while output.op == "call_module" and isinstance(graph.get_submodule(str(output.target)), (nn.ReLU, nn.ReLU6)):
-        output = output.args[0]
-    if output.op in ("call_function", "call_method") and output.target in _ACTIVATIONS:
-        output = output.args[0]
-    return isinstance(output, fx.Node) and _is_add(output) and reaches_input(output)
+    def is_activation(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(graph.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6))
+        return node.op in ("call_function", "call_method") and node.target in _ACTIVATIONS
+
+    while is_activation(output) and output.all_input_nodes:
+        output = output.all_input_nodes[0]
+    return _is_add(output) and reaches_input(output)
 
 
 def _is_add(node: fx.Node) -> bool:

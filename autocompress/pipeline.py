@@ -35,6 +35,7 @@ from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.results import Measurement, TrialRecord, write_bytes
 from autocompress.run_directory import RunDirectory, write_artifact
 from autocompress.tasks.base import Task
+from autocompress.units import format_bytes
 from autocompress.worker.client import EngineWorker
 
 # Largest relative error (RMS of the difference over RMS of the expected outputs) between two forms of one model on the
@@ -45,7 +46,7 @@ TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 0.1, "int8": 0.1}
 REFERENCE_SAMPLES = 32
 _BATCH = 256
 # Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
-_VALIDATION_BYTES = 2 * 2**30
+_VALIDATION_BYTES = 2**30
 
 
 class Ledger:
@@ -151,8 +152,15 @@ class Pipeline:
             raise ConfigError(f"Task {self.task.name!r} has no validation data.")
         path = self.run.path / "validation.npy"
         array = np.concatenate(inputs)
-        with path.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+        try:
+            with path.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise ConfigError(
+                f"Cannot write {path} ({format_bytes(array.nbytes)}): {error.strerror or error}. Free some space, "
+                "choose another --out, or lower validation_limit."
+            ) from error
         reference = torch.from_numpy(array[:REFERENCE_SAMPLES].copy())
         return ValidationData(path, torch.cat(targets), reference)
 
@@ -303,8 +311,10 @@ class Pipeline:
         return self.inputs.float().numpy()
 
     def measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
-        """Measure an engine file interleaved with the baseline."""
-        return self.worker.measure([self.baseline_file, file], self._latency_inputs(), protocol or Protocol())[1]
+        """Measure an engine file interleaved with the baseline; the raw samples are kept beside it."""
+        kept = file.path.parent / "samples.npz"
+        files = [self.baseline_file, file]
+        return self.worker.measure(files, self._latency_inputs(), protocol or Protocol(), keep_samples=kept)[1]
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,

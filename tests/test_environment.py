@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from autocompress import environment
-from autocompress.errors import ConfigError
 
 
 def test_describe_is_json_with_versions_and_devices() -> None:

@@ -89,5 +89,7 @@ def input_shape(file: EngineFile) -> tuple[int, ...]:
         count = len(inputs)
         dims = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim] if count == 1 else []
     if count != 1 or None in dims[1:] or not dims:
-        raise ConfigError(f"{file.path} has {count} inputs or a dynamic axis beside the batch; it cannot be timed alone.")
+        raise ConfigError(
+            f"{file.path} has {count} inputs or a dynamic axis beside the batch; it cannot be timed alone."
+        )
     return (file.options.batch_size, *(int(d or 1) for d in dims[1:]))

@@ -1,7 +1,7 @@
 """The `Engine` and `Runner` interfaces: an ONNX file becomes an engine file, which becomes something that runs.
 
-Engines run inside the worker process (`autocompress.worker`), which imports numpy and the runtime alone: nothing in this
-package may import torch at module level unless it says so. Adding an engine is one new module, registered in
+Engines run inside the worker process (`autocompress.worker`), which imports numpy and the runtime alone: nothing in
+this package may import torch at module level unless it says so. Adding an engine is one new module, registered in
 `engines.__init__`.
 """
 

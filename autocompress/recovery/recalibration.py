@@ -35,7 +35,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         with torch.no_grad():
             for inputs in batches:
-                model(inputs)
+                # One sample has no variance (and a short last batch would count as much as a full one).
+                if len(inputs) > 1:
+                    model(inputs)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -78,13 +78,13 @@ def pareto_figure(view: RunView) -> Any:
 def outside(view: RunView) -> int:
     """Return how many measured candidates lie outside the figure's first axis ranges."""
     (x0, x1), (y0, y1) = _ranges(view)[0]
-    return sum(not (x0 <= p.measurement.latency_ms <= x1 and y0 <= 100 * p.accuracy <= y1) for p in view.points)
+    return sum(not (x0 <= view.latency_ms(p) <= x1 and y0 <= 100 * p.accuracy <= y1) for p in view.points)
 
 
 def _scatter(go: Any, points: Sequence[Point], view: RunView, **style: Any) -> Any:
     style.setdefault("hovertemplate", "%{text}<extra></extra>")
     return go.Scatter(
-        x=[p.measurement.latency_ms for p in points],
+        x=[view.latency_ms(p) for p in points],
         y=[100 * p.accuracy for p in points],
         text=[_hover(p, view) for p in points],
         **style,
@@ -98,7 +98,7 @@ def _hover(point: Point, view: RunView) -> str:
     lost = "" if drop is None or point is view.baseline else f" ({-100 * drop:+.2f} pp)"
     lines = [
         f"<b>{escape(name)}</b>",
-        f"{units.format_ms(measured.latency_ms)}, {measured.ratio:.2f}x of the baseline",
+        f"{units.format_ms(view.latency_ms(point))}, {measured.ratio:.2f}x of the baseline",
         f"{point.accuracy:.2%} validation accuracy{lost}",
         escape(record.policy.describe()),
     ]
@@ -126,7 +126,7 @@ def _ranges(view: RunView) -> tuple[Ranges, Ranges]:
 
 
 def _range(points: Sequence[Point], view: RunView, floor: float | None) -> Ranges:
-    xs = [p.measurement.latency_ms for p in points] + [v for v in (view.latency_limit_ms,) if v is not None]
+    xs = [view.latency_ms(p) for p in points] + [v for v in (view.latency_limit_ms,) if v is not None]
     ys = [100 * p.accuracy for p in points] + [100 * v for v in (floor,) if v is not None]
     return _padded(xs or [0.0, 1.0], lowest=0.0), _padded(ys or [0.0, 100.0])
 

@@ -50,9 +50,12 @@ class Check:
 
 
 def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:
-    """Return the points that no other beats in both latency (lower) and accuracy (higher), fastest first."""
+    """Return the points that no other beats in both latency (lower) and accuracy (higher), fastest first.
+
+    Latencies compare by their ratio to the baseline of the same interleaved run: a machine's speed drifts.
+    """
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.measurement.latency_ms, -p.accuracy)):
+    for point in sorted(points, key=lambda p: (p.measurement.ratio, -p.accuracy)):
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return tuple(front)
@@ -133,6 +136,16 @@ class RunView:
     def drop(self, point: Point) -> float | None:
         """Return the VALIDATION accuracy lost against the baseline, as a fraction; None without a baseline."""
         return None if self.baseline is None else self.baseline.accuracy - point.accuracy
+
+    def latency_ms(self, point: Point) -> float:
+        """Return a point's latency at the baseline's speed: its measured ratio times the baseline's median.
+
+        The medians of two trials were taken minutes apart, between which a machine may change its speed; the ratios of
+        interleaved rounds compare.
+        """
+        if self.baseline is None:
+            return point.measurement.latency_ms
+        return point.measurement.ratio * self.baseline.measurement.latency_ms
 
     def macs_ratio(self, point: Point) -> float | None:
         """Return the share of the baseline's multiply-accumulates that is left, or None when unknown."""

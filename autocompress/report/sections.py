@@ -197,7 +197,7 @@ def _row(view: RunView, point: Point, kind: str) -> str:
         f"<td>{'' if base else text(record.stage)}",
         f"<td class=r>{percent(point.accuracy)}",
         f"<td class=r>{'' if base or drop is None else signed_pp(drop)}",
-        f"<td class=r>{units.format_ms(measured.latency_ms)}",
+        f"<td class=r>{units.format_ms(view.latency_ms(point))}",
         f"<td class=r>{'1' if base else interval}{' noisy' if measured.noisy else ''}",
         f"<td class=r>{'' if record.size_bytes is None else units.format_bytes(record.size_bytes)}",
         f"<td class=r>{'' if macs is None else f'{macs:.2f}×'}",

@@ -46,14 +46,14 @@ def front_table(view: RunView, width: int = 80) -> Table:
         name = "base" if base else f"{'★ ' if marked else ''}{record.number}{'°' if proxy and not with_stage else ''}"
         cells = [name, *(("" if base else record.stage,) if with_stage else ())]
         cells += [f"{point.accuracy:.2%}", "" if base or drop is None else signed_pp(drop)]
-        cells += [units.format_ms(point.measurement.latency_ms), f"{point.measurement.ratio:.2f}x"]
+        cells += [units.format_ms(view.latency_ms(point)), f"{point.measurement.ratio:.2f}x"]
         cells += ["" if record.size_bytes is None else units.format_bytes(record.size_bytes)]
         if with_macs:
             macs = view.macs_ratio(point)
             cells.append("" if macs is None else f"{macs:.2f}x")
         cells.append(f"{record.policy.dense_dtype}, uncompressed" if base else record.policy.describe())
         table.add_row(*(Text(cell) for cell in cells), style="bold yellow" if marked else "dim" if base else "")
-    notes = ["val. acc.: validation accuracy", "ratio: measured latency over the baseline's"]
+    notes = ["val. acc.: validation accuracy", "ratio: measured latency over the baseline's, interleaved"]
     if proxies and not with_stage:
         notes.append("°: proxy, not fine-tuned")
     table.caption = Text("; ".join(notes), style="dim")

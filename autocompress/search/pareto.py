@@ -76,9 +76,12 @@ class Constraints:
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the records no other one beats in both accuracy and latency, fastest first."""
+    """Return the records no other one beats in both accuracy and latency, fastest first.
+
+    Latencies compare by their ratio to the baseline of the same interleaved run: a machine's speed drifts.
+    """
     done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
-    done.sort(key=lambda r: (r.latency_ms or 0.0, -(r.accuracy or 0.0)))
+    done.sort(key=lambda r: (r.measurement.ratio if r.measurement else 0.0, -(r.accuracy or 0.0)))
     front: list[TrialRecord] = []
     for record in done:
         if not front or (record.accuracy or 0.0) > (front[-1].accuracy or 0.0):

@@ -190,7 +190,7 @@ class SearchSession:
         self.run.write(
             "pareto.json",
             {
-                "axes": ["latency_ms", "accuracy"],
+                "axes": ["latency_ratio", "accuracy"],
                 "front": [r.number for r in front],
                 "records": [r.to_dict() for r in front],
             },

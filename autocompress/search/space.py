@@ -167,7 +167,7 @@ class SearchSpace:
             if layer.factorizable and file.rank.covers(name):
                 every[f"rank/{name}"] = _ranks(file.rank.ratios, layer)
         for name, layer in inventory.layers.items():
-            if int8 and file.dtype.covers(name) and len(layer.kernel) in (0, 2):
+            if int8 and layer.quantizable and file.dtype.covers(name):
                 every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
         self._every = {
             name: choices

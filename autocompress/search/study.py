@@ -45,7 +45,7 @@ def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     single = config.latency_limit is not None or config.size_limit is not None
     directions: list[Literal["maximize", "minimize"]] = ["maximize"] if single else ["maximize", "minimize"]
-    identity = {**identity, "objectives": "accuracy" if single else "accuracy, latency_ms"}
+    identity = {**identity, "objectives": "accuracy" if single else "accuracy, latency ratio"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -181,8 +181,10 @@ class TrialLoop:
             return
         for key, value in self.constraints.violations(record).items():
             trial.set_constraint(key, value)
-        assert record.accuracy is not None and record.latency_ms is not None
-        values = [record.accuracy] if len(self.study.directions) == 1 else [record.accuracy, record.latency_ms]
+        assert record.accuracy is not None and record.measurement is not None
+        # The ratio, not the median: a machine's speed drifts over a search, interleaved ratios compare.
+        single = len(self.study.directions) == 1
+        values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
         trial.set_user_attr("policy_hash", policy.hash)
         if known is None:
             self.pipeline.run.append(record)

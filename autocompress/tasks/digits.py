@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from autocompress._lazy import optional
 from autocompress.config import TaskConfig
+from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Task
-from autocompress.environment import cache_directory
 from autocompress.tasks.cache import store
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.progress import Bar

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from autocompress.errors import ConfigError
 from autocompress.environment import cache_directory
+from autocompress.errors import ConfigError
 from autocompress.tasks.cache import store
 from autocompress.tasks.progress import Bar
 

@@ -224,3 +224,10 @@ def test_calibrating_a_model_without_int8_reads_no_data() -> None:
         raise AssertionError
 
     calibrate(networks.Plain(), (batches() for _ in range(1)))
+
+
+def test_of_a_factorized_linear_layer_the_first_factor_is_int8() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(16, 8, bias=False), nn.Linear(8, 4)), nn.Linear(4, 4))
+    policy = CompressionPolicy(layers={"0": LayerPolicy("int8", 0.5), "1": LayerPolicy("int8")})
+    found = Quantization().apply(model, policy, CompressionContext(torch.zeros(1, 16)))
+    assert [name for name, _ in quantized_layers(found)] == ["0.0", "1"]

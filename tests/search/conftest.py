@@ -33,6 +33,7 @@ def layer(name: str, channels: int = 32, kernel: tuple[int, ...] = (3, 3), **cha
         "macs": 1000,
         "params": 100,
         "factorizable": True,
+        "quantizable": True,
     }
     return Layer(**{**values, **changes})
 

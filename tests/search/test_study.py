@@ -82,7 +82,10 @@ def test_without_a_target_the_whole_front_is_sought(bench: Bench) -> None:
     loop.run(2, FOREVER)
     assert [d.name for d in loop.study.directions] == ["MAXIMIZE", "MINIMIZE"]
     trial = load_study(bench.run).trials[0]
-    assert trial.values == pytest.approx(figures(loop.records[0].policy))
+    accuracy, _ = figures(loop.records[0].policy)
+    measured = loop.records[0].measurement
+    assert measured is not None
+    assert trial.values == pytest.approx([accuracy, measured.ratio])
     assert trial.constraints == {}
 
 
@@ -224,7 +227,7 @@ def test_a_mismatch_lists_every_difference_and_no_other(bench: Bench) -> None:
     with pytest.raises(StudyMismatchError) as caught:
         open_study(bench.run, RunConfig(), {**IDENTITY, "seed": 7, "space": "new"})
     text = str(caught.value)
-    assert "objectives: 'accuracy' in the run, 'accuracy, latency_ms' now" in text
+    assert "objectives: 'accuracy' in the run, 'accuracy, latency ratio' now" in text
     assert "seed: 0 in the run, 7 now" in text and "space: None in the run, 'new' now" in text
     assert "engine" not in text and "--out" in text and str(bench.run.path) in text
     assert bench.loop(HALF).records.keys() == {0}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from autocompress.config import TaskConfig
+from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError
 from autocompress.tasks import Task, digits, load_task
-from autocompress.environment import cache_directory
 from autocompress.tasks.digits import DigitsNet, digits_data, train_digits
 from tests.tasks.contract import TaskContract, joined, same
 
