@@ -66,6 +66,9 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     trials = f"{summary.get('n_trials', 0)} trials ({summary.get('n_failed', 0)} failed)"
     total = (summary.get("seconds") or {}).get("total")
     counted = f"{trials} in {units.format_duration(total)}" if total is not None else trials
+    overhead = (summary.get("seconds") or {}).get("overhead")
+    if total and overhead is not None:
+        counted += f", {overhead / total:.1%} of it overhead"
     if not best:
         body = Text(
             f"No candidate could be measured. {counted}.\nThe reasons are in {summary.get('run_dir')}/trials.jsonl"

@@ -63,7 +63,10 @@ def table() -> str:
         "| network, engine | asked | latency | ratio | re-measured (median of 5) | test accuracy | drop | size |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted((HERE / "results").glob("*.json")):
+    for case in CASES:
+        path = HERE / "results" / f"{case}.json"
+        if not path.exists():
+            continue
         result = json.loads(path.read_text())
         if "search" not in result:
             lines.append(f"| {result['case']} | {result['target_latency']} | exit code {result['exit_code']} |")
