@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 demo: $(VENV)/.demo
 	rm -rf $(DEMO) $(DEMO)-deployed
-	$(BIN)/autocompress search --task digits --target-latency 0.5x --max-drop 1pp --timeout 4m --out $(DEMO)
+	$(BIN)/autocompress search --task digits --target-latency 0.5x --max-drop 2pp --timeout 4m --out $(DEMO)
 	$(BIN)/autocompress pareto $(DEMO)
 	$(BIN)/autocompress deploy $(DEMO) --to $(DEMO)-deployed
 

@@ -47,7 +47,10 @@ def main(debug: bool) -> None:
     """Compress a trained PyTorch model for a latency budget, measured on the device it will run on."""
 
 
-@main.command(short_help="Find the best compression within the limits.")
+@main.command(
+    short_help="Find the best compression within the limits.",
+    epilog="Example: autocompress search --task digits --target-latency 0.5x --timeout 5m",
+)
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
 @click.option("--target-latency", metavar="LIMIT", help="Such as 5ms, 800us or 0.5x of the uncompressed model.")
@@ -73,13 +76,10 @@ def main(debug: bool) -> None:
 def search(
     run_file: Path | None, out: Path | None, resume: bool, sets: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
-    r"""Search for the best compression within the limits; fine-tune, verify and report it.
+    """Search for the best compression within the limits; fine-tune, verify and report it.
 
     RUN_FILE is YAML; options are laid over it. The result is in DIR/best whenever the search ends; exit code 3 says
     that it misses a limit. Interrupted with Ctrl-C, it goes on with --out DIR --resume.
-
-    \b
-    autocompress search --task digits --target-latency 0.5x --timeout 5m
     """
     from autocompress import api
     from autocompress.errors import NoFeasibleTrialError
