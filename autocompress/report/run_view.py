@@ -15,6 +15,7 @@ from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory
+from autocompress.search import pareto
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,9 @@ class Check:
 
 
 def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:
-    """Return the points that no other beats in both latency (lower) and accuracy (higher), fastest first.
-
-    Latencies compare by their ratio to the baseline of the same interleaved run: a machine's speed drifts.
-    """
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.measurement.ratio, -p.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
-            front.append(point)
-    return tuple(front)
+    """Return the points that no other beats in both latency (lower) and accuracy (higher), fastest first."""
+    of_record = {id(point.record): point for point in points}
+    return tuple(of_record[id(record)] for record in pareto.pareto_front(p.record for p in of_record.values()))
 
 
 @dataclass(frozen=True)
