@@ -145,14 +145,20 @@ def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
     from autocompress.deploy import package
     from autocompress.latency.fingerprint import device_fingerprint
     from autocompress.run_directory import RunDirectory
+    from autocompress.units import format_ms
 
     manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=2))
         return
-    measured = manifest.verification
+    latency, outputs = manifest.verification["latency"], manifest.verification["outputs"]
     out.print(f"Deployed trial {manifest.trial} ({manifest.stage}) to [bold]{to}[/]: {manifest.file}", highlight=False)
-    out.print(f"Verified in a fresh process: {json.dumps(measured, default=str)}", highlight=False, style="dim")
+    out.print(
+        f"Verified in a fresh process: same bytes as measured, same outputs on {outputs['samples']} samples, "
+        f"{format_ms(latency['latency_ms'])}, {latency['ratio']:.3f}x of the uncompressed model "
+        f"({latency['ratio_low']:.3f} to {latency['ratio_high']:.3f}).",
+        highlight=False,
+    )
 
 
 @main.command(short_help="Time engines against each other, interleaved.")
