@@ -70,7 +70,9 @@ def test_the_study_is_optunas_own(run: autocompress.Run) -> None:
     finished = [t for t in run.study.trials if t.state.name == "COMPLETE"]
     assert [t.number for t in finished] == [0, 1, 2]
     proxies = {r.number: r for r in run.directory.history() if r.stage == "proxy"}
-    assert [t.values for t in finished] == [[r.accuracy, r.latency_ms] for r in proxies.values()]
+    assert [t.values for t in finished] == [
+        [r.accuracy, r.measurement.ratio] for r in proxies.values() if r.measurement
+    ]
 
 
 @pytest.mark.parametrize("trial", [None, 1])
