@@ -82,6 +82,7 @@ def search(
     that it misses a limit. Interrupted with Ctrl-C, it goes on with --out DIR --resume.
     """
     from autocompress import api
+    from autocompress.deploy.summary import shortfall
     from autocompress.errors import NoFeasibleTrialError
     from autocompress.report.live import LiveObserver
 
@@ -100,7 +101,7 @@ def search(
     else:
         _print_run(run.directory)
     if not summary["best"]["feasible"]:
-        raise NoFeasibleTrialError(api.shortfall(summary))
+        raise NoFeasibleTrialError(shortfall(summary))
 
 
 def _print_run(directory: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 
 import autocompress
 from autocompress import api, pipeline
+from autocompress.deploy import summary
 from autocompress.errors import ConfigError, NoFeasibleTrialError, StudyMismatchError, VerificationError
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
@@ -164,7 +165,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_resumes(
     assert run.records[0] == kept[0] and len(run.records) == 2
     assert listener.heard[:2] == ["opened", "baseline"] and len(listener.heard) == 3
     assert run.summary["best"]["feasible"] is False
-    assert "% over the target of" in api.shortfall(run.summary) and (run.path / "best/model.xml").exists()
+    assert "% over the target of" in summary.shortfall(run.summary) and (run.path / "best/model.xml").exists()
 
 
 def test_nothing_could_be_measured(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,12 +201,12 @@ def test_options_and_sets_lie_over_the_file(tmp_path: Path) -> None:
 def test_shortfall_says_which_limit_is_missed_and_by_how_much(best: dict[str, float], said: str) -> None:
     figures = {"trial": 3, "latency_ms": 4.0, "accuracy_drop_pp": 0.5, "size_bytes": 90, **best}
     limits = {"latency_ms": 5.0, "max_drop": 0.01, "size_bytes": 100}
-    text = api.shortfall({"best": figures, "constraints": limits, "run_dir": "runs/x"})
+    text = summary.shortfall({"best": figures, "constraints": limits, "run_dir": "runs/x"})
     assert said in text and "trial 3" in text and "runs/x/best" in text
 
 
 def test_seconds_are_grouped_and_add_up() -> None:
-    found = api._seconds({"export": 1, "build": 2, "measure": 3, "apply": 4}, 20)
+    found = summary.group_seconds({"export": 1, "build": 2, "measure": 3, "apply": 4}, 20)
     assert (found["build"], found["measure"], found["recovery"]) == (3, 3, 0)
     assert sum(found.values()) - found["total"] == found["total"] == 20
 

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from autocompress import ClassificationTask, api, pipeline
+from autocompress.deploy import summary
 from autocompress.latency.measure import Protocol
 from autocompress.tasks import load_weights
 
-pipeline.Protocol = api.Protocol = partial(
+pipeline.Protocol = api.Protocol = summary.Protocol = partial(
     Protocol, warm_up_s=0.01, min_iterations=20, min_seconds=0.05, max_seconds=0.1, rounds=5
 )
 
