@@ -60,7 +60,11 @@ def pareto_figure(view: RunView) -> Any:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": TEXT},
-        xaxis={**axis, "title": {"text": "measured latency, median (ms)", "font": {"size": 13}}, "range": focus[0]},
+        xaxis={
+            **axis,
+            "title": {"text": "latency (ms): measured ratio x baseline", "font": {"size": 13}},
+            "range": focus[0],
+        },
         yaxis={
             **axis,
             "title": {"text": "validation accuracy (%)", "font": {"size": 13}},
