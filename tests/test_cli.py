@@ -121,7 +121,7 @@ def test_a_killed_and_an_interrupted_search_go_on_and_miss_an_unreachable_target
 
     words = ("--target-latency", "0.01x", "--n-trials", "50", "--space", "prune-only", "--out", "out")
     sets = ("--set", "recovery.enabled=false", "--set", "dense_dtype=fp32")
-    start = ("search", "--task", "tiny_task:make", *words, *sets)
+    start = ("search", "--task", "tiny_task:wide", *words, *sets)
     # A trial is recorded first and copied to best/ then; a death in between is what resuming repairs.
     best = run.best / "record.json"
     code, _, _ = tiny.stopped(start, tmp_path, signal.SIGKILL, lambda: finished(1)() and best.exists())

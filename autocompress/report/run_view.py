@@ -93,9 +93,16 @@ class RunView:
         return self.summary.get("best") or {}
 
     @property
-    def trials_on_front(self) -> tuple[Point, ...]:
-        """The front without the baseline, which may be its most accurate end."""
-        return tuple(p for p in self.front if p.record.stage != "baseline")
+    def listed(self) -> tuple[Point, ...]:
+        """The trials that tables list: the front without the baseline, and the result even where it is not on it.
+
+        A fine-tuned result may lie below a proxy that was trained on the validation data, and one found first below
+        a tie.
+        """
+        front = [p for p in self.front if p.record.stage != "baseline"]
+        if self.best is not None and all(p.record.number != self.best.record.number for p in front):
+            front.append(self.best)
+        return tuple(sorted(front, key=lambda p: p.measurement.ratio))
 
     @property
     def latency_limit_ms(self) -> float | None:

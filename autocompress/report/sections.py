@@ -179,7 +179,7 @@ def front_table(view: RunView) -> str:
     )
     rows = [_row(view, view.baseline, "base")] if view.baseline else []
     number = view.best.record.number if view.best else None
-    rows += [_row(view, p, "best" if p.record.number == number else "") for p in view.trials_on_front]
+    rows += [_row(view, p, "best" if p.record.number == number else "") for p in view.listed]
     return (
         "<section><h2>The Pareto front</h2><p class=note>No other candidate is both faster and more accurate on "
         "validation data. Ratio is the latency relative to the baseline, measured in interleaved rounds.</p>"

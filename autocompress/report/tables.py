@@ -38,7 +38,7 @@ def front_table(view: RunView, width: int = 80) -> Table:
     table.add_column("what was done", overflow="fold")
     best = view.best.record.number if view.best else None
     proxies = False
-    for point in (*((view.baseline,) if view.baseline else ()), *view.trials_on_front):
+    for point in (*((view.baseline,) if view.baseline else ()), *view.listed):
         base, record, drop = point is view.baseline, point.record, view.drop(point)
         marked = not base and record.number == best
         proxy = not base and record.stage == "proxy"

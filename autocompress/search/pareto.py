@@ -124,7 +124,8 @@ def _rank(record: TrialRecord, baseline: TrialRecord) -> tuple[bool, float, floa
     validation accuracy falls while its test accuracy rises.
     """
     settled = record.stage == "recovered" or is_lossless(record, baseline)
-    return settled, record.accuracy or 0.0, -(record.latency_ms or 0.0)
+    # The ratio, as on the front: two latencies of different minutes do not compare.
+    return settled, record.accuracy or 0.0, -(record.measurement.ratio if record.measurement else 1.0)
 
 
 def finalists(

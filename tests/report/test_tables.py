@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def test_front_table_fits_and_marks_the_result(finished: RunDirectory, width: in
     assert "base" in first and "0.468 ms" in first
     assert ("MACs" in text) == (width >= 104)
     assert ("recovered" in text) == (width >= 96)
+
+
+def test_the_result_is_listed_even_where_the_front_does_not_hold_it(finished: RunDirectory) -> None:
+    view = read_run(finished)
+    assert view.best is not None
+    front = {p.record.number for p in view.front}
+    beaten = next(p for p in view.points if p.record.number not in front)
+    table = printed(front_table(replace(view, best=beaten)))
+    assert f"★ {beaten.record.number}" in table
+    ratios = [p.measurement.ratio for p in replace(view, best=beaten).listed]
+    assert ratios == sorted(ratios) and len(ratios) == len([p for p in view.front if p.record.stage != "baseline"]) + 1
 
 
 def test_narrow_front_table_marks_proxies(finished: RunDirectory) -> None:

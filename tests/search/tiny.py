@@ -63,6 +63,11 @@ def make(kind=Net):
     return ClassificationTask(model.eval(), (inputs, targets), images(64, 1), name="tiny", calibration_size=64)
 
 
+def wide():
+    # Seven widths of two groups: more networks than a test can try before it is stopped.
+    return make(partial(Net, 128))
+
+
 def decides():
     return make(Decides)
 
