@@ -61,12 +61,15 @@ class Group:
         channels: Length of the axis.
         producers: Layers whose output channels are pruned.
         consumers: Layers whose input channels are pruned with them.
+        multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
+            flatten, or where a layer reads the axis twice.
     """
 
     name: str
     channels: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,20 +242,25 @@ def _groups(model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipp
         producers: set[str] = set()
         consumers: set[str] = set()
         foreign: set[str] = set()
-        for dependency, _ in traced:
+        widths: dict[str, int] = {}
+        for dependency, indices in traced:
             target = names.get(dependency.target.module)
             if target is None:
                 continue
             is_output = graph.is_out_channel_pruning_fn(dependency.handler)
             if target in layers:
                 (producers if is_output else consumers).add(target)
+                if not is_output:
+                    widths[target] = widths.get(target, 0) + len(indices)
             elif not isinstance(dependency.target.module, NORMS):
                 foreign.add(target)
         # A depthwise layer's input axis is its output axis: it is a member, not a consumer.
         consumers = {c for c in consumers if c not in producers or layers[c].kind != "depthwise"}
         seen |= producers
         members = sorted(producers, key=order.__getitem__)
-        group = Group(members[0], layer.out_channels, tuple(members), tuple(sorted(consumers, key=order.__getitem__)))
+        ordered = tuple(sorted(consumers, key=order.__getitem__))
+        multiples = {c: widths[c] // layer.out_channels for c in ordered}
+        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples)
         if not consumers - producers:
             skipped.setdefault(f"{group.name} (channels)", "its channels are the model's output")
         elif foreign:

@@ -25,9 +25,9 @@ from autocompress.compress import CompressionContext, apply_policy, rewrite, sco
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
-from autocompress.engines.qdq import InputQuantization, insert_qdq
-from autocompress.errors import CompressionError, ConfigError, VerificationError
+from autocompress.engines.export import save_onnx
+from autocompress.errors import BuildError, CompressionError, ConfigError, VerificationError
+from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
 from autocompress.policy import CompressionPolicy
@@ -119,6 +119,7 @@ class Pipeline:
             self.base = rewrite(self.original).to(memory_format=torch.channels_last)
             self.inputs = task.example_inputs(config.batch_size)
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
+            self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self._scores = self._score()
         self.data = self._write_validation()
         self.baseline: TrialRecord | None = None
@@ -260,15 +261,24 @@ class Pipeline:
             VerificationError: Two forms of the model disagree beyond `TOLERANCES`.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._build(model, policy, folder, ledger)
+        except (BuildError, VerificationError):
+            if not self.graphs.edits:
+                raise
+            # Was it the candidate, or the editing of its graph? An export tells.
+            self.graphs.export_from_now_on()
+            try:
+                return self._build(model, policy, folder, ledger)
+            except (BuildError, VerificationError):
+                self.graphs.edit_again()
+                raise
+
+    def _build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
         onnx = folder / "model.onnx"
         options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
         with ledger.spend("export"):
-            ranges = activation_ranges(model)
-            with quantization_mode(model, "off"):
-                graph = to_onnx(model, self.inputs)
-            layers = {n: InputQuantization(r.scale, r.signed) for n, r in ranges.items()}
-            insert_qdq(graph, layers, self.engine)
-            save_onnx(graph, onnx)
+            save_onnx(self.graphs.build(model, activation_ranges(model), policy.removed_blocks), onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
         with ledger.spend("build"):

@@ -44,7 +44,10 @@ class LayerPolicy:
     @property
     def is_identity(self) -> bool:
         """Whether the layer is left as it is."""
-        return self == LayerPolicy()
+        return self.dtype == "dense" and self.rank_ratio == 1
+
+
+_UNTOUCHED = LayerPolicy()
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class CompressionPolicy:
 
     def layer(self, name: str) -> LayerPolicy:
         """Return the policy of one layer; the identity when nothing is said of it."""
-        return self.layers.get(name, LayerPolicy())
+        return self.layers.get(name, _UNTOUCHED)
 
     @property
     def is_structural_identity(self) -> bool:

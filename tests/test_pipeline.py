@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from torch import nn
 
 from autocompress import pipeline as module
 from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile
-from autocompress.engines.export import to_onnx
+from autocompress.engines.template import GraphTemplate
 from autocompress.errors import CompressionError, ConfigError, VerificationError
+from autocompress.graphs import GraphBuilder
 from autocompress.latency.measure import Protocol
 from autocompress.pipeline import Ledger, Pipeline, load_compressed
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -219,19 +219,30 @@ def test_weights_that_are_missing_or_of_another_policy(line: Pipeline, record: T
 # -- when something is wrong ------------------------------------------------------------------------------------------
 
 
-def test_a_graph_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def tampered(model: nn.Module, inputs: torch.Tensor) -> object:
-        graph = to_onnx(model, inputs)
-        bias = graph.graph.initializers["fc.bias"]
-        assert bias.const_value is not None
-        bias.const_value = module_tensor(bias.const_value.numpy() + 5)
-        return graph
+def shifted(graph: object) -> object:
+    bias = graph.graph.initializers["fc.bias"]  # type: ignore[attr-defined]
+    bias.const_value = module_tensor(bias.const_value.numpy() + 5)
+    return graph
 
-    monkeypatch.setattr(module, "to_onnx", tampered)
+
+def test_a_graph_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = GraphBuilder.build
+    monkeypatch.setattr(GraphBuilder, "build", lambda *args: shifted(build(*args)))
     with pytest.raises(VerificationError, match=r"the ONNX graph differs .*model\.onnx"):
         line.evaluate(CompressionPolicy(), 8, BRIEF)
     assert (line.run.artifact(8) / "model.onnx").exists()
     assert not (line.run.artifact(8) / "record.json").exists()
+    # An export was as wrong, so the editing is not to blame.
+    assert line.graphs.edits
+
+
+def test_a_graph_that_was_edited_wrongly_is_exported(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = GraphTemplate.bind
+    monkeypatch.setattr(GraphTemplate, "bind", lambda *args: shifted(bind(*args)))
+    record = line.evaluate(CompressionPolicy(pruning={"stem": 0.5}), 9, BRIEF)
+    assert record.state == "complete"
+    assert not line.graphs.edits
+    line.graphs.edit_again()
 
 
 def module_tensor(array: np.ndarray) -> object:

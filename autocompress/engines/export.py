@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError
@@ -24,7 +25,7 @@ from autocompress.results import write_bytes
 # The newest opset that OpenVINO, ONNX Runtime and TensorRT of the supported versions all read.
 OPSET = 20
 INPUT, OUTPUT = "input", "output"
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def _explain(error: BaseException) -> str:
 
 
 def save_onnx(model: ir.Model, path: Path) -> None:
-    """Write an ONNX file atomically.
+    """Write an ONNX file atomically, every node with a name of its own by which engines tell what they run.
 
     Raises:
         ExportError: The model is larger than the 2 GB that one ONNX file can hold.
@@ -87,6 +88,12 @@ def save_onnx(model: ir.Model, path: Path) -> None:
         node.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
+    # OpenVINO calls a node that makes an output by the output's name, so it is called that from the start.
+    for value in model.graph.outputs:
+        end = value.producer()
+        if end is not None:
+            end.name = value.name
+    NameFixPass()(model)
     try:
         data = ir.to_proto(model).SerializeToString()
     except ValueError as error:
@@ -104,7 +111,7 @@ def layer_nodes(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Node]:
         weight = node.inputs[1]
         name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
         if name not in wanted:
-            scopes = node.metadata_props.get(_SCOPES)
+            scopes = node.metadata_props.get(SCOPES)
             inside = [s for s in ast.literal_eval(scopes) if s in wanted] if scopes else []
             name = inside[-1] if inside else ""
         if name in wanted and weight is not None and weight.const_value is not None:

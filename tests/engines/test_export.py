@@ -122,3 +122,33 @@ def test_a_model_beyond_what_one_file_holds(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(ExportError, match="2 GB"):
         save_onnx(empty, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_node_has_a_name_of_its_own(file: Path) -> None:
+    names = [node.name for node in onnx.load(file).graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+
+
+def test_names_survive_saving(graph: ir.Model, file: Path) -> None:
+    assert [node.name for node in onnx.load(file).graph.node] == [node.name for node in graph.graph]
+
+
+def test_missing_and_shared_names_are_made_unique(model: nn.Module, tmp_path: Path) -> None:
+    graph = to_onnx(model, networks.images(2))
+    first, second, third, *_ = graph.graph
+    second.name = third.name
+    first.name = None
+    kept = [node.name for node in graph.graph][3:-1]
+    save_onnx(graph, tmp_path / "model.onnx")
+    names = [node.name for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    assert names[3:-1] == kept
+
+
+def test_the_last_node_is_called_as_the_output(file: Path) -> None:
+    """OpenVINO renames it so, and its times could not be told by the file's name else."""
+    graph = onnx.load(file).graph
+    (last,) = (node for node in graph.node if graph.output[0].name in node.output)
+    assert last.name == graph.output[0].name == "output"

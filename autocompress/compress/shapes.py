@@ -1,0 +1,88 @@
+"""What a policy makes of every layer's shape, from the inventory alone: no model is touched.
+
+The figures are those that `apply_policy` arrives at, from the same rounding rules. The latency predictor reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from autocompress.compress.lowrank import rank_at
+from autocompress.compress.pruning import kept_channels
+from autocompress.inventory import Inventory, Layer
+from autocompress.policy import CompressionPolicy
+
+
+class LayerShape(NamedTuple):
+    """One layer under a policy.
+
+    Attributes:
+        in_channels, out_channels: What pruning leaves.
+        ranks: Of its low-rank form: none (not factorized), one (two factors), or two (Tucker-2: input and output side).
+        dtype: ``"int8"``, or the policy's dense dtype.
+    """
+
+    in_channels: int
+    out_channels: int
+    ranks: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """A model under a policy.
+
+    Attributes:
+        dense_dtype: What every layer that is not int8 runs in.
+        groups: Kept channels of every group.
+        layers: Shape of every layer that is still there, in the model's order.
+        removed_blocks: Blocks that are gone.
+    """
+
+    dense_dtype: str
+    groups: Mapping[str, int]
+    layers: Mapping[str, LayerShape]
+    removed_blocks: tuple[str, ...]
+
+
+def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkShape:
+    """Return the shapes of `policy` on the model of `inventory`; names that the model does not have are passed over."""
+    removed = [inventory.blocks[block] for block in policy.removed_blocks if block in inventory.blocks]
+    gone = {layer for block in removed for layer in block.layers}
+    groups = {
+        name: kept_channels(group.channels, policy.pruning.get(name, 0.0))
+        for name, group in inventory.groups.items()
+        # As in `ChannelPruning`: a group whose first layer went with its block is not pruned.
+        if name not in gone
+    }
+    ins = {name: layer.in_channels for name, layer in inventory.layers.items()}
+    outs = {name: layer.out_channels for name, layer in inventory.layers.items()}
+    for name, kept in groups.items():
+        group = inventory.groups[name]
+        for producer in group.producers:
+            outs[producer] = kept
+            if inventory.layers[producer].kind == "depthwise":
+                ins[producer] = kept
+        for consumer in group.consumers:
+            ins[consumer] -= (group.channels - kept) * group.multiples.get(consumer, 1)
+    layers = {}
+    for name, layer in inventory.layers.items():
+        if name in gone:
+            continue
+        own = policy.layer(name)
+        layers[name] = LayerShape(
+            ins[name], outs[name], ranks(layer, ins[name], outs[name], own.rank_ratio),
+            "int8" if own.dtype == "int8" else policy.dense_dtype,
+        )  # fmt: skip
+    return NetworkShape(policy.dense_dtype, groups, layers, policy.removed_blocks)
+
+
+def ranks(layer: Layer, ins: int, outs: int, ratio: float) -> tuple[int, ...]:
+    """Return the ranks that `LowRank` gives `layer` at these widths; empty when it is not factorized."""
+    if ratio >= 1 or not layer.factorizable:
+        return ()
+    if layer.kind in ("linear", "pointwise"):
+        return (rank_at(min(ins, outs), ratio),)
+    return (rank_at(ins, ratio), rank_at(outs, ratio))

@@ -1,0 +1,77 @@
+"""What stands around each layer in an exported graph: which layers feed it, which read it, what the engine may fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands around a layer in the uncompressed graph.
+
+    Attributes:
+        before: Layers whose results reach its input with no other layer between.
+        after: Layers that its result reaches likewise.
+        ops: Types of the nodes right after it, sorted.
+        readers: How many nodes read its input tensor: more than one means that quantizing it may cost a copy.
+    """
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    readers: int = 1
+
+
+# Ops that a value passes on its way from one layer to the next without becoming another tensor's concern.
+_PASSING = frozenset({"Relu", "Clip", "Gelu", "Sigmoid", "HardSwish", "HardSigmoid", "MaxPool", "Add", "Mul"})
+
+
+def surroundings(nodes: Mapping[str, ir.Node]) -> dict[str, Surroundings]:
+    """Return what stands around each of the layers' nodes, which are of one graph."""
+    names = {id(node): name for name, node in nodes.items()}
+    before: dict[str, set[str]] = {}
+    after: dict[str, set[str]] = {name: set() for name in nodes}
+    for name, node in nodes.items():
+        found: set[str] = set()
+        pending, seen = [node.inputs[0]], set()
+        while pending:
+            value = pending.pop()
+            producer = None if value is None else value.producer()
+            if producer is None or id(producer) in seen:
+                continue
+            seen.add(id(producer))
+            if id(producer) in names:
+                found.add(names[id(producer)])
+            else:
+                pending.extend(producer.inputs)
+        before[name] = found
+        for feeding in found:
+            after[feeding].add(name)
+    result = {}
+    for name, node in nodes.items():
+        source = node.inputs[0]
+        result[name] = Surroundings(
+            before=tuple(sorted(before[name])),
+            after=tuple(sorted(after[name])),
+            ops=tuple(sorted(_following(node, names))),
+            readers=1 if source is None else len(source.uses()),
+        )
+    return result
+
+
+def _following(node: ir.Node, layers: Mapping[int, str], most: int = 4) -> list[str]:
+    ops: list[str] = []
+    pending, seen = [node], {id(node)}
+    while pending and len(ops) < most:
+        for value in pending.pop(0).outputs:
+            for use in value.uses():
+                if id(use.node) in seen or id(use.node) in layers:
+                    continue
+                seen.add(id(use.node))
+                ops.append(use.node.op_type)
+                if use.node.op_type in _PASSING:
+                    pending.append(use.node)
+    return ops[:most]

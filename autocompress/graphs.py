@@ -1,0 +1,77 @@
+"""The ONNX graph of any compressed form of one model: by editing one export where that works, else by exporting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from autocompress.compress.quantization import ActivationRange, quantization_mode
+from autocompress.engines.export import to_onnx
+from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.engines.template import GraphTemplate
+from autocompress.inventory import Inventory
+from autocompress.latency.units import Layout
+
+
+class GraphBuilder:
+    """Graphs for one engine.
+
+    Args:
+        base: The uncompressed model, rewritten, in eval mode.
+        inputs: Example inputs of exactly the shape to run ``(N, ...)``.
+        inventory: Of `base`.
+        engine: Whose rules Q/DQ follows.
+    """
+
+    def __init__(self, base: nn.Module, inputs: Tensor, inventory: Inventory, engine: str) -> None:
+        self._base, self._inputs, self._inventory, self._engine = base, inputs, inventory, engine
+        self._edits = True
+
+    @cached_property
+    def _template(self) -> GraphTemplate:
+        return GraphTemplate(self._base, self._inputs, self._inventory.blocks)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The model's structure, for the latency predictor.
+
+        Raises:
+            ExportError: The model cannot be exported.
+        """
+        return Layout(self._inventory, self._template.surroundings)
+
+    def layer_of(self, node: str) -> str | None:
+        """Return the layer that a node of an edited graph belongs to, or None."""
+        return self._template.layer_of(node)
+
+    @property
+    def edits(self) -> bool:
+        """Whether graphs are made by editing."""
+        return self._edits
+
+    def export_from_now_on(self) -> None:
+        """Stop editing: a graph made so turned out to be wrong."""
+        self._edits = False
+
+    def edit_again(self) -> None:
+        """Take `export_from_now_on` back: it was not the editing."""
+        self._edits = True
+
+    def build(
+        self, model: nn.Module, ranges: Mapping[str, ActivationRange], removed_blocks: Iterable[str] = ()
+    ) -> ir.Model:
+        """Return the graph of `model`, a compressed form of the base, with Q/DQ for the layers of `ranges`.
+
+        Raises:
+            ExportError: The model cannot be exported, or a layer of `ranges` is not in its graph.
+        """
+        graph = self._template.bind(model, removed_blocks) if self._edits else None
+        if graph is None:
+            with quantization_mode(model, "off"):
+                graph = to_onnx(model, self._inputs)
+        layers = {name: InputQuantization(found.scale, found.signed) for name, found in ranges.items()}
+        insert_qdq(graph, layers, self._engine)
+        return graph

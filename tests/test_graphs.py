@@ -1,0 +1,144 @@
+"""Graphs from the builder are the same whether edited or exported, and those that cannot be edited are exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autocompress import graphs
+from autocompress.compress import CompressionContext, apply_policy
+from autocompress.compress.quantization import ActivationRange, activation_ranges, calibrate, quantization_mode
+from autocompress.engines.export import save_onnx
+from autocompress.errors import ExportError
+from autocompress.graphs import GraphBuilder
+from autocompress.inventory import take_inventory
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from tests import networks
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+POLICY = CompressionPolicy(
+    pruning={"stem": 0.25, "wider.conv1": 0.5},
+    layers={"wider.conv1": LayerPolicy("int8"), "wider.conv2": LayerPolicy("int8", 0.5), "fc": LayerPolicy("int8")},
+    removed_blocks=("same",),
+)
+
+
+class Padded(nn.Module):
+    """Padding said by a word: its factors cannot be edited in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding="same")
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def builder(model: nn.Module, engine: str = "onnxruntime") -> GraphBuilder:
+    return GraphBuilder(model, networks.images(2), take_inventory(model, networks.images()), engine)
+
+
+def made(model: nn.Module, policy: CompressionPolicy) -> tuple[nn.Module, dict[str, ActivationRange]]:
+    compressed = apply_policy(model, policy, CompressionContext(networks.images()))
+    if not policy.int8_layers:
+        return compressed, {}
+    calibrate(compressed, [networks.images(16, seed=9)])
+    return compressed, dict(activation_ranges(compressed))
+
+
+def run(graph: ir.Model, folder: Path) -> NDArray[np.float32]:
+    save_onnx(graph, folder / "model.onnx")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["output"], {"input": networks.images(2, seed=4).numpy()})[0])
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The models that were exported because their graph could not be made by editing."""
+    seen: list[nn.Module] = []
+    real = graphs.to_onnx
+
+    def count(model: nn.Module, inputs: torch.Tensor) -> ir.Model:
+        seen.append(model)
+        return real(model, inputs)
+
+    monkeypatch.setattr(graphs, "to_onnx", count)
+    return seen
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_edited_and_exported_graphs_compute_the_same(engine: str, tmp_path: Path, exports: list[nn.Module]) -> None:
+    base = networks.randomize(networks.Residual())
+    build = builder(base, engine)
+    model, ranges = made(base, POLICY)
+    assert build.edits
+    edited = run(build.build(model, ranges, POLICY.removed_blocks), tmp_path)
+    assert exports == []
+    build.export_from_now_on()
+    assert not build.edits
+    exported = run(build.build(model, ranges, POLICY.removed_blocks), tmp_path)
+    assert exports == [model]
+    with torch.no_grad():
+        simulated = model(networks.images(2, seed=4)).numpy()
+    np.testing.assert_allclose(edited, exported, atol=1e-3 * np.abs(exported).max())
+    assert np.linalg.norm(edited - simulated) < 0.01 * np.linalg.norm(simulated)
+    build.edit_again()
+    build.build(model, ranges, POLICY.removed_blocks)
+    assert build.edits and exports == [model]
+
+
+def test_what_cannot_be_edited_is_exported_and_the_next_is_edited_again(
+    tmp_path: Path, exports: list[nn.Module]
+) -> None:
+    base = networks.randomize(Padded())
+    build = builder(base)
+    factorized, _ = made(base, CompressionPolicy(layers={"conv": LayerPolicy(rank_ratio=0.5)}))
+    found = run(build.build(factorized, {}), tmp_path)
+    assert exports == [factorized]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, factorized(networks.images(2, seed=4)).numpy(), atol=1e-4)
+    pruned, _ = made(base, CompressionPolicy(pruning={"conv": 0.5}))
+    found = run(build.build(pruned, {}), tmp_path)
+    assert exports == [factorized] and build.edits
+    with torch.no_grad():
+        np.testing.assert_allclose(found, pruned(networks.images(2, seed=4)).numpy(), atol=1e-4)
+
+
+def test_quantizers_are_left_out_of_an_export_and_come_back(exports: list[nn.Module]) -> None:
+    base = networks.randomize(networks.Residual())
+    build = builder(base)
+    build.export_from_now_on()
+    model, ranges = made(base, POLICY)
+    with torch.no_grad():
+        before = model(networks.images())
+    graph = build.build(model, {}, POLICY.removed_blocks)
+    assert exports == [model] and not [n for n in graph.graph if n.op_type == "QuantizeLinear"]
+    with torch.no_grad():
+        assert torch.equal(model(networks.images()), before)
+        with quantization_mode(model, "off"):
+            assert not torch.equal(model(networks.images()), before)
+    int8 = build.build(model, ranges, POLICY.removed_blocks)
+    assert len({n.name for n in int8.graph if n.op_type == "QuantizeLinear"}) >= 3
+
+
+def test_a_range_of_a_layer_that_is_not_there_is_an_error() -> None:
+    base = networks.randomize(networks.Residual())
+    with pytest.raises(ExportError, match="nowhere"):
+        builder(base).build(base, {"nowhere": ActivationRange(0.1, signed=True)})
+
+
+def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models() -> None:
+    base = networks.randomize(networks.Residual())
+    build = builder(base)
+    graph = build.build(base, {})
+    told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
+    assert told == set(build.layout.inventory.layers) == set(build.layout.surroundings)
+    assert build.layout is build.layout
