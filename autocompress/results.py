@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from autocompress.errors import ConfigError
 from autocompress.policy import CompressionPolicy
 
 SCHEMA_VERSION = 1
+# Two opened copies of one file differ by up to this: where their memory lies differs.
+SAME_FILE = 0.01
+# What nobody would notice.
+EQUAL = 0.02
 
 
 class _Json:
@@ -48,8 +53,16 @@ class Measurement(_Json):
             faster.
         ratio_low, ratio_high: Bootstrap 95 % interval of `ratio` over rounds.
         baseline_ms: The baseline's median in the same interleaved run.
-        noisy: Whether the interval of `ratio` stayed wider than the protocol allows after measuring longer.
+        noisy: Whether the figures are not to be trusted to the last digits, after measuring longer: the interval stayed
+            wider than the protocol allows, the median drifted, or something took a share of the processor.
         batch_size, threads: As the engine was opened.
+        noise: What disturbed the measurement, in words; may name something that did no harm.
+        aa_ratio, aa_low, aa_high: The baseline against itself in the same rounds, and its bootstrap 95 % interval.
+        mode: ``"latency"``, or ``"throughput"``, where `latency_ms` is that of a call among `streams` at once and
+            `ratio` is of the time per sample, so that below 1 is faster all the same.
+        streams: Calls in flight at once.
+        throughput_per_s: Samples a second; None in results of old releases.
+        energy_mj: Energy of one call, idle share included; None where the device does not tell.
     """
 
     latency_ms: float
@@ -67,6 +80,35 @@ class Measurement(_Json):
     noisy: bool
     batch_size: int
     threads: int
+    noise: tuple[str, ...] = ()
+    aa_ratio: float = 1.0
+    aa_low: float = 1.0
+    aa_high: float = 1.0
+    mode: str = "latency"
+    streams: int = 1
+    throughput_per_s: float | None = None
+    energy_mj: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise", tuple(self.noise))
+
+    @property
+    def verdict(self) -> str:
+        """``"faster"``, ``"slower"`` or ``"equal"`` (within `EQUAL`) to the baseline, or ``"unsure"``.
+
+        The interval of the ratio is widened by what the baseline differed from itself by, and must clear `SAME_FILE`.
+        """
+        spread = max(self.aa_high, 1 / self.aa_low if self.aa_low > 0 else math.inf)
+        low, high = self.ratio_low / spread, self.ratio_high * spread
+        if high * (1 + SAME_FILE) < 1:
+            return "faster"
+        if low > 1 + SAME_FILE:
+            return "slower"
+        return "equal" if low * (1 + EQUAL) >= 1 and high <= 1 + EQUAL else "unsure"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, with the verdict for readers of it."""
+        return {**super().to_dict(), "noise": list(self.noise), "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -85,6 +127,7 @@ class TrialRecord:
         seconds: Wall time by activity (``apply``, ``proxy``, ``export``, ``build``, ``measure``, ``recovery``).
         error: The error's class and message when failed.
         artifact: Folder with the files, relative to the run directory.
+        predicted_ratio: What `measurement.ratio` was predicted to be before it was measured; None where it was not.
     """
 
     number: int
@@ -99,6 +142,7 @@ class TrialRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     artifact: str | None = None
+    predicted_ratio: float | None = None
 
     @property
     def latency_ms(self) -> float | None:

@@ -17,12 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
-from autocompress.deploy.verify import REFERENCE_NAME, TOLERANCE, Worker, check_outputs, fresh, read_reference
+from autocompress.deploy.verify import (
+    REFERENCE_NAME,
+    TOLERANCE,
+    Worker,
+    check_outputs,
+    fresh,
+    never_slower,
+    read_reference,
+)
 from autocompress.engines.base import EngineFile
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.latency.measure import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.results import Measurement, TrialRecord, read_json
+from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
@@ -193,27 +201,15 @@ def _verify(
 ) -> dict[str, Any]:
     outputs = check_outputs(worker, file, reference, TOLERANCE)
     inputs = read_reference(reference)[0]
-    # A file as fast as the baseline falls outside a 95 % interval once in forty; twice in a row means it.
-    for _ in range(2):
-        measured = worker.measure([baseline, file], inputs, protocol or Protocol())[1]
-        if measured.ratio_low <= 1.0:
-            found = worker.describe(file.engine)
-            return {
-                "sha256": "equal",
-                "device": found["device"],
-                "engine_version": found["version"],
-                "outputs": outputs,
-                "latency": measured.to_dict(),
-            }
-    raise VerificationError(_slower(measured, file))
-
-
-def _slower(measured: Measurement, file: EngineFile) -> str:
-    return (
-        f"{file.path.name} is slower than the uncompressed model here: {measured.latency_ms:.4g} ms against "
-        f"{measured.baseline_ms:.4g} ms, {measured.ratio:.3f}x (95 % interval {measured.ratio_low:.3f} to "
-        f"{measured.ratio_high:.3f}). It was not deployed; choose another trial with --trial."
-    )
+    found = never_slower(worker, baseline, file, inputs, protocol)
+    described = worker.describe(file.engine)
+    return {
+        "sha256": "equal",
+        "device": described["device"],
+        "engine_version": described["version"],
+        "outputs": outputs,
+        "latency": found.to_dict(),
+    }
 
 
 def _version() -> str | None:

@@ -94,6 +94,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         },
         "n_trials": len(records),
         "n_failed": sum(r.state == "failed" for r in records.values()),
+        "prediction": session.loop.prediction(),
         "seconds": group_seconds(pipeline.ledger.seconds, time.monotonic() - session.started),
     }
 

@@ -18,13 +18,15 @@ from autocompress.deploy.manifest import Manifest
 from autocompress.engines.base import Array, EngineFile
 from autocompress.errors import VerificationError
 from autocompress.latency.measure import Protocol as TimingProtocol
-from autocompress.results import Measurement
+from autocompress.results import EQUAL, Measurement
 from autocompress.worker import EngineWorker
 
 REFERENCE_NAME = "reference.safetensors"
 # Largest |difference| over largest |reference output|. One file on one machine repeats itself but for the order of
 # sums over threads; anything near this is another model.
 TOLERANCE = 1e-3
+# Measurements of which one must show that the file is not slower.
+_TRIES = 3
 
 
 class Worker(Protocol):
@@ -122,6 +124,41 @@ def check_outputs(worker: Worker, file: EngineFile, reference: Path, tolerance: 
             "On another processor, rounding differs: repeat with a larger tolerance, or search on that device."
         )
     return {"samples": len(inputs), "tolerance": tolerance, "difference": difference, "same_top_1": same}
+
+
+def never_slower(
+    worker: Worker, baseline: EngineFile, file: EngineFile, inputs: Array, timing: TimingProtocol | None = None
+) -> Measurement:
+    """Measure a file against the baseline and return the measurement that shows it to be no slower.
+
+    One measurement suffices that says so: a ratio of at most 1 + `EQUAL`, and no verdict of slower. Without one it is
+    measured again, since noise looks like either.
+
+    Raises:
+        VerificationError: It is slower, or the machine is too noisy to tell that it is not.
+    """
+    tries = []
+    for _ in range(_TRIES):
+        measured = worker.measure([baseline, file], inputs, timing or TimingProtocol())[1]
+        if measured.verdict != "slower" and measured.ratio <= 1 + EQUAL:
+            return measured
+        tries.append(measured)
+    worst = next((m for m in tries if m.verdict == "slower"), None)
+    last = worst or tries[-1]
+    figures = (
+        f"{last.latency_ms:.4g} ms against {last.baseline_ms:.4g} ms, {last.ratio:.3f}x (95 % interval "
+        f"{last.ratio_low:.3f} to {last.ratio_high:.3f})"
+    )
+    if worst is not None:
+        raise VerificationError(
+            f"{file.path.name} is slower than the uncompressed model here: {figures}. It was not deployed; choose "
+            "another trial with --trial."
+        )
+    disturbed = f" Disturbed: {'; '.join(last.noise)}." if last.noise else ""
+    raise VerificationError(
+        f"{file.path.name} could not be shown to be no slower than the uncompressed model in {_TRIES} tries: "
+        f"{figures}.{disturbed} It was not deployed; try again on a quiet machine, or another trial with --trial."
+    )
 
 
 def _decisions(outputs: Array) -> Array:

@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from autocompress.engines.kernels import KernelTime
+from autocompress.errors import UnavailableError
+
 Array = NDArray[Any]
 
 
@@ -105,11 +108,13 @@ class Engine(abc.ABC):
         name: As users write it, ``"openvino"``.
         suffix: Of its engine files, ``".xml"``.
         extra: The package extra that installs the runtime.
+        uses_gpu: Whether it runs on the GPU, whose energy and clocks then matter.
     """
 
     name: str
     suffix: str
     extra: str
+    uses_gpu: bool = False
 
     @abc.abstractmethod
     def version(self) -> str:
@@ -135,3 +140,15 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def open(self, file: EngineFile, threads: int | None = None) -> Runner:
         """Return a runner, not yet on the device, with `threads` in place of the options' when given."""
+
+    def kernel_times(self, file: EngineFile, inputs: Array, seconds: float) -> list[KernelTime]:
+        """Run an engine with the runtime's profiler for about `seconds` and return its kernels as they run.
+
+        `inputs` ``(batch_size, ...)`` are of the file's batch size. Times are of one inference and comparable with
+        each other; end to end there is the overhead of the call besides, which an empty graph has too.
+
+        Raises:
+            BuildError: The file is damaged, or takes other inputs.
+            UnavailableError: This runtime does not tell.
+        """
+        raise UnavailableError(f"The engine {self.name!r} does not tell the times of single kernels.")

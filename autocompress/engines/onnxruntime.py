@@ -18,6 +18,8 @@ import numpy as np
 
 from autocompress._lazy import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
+from autocompress.engines.kernels import KernelTime
+from autocompress.engines.onnxruntime_profile import EVENTS, OPTIMISED, Overhead, kernel_times, measure_overhead
 from autocompress.environment import cpu_name
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
@@ -43,11 +45,14 @@ def _runtime() -> Any:
 
 
 class ONNXRuntimeEngine(Engine):
-    """ONNX Runtime's CPU execution provider. Stateless."""
+    """ONNX Runtime's CPU execution provider. Stateless but for its profiler's overhead, measured on first use."""
 
     name = "onnxruntime"
     suffix = ".onnxruntime.onnx"
     extra = "onnxruntime"
+
+    def __init__(self) -> None:
+        self._overhead: Overhead | None = None
 
     def version(self) -> str:
         """Return the runtime's version."""
@@ -96,6 +101,23 @@ class ONNXRuntimeEngine(Engine):
         self._check(options)
         return ONNXRuntimeRunner(file.path, options)
 
+    def kernel_times(self, file: EngineFile, inputs: Array, seconds: float) -> list[KernelTime]:
+        """Return the kernels in the order they run, with the times of the runtime's profiler less what that costs.
+
+        Raises:
+            BuildError: The file is damaged, or takes other inputs.
+        """
+        with self.open(file) as runner:
+            runner.prepare(inputs)
+        try:
+            if self._overhead is None:
+                self._overhead = measure_overhead(ONNXRuntimeRunner)
+            return kernel_times(
+                ONNXRuntimeRunner, file.path, file.options, inputs, seconds=seconds, overhead=self._overhead
+            )
+        except _failures() as error:
+            raise BuildError(f"ONNX Runtime cannot profile {file.path}: {error}") from error
+
     def _check(self, options: EngineOptions) -> None:
         if options.dtype != "fp32":
             raise UnsupportedDtypeError(
@@ -105,10 +127,13 @@ class ONNXRuntimeEngine(Engine):
 
 
 class ONNXRuntimeRunner(Runner):
-    """One session whose input and output are bound to fixed buffers."""
+    """One session whose input and output are bound to fixed buffers.
 
-    def __init__(self, path: Path, options: EngineOptions) -> None:
-        self._path, self._options = path, options
+    With a folder to `profile` into, the graph as it is run is written there, and what each node takes.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions, profile: Path | None = None) -> None:
+        self._path, self._options, self._profile = path, options, profile
         self._session: Any = None
         self._binding: Any = None
         self._output: Any = None
@@ -116,10 +141,10 @@ class ONNXRuntimeRunner(Runner):
     def __enter__(self) -> Self:
         """Load and optimise the graph."""
         try:
-            session = _session(self._path, self._options)
+            session = _session(self._path, self._options, profile=self._profile)
             axis = _batch_axis(session)
             if isinstance(axis, str):
-                session = _session(self._path, self._options, axis)
+                session = _session(self._path, self._options, axis, profile=self._profile)
             _check_shape(session, self._options)
             put = session.get_inputs()[0]
             if put.type not in _NUMPY:
@@ -171,6 +196,10 @@ class ONNXRuntimeRunner(Runner):
         """Run once on the bound buffers: 9 µs a call for an empty graph."""
         self._session.run_with_iobinding(self._binding)
 
+    def end_profiling(self) -> Path:
+        """Stop the profiler and return its file."""
+        return Path(self._session.end_profiling())
+
     def _run(self) -> None:
         try:
             self.run()
@@ -185,8 +214,17 @@ def _failures() -> tuple[type[Exception], ...]:
     return (RuntimeError, ValueError, TypeError, OSError, *own)
 
 
-def _session(path: Path, options: EngineOptions, batch_axis: str | None = None, save: Path | None = None) -> Any:
-    """Load a graph; with `batch_axis` its dimension of this name is fixed, with `save` the plain graph is written."""
+def _session(
+    path: Path,
+    options: EngineOptions,
+    batch_axis: str | None = None,
+    save: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
+    """Load a graph; with `batch_axis` its dimension of this name is fixed, with `save` the plain graph is written.
+
+    With `profile` the optimised graph is written to this folder, and events when profiling ends.
+    """
     runtime = _runtime()
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads
@@ -199,6 +237,10 @@ def _session(path: Path, options: EngineOptions, batch_axis: str | None = None, 
         settings.add_free_dimension_override_by_name(batch_axis, options.batch_size)
     if save is not None:
         settings.optimized_model_filepath = str(save)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile / EVENTS)
+        settings.optimized_model_filepath = str(profile / OPTIMISED)
     return runtime.InferenceSession(str(path), settings, providers=_PROVIDERS)
 
 

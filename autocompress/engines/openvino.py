@@ -16,6 +16,8 @@ import numpy as np
 
 from autocompress._lazy import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
+from autocompress.engines.kernels import KernelTime
+from autocompress.engines.openvino_profile import kernel_times
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
 _DEVICE = "CPU"
@@ -101,6 +103,25 @@ class OpenVINOEngine(Engine):
             options = EngineOptions(options.dtype, threads, options.batch_size)
         self._check(options)
         return OpenVINORunner(self._core, file.path, options)
+
+    def kernel_times(self, file: EngineFile, inputs: Array, seconds: float) -> list[KernelTime]:
+        """Return the kernels in the order they run, with the times that the plugin counted.
+
+        Raises:
+            BuildError: The file is damaged, or takes other inputs.
+        """
+        self._check(file.options)
+        properties = {**_properties(file.options), "PERF_COUNT": True}
+        try:
+            model = _read(self._core, file.path, file.options)
+            port = model.input(0)
+            if tuple(port.shape) != tuple(inputs.shape):
+                raise ValueError(f"It takes inputs of shape {tuple(port.shape)}, not {tuple(inputs.shape)}.")
+            bound = np.array(inputs, dtype=np.dtype(port.get_element_type().to_dtype()), order="C")
+            tensor = _runtime().Tensor(bound, shared_memory=True)
+            return kernel_times(model, lambda: self._core.compile_model(model, _DEVICE, properties), tensor, seconds)
+        except (RuntimeError, TypeError, ValueError, OSError) as error:
+            raise BuildError(f"OpenVINO cannot profile {file.path}: {_words(error)}") from error
 
     def _check(self, options: EngineOptions) -> None:
         dense = [c for c in self.capabilities() if c in _DENSE]

@@ -7,6 +7,6 @@ would hide its module.
 from __future__ import annotations
 
 from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.measure import Protocol
+from autocompress.latency.protocol import Protocol
 
 __all__ = ["Protocol", "device_fingerprint"]

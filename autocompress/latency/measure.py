@@ -1,200 +1,230 @@
 """The one timing protocol, the same for every engine.
 
-Runners are warmed up, then timed in rounds A B, B A, B A, A B …, so that drift of the clock and of neighbours falls on
-all alike, and the ratio of a candidate to the baseline is known far better than either latency. It takes opened
-Runners, never an engine's name; pinning is the caller's (`worker.child`).
+Runners are warmed up until their median settles, then timed in rounds A B A, A B A …: the baseline's share of a round
+lies half before and half after the candidates', so that drift of the clock and of neighbours falls on all alike, and
+the ratio of a candidate to the baseline is known far better than either latency. The baseline's two halves against each
+other are an A/A measurement from the same moments: what they differ by is noise. It takes opened Runners, never an
+engine's name; pinning is the caller's (`worker.child`).
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import numpy as np
 
 from autocompress.engines.base import Array, Runner
 from autocompress.errors import ConfigError
-from autocompress.latency.statistics import Samples, half_width, mad, median_interval, ratio_interval
+from autocompress.latency.energy import EnergyMeter, per_call_mj
+from autocompress.latency.noise import Disturbance, Watch
+from autocompress.latency.protocol import LATENCY, WARM_UP_PATIENCE, Protocol
+from autocompress.latency.statistics import Samples, drift, half_width, mad, median_interval, ratio_interval
+from autocompress.latency.timers import LatencyTimer, Slice, ThroughputTimer, Timer
 from autocompress.results import Measurement
 
-# After a switch between engines the caches hold the other's weights: this many iterations, or this long, go untimed.
-_SETTLE_ITERATIONS = 3
-_SETTLE_NS = 10_000_000
+__all__ = ["Protocol", "measure"]
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How long and how often to time.
-
-    Attributes:
-        warm_up_s: Untimed running of each engine before the first round, at least one iteration.
-        min_iterations, min_seconds: Timed work of each engine, at least both, spread over the rounds.
-        rounds: Interleaved rounds before noise is judged. More and shorter ones pair the engines better on a busy
-            machine (a file against itself: standard deviation of the ratio 0.9 % with 10, 0.4 % with 20).
-        max_seconds: Timed seconds of each engine after which measuring stops although noisy.
-        noise_limit: Half-width of the 95 % interval of the ratio to the baseline, relative to the ratio (of the
-            latency for one engine alone), above which a result is noisy.
-        seed: Of the bootstrap.
-    """
-
-    warm_up_s: float = 0.2
-    min_iterations: int = 50
-    min_seconds: float = 1.0
-    rounds: int = 20
-    max_seconds: float = 4.0
-    noise_limit: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        for name, least in (("warm_up_s", 0), ("min_seconds", 0), ("max_seconds", 0), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"Latency protocol: {name} must be at least {least}, not {getattr(self, name)!r}.")
-        for name in ("min_iterations", "rounds"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"Latency protocol: {name} must be at least 1, not {getattr(self, name)!r}.")
-        if not self.noise_limit > 0:
-            raise ConfigError(f"Latency protocol: noise_limit must be above 0, not {self.noise_limit!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form.
-
-        Raises:
-            ConfigError: An unknown key, or a value out of range.
-        """
-        names = {f.name for f in fields(cls)}
-        for key in data:
-            if key not in names:
-                raise ConfigError(f"Latency protocol: unknown key {key!r}. Allowed: {', '.join(sorted(names))}.")
-        return cls(**data)
+# A trend of the rounds' medians beyond this makes one median say too little of the device.
+_DRIFT = 0.03
+# What is done between two slices of one engine evicts little, but a call this short feels it (a file against itself:
+# 0.2 % slower as the baseline).
+_SHORT_MS = 3.0
+# Judging takes milliseconds in which caches cool.
+_JUDGED_EVERY = 5
 
 
 def measure(
-    runners: Sequence[Runner],
+    runners: Sequence[Runner | Sequence[Runner]],
     inputs: Sequence[Array],
-    protocol: Protocol = Protocol(),
+    protocol: Protocol | None = None,
     *,
     threads: int = 1,
+    names: Sequence[str] | None = None,
+    meter: EnergyMeter | None = None,
 ) -> list[tuple[Measurement, Samples]]:
     """Time opened runners against the first one, the baseline.
 
-    `inputs` holds one array ``(batch_size, ...)`` per runner. Returns, per runner, the measurement and its samples
-    ``(n,)`` in ms, in the order they were taken. The baseline's ratio is 1; its `noisy` is about its own latency.
-    `threads` is recorded, not set.
+    Args:
+        runners: One for each engine; in throughput mode, as many for each as there are streams.
+        inputs: One array ``(batch_size, ...)`` for each engine.
+        protocol: How long, and in which mode; None for the standard one.
+        threads: Threads of one call; recorded, not set.
+        names: Of the engines, for errors.
+        meter: What reads the energy; None reads that of the processor.
+
+    Returns:
+        For each engine the measurement and its samples ``(n,)`` in ms, in the order they were taken. The baseline's
+        ratio is 1; its `noisy` is about its own latency.
 
     Raises:
         ConfigError: No runners, or not one input for each.
+        BuildError: An engine stopped running; its device may be gone.
     """
     if not runners or len(runners) != len(inputs):
         raise ConfigError(f"measure() needs one input per runner, not {len(inputs)} for {len(runners)}.")
-    with _no_garbage_collection():
-        for runner, array in zip(runners, inputs, strict=True):
-            runner.prepare(array)
-            _warm_up(runner.run, protocol)
-        rounds: list[list[Samples]] = [[] for _ in runners]
-        spent = [0.0] * len(runners)
+    protocol = protocol or Protocol()
+    names = names or [f"Engine {number} of {len(runners)}" for number in range(1, len(runners) + 1)]
+    made = [_timer(runner, name, protocol) for runner, name in zip(runners, names, strict=True)]
+    streams = 1 if isinstance(runners[0], Runner) else len(runners[0])
+    with ExitStack() as stack:
+        stack.enter_context(_no_garbage_collection())
+        timers = [stack.enter_context(timer) for timer in made]
+        session = _Session(timers, protocol, threads * streams, meter or EnergyMeter())
+        session.warm_up(inputs)
+        session.run()
+    return session.results([len(array) for array in inputs], threads, streams)
+
+
+def _timer(runner: Runner | Sequence[Runner], name: str, protocol: Protocol) -> Timer:
+    single = isinstance(runner, Runner)
+    if single != (protocol.mode == LATENCY):
+        raise ConfigError(f"Mode {protocol.mode!r} takes {'a list of runners' if single else 'one runner'} per engine.")
+    return LatencyTimer(runner, name) if isinstance(runner, Runner) else ThroughputTimer(runner, name)
+
+
+class _Session:
+    """One interleaved run: its rounds, and what they say. Engine 0 is the baseline."""
+
+    def __init__(self, timers: Sequence[Timer], protocol: Protocol, busy: int, meter: EnergyMeter) -> None:
+        self._timers, self._protocol, self._busy, self._meter = timers, protocol, busy, meter
+        # Of each engine; the baseline has two slices a round, before and after the candidates' one each.
+        self._slices: list[list[Slice]] = [[] for _ in timers]
+        self._unsettled: list[bool] = []
+        self._last: Timer | None = None
+
+    # -- taking -------------------------------------------------------------------------------------------------
+
+    def warm_up(self, inputs: Sequence[Array]) -> None:
+        """Bind inputs and run until medians settle."""
+        for timer, array in zip(self._timers, inputs, strict=True):
+            timer.prepare(array)
+            self._unsettled.append(not timer.warm_up(self._protocol))
+        self._watch = Watch(self._busy)
+
+    def run(self) -> None:
+        """Take rounds until the protocol is met and nothing disturbs, or its time is up."""
+        protocol = self._protocol
+        share = protocol.min_seconds / protocol.rounds
+        least = -(-protocol.min_iterations // protocol.rounds)
         for number in itertools.count():
-            for index in _order(len(runners), number):
-                samples = _slice(runners[index].run, protocol)
-                rounds[index].append(samples)
-                spent[index] += float(samples.sum()) / 1e3
-            if number + 1 < protocol.rounds:
+            self._watch.look()
+            self._take(0, share / 2, -(-least // 2))
+            for index in _order(len(self._timers) - 1, number):
+                self._take(index + 1, share, least)
+            self._take(0, share / 2, max(1, least // 2))
+            more = number + 1 - protocol.rounds
+            if more < 0:
                 continue
-            if min(spent) >= protocol.max_seconds or not _noisy(rounds, protocol):
-                break
-    return [
-        (_summary(own, rounds[0], protocol, len(array), threads), np.concatenate(own))
-        for own, array in zip(rounds, inputs, strict=True)
-    ]
+            spent = min(sum(piece.seconds for piece in slices) for slices in self._slices)
+            if spent >= protocol.max_seconds or (more % _JUDGED_EVERY == 0 and not self._disturbed()):
+                return
 
+    def _take(self, index: int, seconds: float, least: int) -> None:
+        timer = self._timers[index]
+        pieces = self._slices[index]
+        if timer is not self._last or pieces[-1].value < _SHORT_MS:
+            timer.settle()
+        self._last = timer
+        before = self._meter.read()
+        taken = timer.time(seconds, least)
+        after = self._meter.read()
+        used = None if before is None or after is None else after - before
+        pieces.append(replace(taken, energy_j=used))
 
-def _summary(
-    own: Sequence[Samples], baseline: Sequence[Samples], protocol: Protocol, batch_size: int, threads: int
-) -> Measurement:
-    samples = np.concatenate(own)
-    latency, low, high = median_interval(own, protocol.seed)
-    ratio = (1.0, 1.0, 1.0) if own is baseline else ratio_interval(_ratios(own, baseline), protocol.seed)
-    judged = (latency, low, high) if own is baseline else ratio
-    p90, p95, p99 = (float(p) for p in np.percentile(samples, (90, 95, 99)))
-    return Measurement(
-        latency_ms=latency,
-        p90_ms=p90,
-        p95_ms=p95,
-        p99_ms=p99,
-        mad_ms=mad(samples),
-        n=len(samples),
-        low_ms=low,
-        high_ms=high,
-        ratio=ratio[0],
-        ratio_low=ratio[1],
-        ratio_high=ratio[2],
-        baseline_ms=float(np.median(np.concatenate(baseline))),
-        noisy=half_width(*judged) > protocol.noise_limit,
-        batch_size=batch_size,
-        threads=threads,
-    )
+    # -- judging ------------------------------------------------------------------------------------------------
 
+    def _values(self, index: int) -> list[float]:
+        """Return what each round says of an engine, in ms."""
+        pieces = self._slices[index]
+        if index > 0:
+            return [piece.value for piece in pieces]
+        return [self._timers[0].joined(halves) for halves in zip(pieces[::2], pieces[1::2], strict=True)]
 
-def _ratios(own: Sequence[Samples], baseline: Sequence[Samples]) -> list[float]:
-    return [float(np.median(a) / np.median(b)) for a, b in zip(own, baseline, strict=True)]
+    def _ratio(self, index: int) -> tuple[float, float, float]:
+        ratios = [a / b for a, b in zip(self._values(index), self._values(0), strict=True)]
+        return ratio_interval(ratios, self._protocol.seed)
 
+    def _against_itself(self) -> tuple[float, float, float]:
+        """Return the baseline's halves' ratio, each half the candidate in turn so that drift cancels."""
+        values = [piece.value for piece in self._slices[0]]
+        halves = zip(values[::2], values[1::2], strict=True)
+        ratios = [b / a if number % 2 else a / b for number, (a, b) in enumerate(halves)]
+        return ratio_interval(ratios, self._protocol.seed)
 
-def _noisy(rounds: Sequence[Sequence[Samples]], protocol: Protocol) -> bool:
-    """Return whether any ratio (or the only latency) is still known less well than the protocol asks."""
-    if len(rounds) == 1:
-        return half_width(*median_interval(rounds[0], protocol.seed)) > protocol.noise_limit
-    return any(
-        half_width(*ratio_interval(_ratios(own, rounds[0]), protocol.seed)) > protocol.noise_limit for own in rounds[1:]
-    )
+    def _disturbed(self) -> bool:
+        """Return whether longer measuring helps: a ratio (or the only latency) scatters, drifts, or is off for A/A.
+
+        A program beside us that leaves the figures alone will not be outwaited; it is only told of.
+        """
+        judged = range(1, len(self._timers)) if len(self._timers) > 1 else range(1)
+        found = itertools.chain(self._itself(), *(self._about(index) for index in judged))
+        return any(disturbance.harmful for disturbance in found)
+
+    def _itself(self) -> list[Disturbance]:
+        """Return what the A/A part found."""
+        middle, low, high = self._against_itself()
+        if abs(middle - 1) > self._protocol.noise_limit and not low <= 1 <= high:
+            return [Disturbance(f"the baseline against itself gave {middle:.3f}x", True)]
+        return []
+
+    def _about(self, index: int) -> list[Disturbance]:
+        """Return what disturbed one engine."""
+        found = []
+        width = half_width(*(self._ratio(index) if index else ratio_interval(self._values(0), self._protocol.seed)))
+        if width > self._protocol.noise_limit:
+            found.append(Disturbance(f"the {'ratio' if index else 'median'} is known only to ±{width:.1%}", True))
+        trend = drift(self._values(index))
+        if abs(trend) > _DRIFT:
+            found.append(Disturbance(f"the median drifted by {trend:+.0%}", True))
+        if self._unsettled[index]:
+            seconds = WARM_UP_PATIENCE * self._protocol.warm_up_s
+            found.append(Disturbance(f"the warm-up did not settle within {seconds:.2g} s", False))
+        return found
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def results(self, batch_sizes: Sequence[int], threads: int, streams: int) -> list[tuple[Measurement, Samples]]:
+        """Return every engine's measurement and samples."""
+        around, itself = [*self._watch.found(), *self._itself()], self._against_itself()
+        baseline = float(np.median(self._samples(0)))
+        # Rounds are of ms a call, or of ms a sample.
+        calls = self._protocol.mode == LATENCY
+        made = []
+        for index, batch_size in enumerate(batch_sizes):
+            found = [*around, *self._about(index)]
+            samples = self._samples(index)
+            latency, low, high = median_interval(self._rounds(index), self._protocol.seed)
+            ratio = self._ratio(index) if index else (1.0, 1.0, 1.0)
+            p90, p95, p99 = (float(p) for p in np.percentile(samples, (90, 95, 99)))
+            measurement = Measurement(
+                latency_ms=latency, p90_ms=p90, p95_ms=p95, p99_ms=p99, mad_ms=mad(samples), n=len(samples),
+                low_ms=low, high_ms=high, ratio=ratio[0], ratio_low=ratio[1], ratio_high=ratio[2],
+                baseline_ms=baseline, noisy=any(disturbance.harmful for disturbance in found),
+                batch_size=batch_size, threads=threads, noise=tuple(disturbance.reason for disturbance in found),
+                aa_ratio=itself[0], aa_low=itself[1], aa_high=itself[2], mode=self._protocol.mode, streams=streams,
+                throughput_per_s=1e3 / float(np.median(self._values(index))) * (batch_size if calls else 1),
+                energy_mj=per_call_mj([piece.energy_j for piece in self._slices[index]], len(samples)),
+            )  # fmt: skip
+            made.append((measurement, samples))
+        return made
+
+    def _rounds(self, index: int) -> list[Samples]:
+        pieces = [piece.samples for piece in self._slices[index]]
+        return [np.concatenate(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)] if index == 0 else pieces
+
+    def _samples(self, index: int) -> Samples:
+        return np.concatenate([piece.samples for piece in self._slices[index]])
 
 
 def _order(count: int, number: int) -> list[int]:
     """Return who runs when in round `number`: for two AB BA BA AB, so that linear and quadratic drift cancel."""
-    shift = (number // 2) % count
+    shift = (number // 2) % max(count, 1)
     order = [(index + shift) % count for index in range(count)]
     return order[::-1] if number % 2 else order
-
-
-def _warm_up(run: Callable[[], None], protocol: Protocol) -> None:
-    start = time.perf_counter()
-    run()
-    while time.perf_counter() - start < protocol.warm_up_s:
-        run()
-
-
-def _slice(run: Callable[[], None], protocol: Protocol) -> Samples:
-    """Time one runner's share of a round and return its samples in ms."""
-    clock = time.perf_counter_ns
-    start = clock()
-    for _ in range(_SETTLE_ITERATIONS):
-        run()
-        if clock() - start >= _SETTLE_NS:
-            break
-    least = -(-protocol.min_iterations // protocol.rounds)
-    budget = int(protocol.min_seconds / protocol.rounds * 1e9)
-    took: list[int] = []
-    start = clock()
-    while True:
-        begin = clock()
-        run()
-        end = clock()
-        took.append(end - begin)
-        if end - start >= budget and len(took) >= least:
-            return (np.asarray(took, dtype=np.float64) / 1e6).astype(np.float32)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ RESAMPLES = 2000
 # A round enters the interval of the median as this many quantiles, so that the cost does not grow with iterations.
 _QUANTILES = 33
 _CONFIDENCE = (2.5, 97.5)
+_TREND_Z = 3.0
+# Fewer rounds than this show no trend beyond three standard deviations, whatever they are.
+_TREND_LEAST = 6
 
 
 def ratio_interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -35,6 +38,23 @@ def median_interval(rounds: Sequence[Samples], seed: int = 0) -> tuple[float, fl
     picks = _picks(len(rounds), seed)
     low, high = np.percentile(np.median(sketch[picks].reshape(len(picks), -1), axis=1), _CONFIDENCE)
     return median, min(float(low), median), max(float(high), median)
+
+
+def drift(values: Sequence[float]) -> float:
+    """Return by how much a series rose from its first to its last value, relative to its middle; 0 for mere scatter.
+
+    The slope is Theil and Sen's, the median of all pairs'; it counts when Kendall's test of trend is beyond
+    `_TREND_Z` standard deviations (Mann 1945), so that scatter is not called drift.
+    """
+    series = np.asarray(values, dtype=np.float64)
+    count = len(series)
+    if count < _TREND_LEAST:
+        return 0.0
+    first, second = np.triu_indices(count, 1)
+    rises = series[second] - series[first]
+    z = float(np.sign(rises).sum()) / np.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    slope = float(np.median(rises / (second - first)))
+    return slope * (count - 1) / float(np.median(series)) if abs(z) > _TREND_Z else 0.0
 
 
 def half_width(middle: float, low: float, high: float) -> float:

@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from collections import OrderedDict
@@ -26,7 +27,9 @@ import numpy as np
 from autocompress.engines import Engine, EngineFile, EngineOptions, Runner, get_engine
 from autocompress.engines.base import Array
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
-from autocompress.latency.measure import Protocol, measure
+from autocompress.latency.energy import EnergyMeter
+from autocompress.latency.measure import measure
+from autocompress.latency.protocol import THROUGHPUT, Protocol
 
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
 # ONNX graph and its engine file) and what the one before left. A large model keeps fewer: an opened engine takes
@@ -53,6 +56,7 @@ class Child:
             "build": self.build,
             "infer": self.infer,
             "measure": self.measure,
+            "profile": self.profile,
         }
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,19 +126,46 @@ class Child:
     def measure(
         self, files: Sequence[Mapping[str, Any]], inputs: str, protocol: Mapping[str, Any], keep_samples: str | None
     ) -> list[dict[str, Any]]:
-        """Measure engine files against the first, pinned to as many processors as they have threads."""
+        """Measure engine files against the first, pinned to as many processors as they keep busy."""
         engine_files = [_file(file) for file in files]
         threads = max(file.options.threads for file in engine_files)
+        timing = Protocol.from_dict(protocol)
+        streams = 1
+        if timing.mode == THROUGHPUT:
+            streams = timing.streams or max(1, len(_allowed_cpus()) // threads)
+            _check_threads(threads, streams)
         samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
-        runners = [self._runner(file, copy) for copy, file in _numbered(engine_files)]
         batches = [_batch(samples, 0, file.options.batch_size) for file in engine_files]
-        with _pinned(threads):
-            results = measure(runners, batches, Protocol.from_dict(protocol), threads=threads)
+        opened: list[Runner | list[Runner]] = []
+        for copy, file in _numbered(engine_files):
+            runners = [self._runner(file, copy * streams + stream) for stream in range(streams)]
+            opened.append(runners if timing.mode == THROUGHPUT else runners[0])
+        meter = EnergyMeter(gpu=any(self._engine(file.engine).uses_gpu for file in engine_files))
+        try:
+            with _pinned(threads * streams):
+                names = [str(file.path) for file in engine_files]
+                results = measure(opened, batches, timing, threads=threads, names=names, meter=meter)
+        except BuildError:
+            # What is open may be on a device that is gone; the next request opens anew.
+            while self._open:
+                with suppress(Exception):
+                    self._open.popitem()[1].__exit__(None, None, None)
+            raise
         if keep_samples is not None:
             # By the place in `files`; the client renames the file into its place.
             np.savez(keep_samples, **{f"samples_ms_{i}": taken for i, (_, taken) in enumerate(results)})  # type: ignore[arg-type]
         self._evict()
         return [measurement.to_dict() for measurement, _ in results]
+
+    def profile(self, file: Mapping[str, Any], inputs: str, seconds: float) -> list[dict[str, Any]]:
+        """Return the kernels of an engine file and their times, pinned as a measurement is."""
+        engine_file = _file(file)
+        _check_threads(engine_file.options.threads)
+        samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
+        batch = _batch(samples, 0, engine_file.options.batch_size)
+        with _pinned(engine_file.options.threads):
+            kernels = self._engine(engine_file.engine).kernel_times(engine_file, batch, seconds)
+        return [kernel.to_dict() for kernel in kernels]
 
     # -- opened engines -----------------------------------------------------------------------------------------
 
@@ -187,7 +218,7 @@ def _allowed_cpus() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def _check_threads(threads: int) -> None:
+def _check_threads(threads: int, streams: int = 1) -> None:
     """Refuse more threads than processors, whose latency would be that of the scheduler.
 
     Raises:
@@ -196,6 +227,11 @@ def _check_threads(threads: int) -> None:
     allowed = len(_allowed_cpus())
     if not 1 <= threads <= allowed:
         raise ConfigError(f"Cannot run {threads} threads: this process may use 1 to {allowed}. Change --threads.")
+    if threads * streams > allowed:
+        raise ConfigError(
+            f"Cannot run {streams} streams of {threads} thread{'' if threads == 1 else 's'} each: this process may use "
+            f"{allowed} processors. Choose at most {allowed // threads} for --streams."
+        )
 
 
 @contextmanager
@@ -239,6 +275,8 @@ def main(folder: str | None = None) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    # What a killed child leaves of its own temporary files goes with the client's.
+    tempfile.tempdir = folder
     child = Child()
     for line in sys.stdin:
         request = json.loads(line)

@@ -27,8 +27,9 @@ import numpy as np
 from autocompress import errors
 from autocompress.engines import EngineFile, EngineOptions
 from autocompress.engines.base import Array
+from autocompress.engines.kernels import KernelTime
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
-from autocompress.latency.measure import Protocol
+from autocompress.latency.protocol import Protocol
 from autocompress.results import Measurement
 
 # -P: nothing in the user's working directory can stand in for a module of ours.
@@ -36,6 +37,9 @@ _COMMAND = (sys.executable, "-P", "-m", "autocompress.worker.child")
 _PACKAGE_ROOT = Path(__file__).parents[2]
 # Numpy does no linear algebra in the child; its pool of threads would only lie beside what is timed.
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# OpenVINO's TBB binds the calling thread to all processors of the machine's topology during every call, and back after
+# it: what pins a measurement would be undone while it is timed. hwloc, which TBB binds by, then binds nothing.
+_NO_BINDING = {"HWLOC_THISSYSTEM": "0"}
 # What was set for the parent's OpenMP (torch) must not reach the runtimes.
 _DROPPED = ("OMP_", "KMP_", "GOMP_")
 # A signal that another thread of the parent caught is handled in this one only when it wakes.
@@ -143,13 +147,15 @@ class EngineWorker:
         *,
         time_limit_s: float | None = None,
     ) -> list[Measurement]:
-        """Measure files against the first one, the baseline, while pinned to as many processors as they have threads.
+        """Measure files against the first one, the baseline, while pinned to as many processors as they keep busy.
 
+        That is their threads, and in the protocol's throughput mode that times its streams, all that fit by default.
         Each file runs the first ``batch_size`` of the ``(n, ...)`` samples, repeated when there are fewer.
         `keep_samples` names a ``.npz`` that gets the raw samples in ms, ``samples_ms_0`` for the first file and so on.
 
         Raises:
             ConfigError: No files, files of different thread counts, or more threads than processors.
+            BuildError: Also when an engine stops running in the middle, as when its device is gone.
         """
         counts = sorted({file.options.threads for file in files})
         if len(counts) != 1:
@@ -172,6 +178,20 @@ class EngineWorker:
         if fresh is not None and keep_samples is not None:
             fresh.replace(keep_samples)
         return [Measurement.from_dict(result) for result in results]
+
+    def profile(
+        self, file: EngineFile, inputs: Array | Path, *, seconds: float = 0.3, time_limit_s: float | None = None
+    ) -> list[KernelTime]:
+        """Return an engine file's kernels and their times, as `Engine.kernel_times`, pinned as in `measure`.
+
+        Raises:
+            UnavailableError: This runtime does not tell.
+        """
+        with _Shared(inputs, self._folder) as shared:
+            found = self._ask(
+                f"Profiling {file.path}", "profile", time_limit_s, file=_described(file), inputs=shared, seconds=seconds
+            )
+        return [KernelTime.from_dict(kernel) for kernel in found]
 
     # -- the child ----------------------------------------------------------------------------------------------
 
@@ -341,7 +361,7 @@ def _remove(folder: Path, owner: int) -> None:
 def _environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**kept, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(paths)}
+    return {**kept, **_NO_BINDING, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _ending(status: int | None) -> str:

@@ -35,8 +35,8 @@ def sha256(path: Path) -> str:
 class Fake:
     """A worker whose latency is given; its outputs are the real ones."""
 
-    def __init__(self, worker: EngineWorker, *lows: float) -> None:
-        self.worker, self.lows, self.asked = worker, list(lows), list[Path]()
+    def __init__(self, worker: EngineWorker, *lows: float, noise: tuple[str, ...] = ()) -> None:
+        self.worker, self.lows, self.asked, self.noise = worker, list(lows), list[Path](), noise
 
     def describe(self, engine: str) -> dict[str, Any]:
         return self.worker.describe(engine)
@@ -47,7 +47,7 @@ class Fake:
     def measure(self, files: Sequence[EngineFile], inputs: Array, protocol: Protocol) -> list[Measurement]:
         self.asked = [file.path for file in files]
         low = self.lows.pop(0)
-        one = Measurement(1.0, 1.0, 1.0, 1.0, 0.0, 9, 1.0, 1.0, low + 0.1, low, low + 0.2, 1.0, False, 1, 1)
+        one = Measurement(1.0, 1.0, 1.0, 1.0, 0.0, 9, 1.0, 1.0, low + 0.1, low, low + 0.2, 1.0, False, 1, 1, self.noise)
         return [one, one]
 
 
@@ -127,10 +127,19 @@ def test_slower_than_the_baseline_never_ships(run: RunDirectory, tmp_path: Path,
     assert untouched(tmp_path / "out")
 
 
-def test_slower_is_believed_only_twice(run: RunDirectory, tmp_path: Path, worker: EngineWorker) -> None:
-    deploy(run, tmp_path / "a", worker=Fake(worker, 1.001, 0.99))
-    with pytest.raises(VerificationError):
-        deploy(run, tmp_path / "b", worker=Fake(worker, 1.001, 1.001))
+def test_slower_is_believed_only_the_third_time(run: RunDirectory, tmp_path: Path, worker: EngineWorker) -> None:
+    deploy(run, tmp_path / "a", worker=Fake(worker, 1.05, 1.05, 0.9))
+    with pytest.raises(VerificationError, match=r"is slower than the uncompressed model here: .* 1\.150x"):
+        deploy(run, tmp_path / "b", worker=Fake(worker, 1.05, 1.05, 1.05))
+
+
+def test_what_noise_may_hide_does_not_ship(run: RunDirectory, tmp_path: Path, worker: EngineWorker) -> None:
+    fake = Fake(worker, 0.95, 0.95, 0.95, noise=("other programs used 50% of it",))
+    with pytest.raises(VerificationError, match=r"could not be shown .* to 1.150\). Disturbed: other programs used"):
+        deploy(run, tmp_path / "a", worker=fake)
+    assert untouched(tmp_path / "a")
+    # As wide, but the middle is no slower.
+    deploy(run, tmp_path / "b", worker=Fake(worker, 0.9))
 
 
 def test_other_outputs_than_the_reference(run: RunDirectory, tmp_path: Path, worker: EngineWorker) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions
-from autocompress.errors import BuildError, UnsupportedDtypeError
+from autocompress.engines.export import save_onnx
+from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.errors import BuildError, UnavailableError, UnsupportedDtypeError
 from tests.engines import graphs
 
 FP32 = EngineOptions()
@@ -177,3 +181,85 @@ class EngineContract:
             runner.infer(graphs.images(1))
         with pytest.raises(BuildError, match="not open"):
             runner.infer(graphs.images(1))
+
+    # -- times of kernels ---------------------------------------------------------------------------------------------
+
+    def test_kernels_name_their_nodes(self, engine: Engine, tmp_path: Path) -> None:
+        built = engine.build(graphs.residual(tmp_path / "model.onnx"), FP32, tmp_path / "model")
+        kernels = engine.kernel_times(built, graphs.images(1), 0.05)
+        convolutions = [k.nodes for k in kernels if "Conv" in k.op]
+        # Fused as every engine does: activations, and the sum with what the convolution makes.
+        assert convolutions == [
+            ("n_stem", "n_stem_relu"),
+            ("n_left", "n_left_relu"),
+            ("n_right", "n_sum", "n_sum_relu"),
+            ("n_tail", "n_tail_relu"),
+        ]
+        for kernel in kernels:
+            assert kernel.op
+            assert kernel.kernel
+            assert kernel.dtype == "fp32"
+            assert 0 <= kernel.time_ms < 1000
+            assert kernel.n > 5
+        # A node that makes an output may go by the output's name.
+        assert {"head", "output"} & set(kernels[-1].nodes)
+
+    def test_nodes_without_names_go_by_their_output(self, engine: Engine, tmp_path: Path) -> None:
+        built = engine.build(graphs.residual(tmp_path / "model.onnx", named=False), FP32, tmp_path / "model")
+        kernels = engine.kernel_times(built, graphs.images(1), 0)
+        assert [k.nodes for k in kernels if "Conv" in k.op] == [
+            ("stem", "stem_relu"),
+            ("left", "left_relu"),
+            ("right", "sum", "sum_relu"),
+            ("tail", "tail_relu"),
+        ]
+
+    def test_more_work_takes_longer(self, engine: Engine, tmp_path: Path) -> None:
+        graph = graphs.residual(tmp_path / "model.onnx", channels=64, size=32)
+        times = engine.kernel_times(engine.build(graph, FP32, tmp_path / "model"), graphs.images(1, size=32), 0.2)
+        of = {name: kernel.time_ms for kernel in times for name in kernel.nodes}
+        # 3 channels to 64, against 64 to 64.
+        assert 0 < of["n_stem"] < of["n_left"]
+
+    def test_int8_convolution_names_its_qdq(self, engine: Engine, tmp_path: Path) -> None:
+        if "int8" not in engine.capabilities():
+            pytest.skip("no int8 here")
+        graph = ir.load(graphs.residual(tmp_path / "plain.onnx"))
+        insert_qdq(graph, {name: InputQuantization(0.05, signed=False) for name in ("left", "right")}, engine.name)
+        save_onnx(graph, tmp_path / "model.onnx")
+        built = engine.build(tmp_path / "model.onnx", FP32, tmp_path / "model")
+        (left,) = (k for k in engine.kernel_times(built, graphs.images(1), 0) if "n_left" in k.nodes)
+        assert left.dtype == "int8"
+        assert {"n_left", "n_left_relu"} < set(left.nodes)
+        ops = {node.name: node.op_type for node in graph.graph}
+        assert {ops[name] for name in left.nodes} == {"Conv", "Relu", "QuantizeLinear", "DequantizeLinear"}
+
+    def test_profiling_leaves_nothing_behind(
+        self,
+        engine: Engine,
+        built: EngineFile,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        monkeypatch.chdir(tmp_path / "temporary")
+        before = {path: path.read_bytes() for path in built.files()}
+        engine.kernel_times(built, graphs.images(1), 0)
+        assert list((tmp_path / "temporary").iterdir()) == []
+        assert {path: path.read_bytes() for path in built.files()} == before
+        assert capfd.readouterr() == ("", "")
+
+    def test_what_cannot_be_profiled_is_refused(self, engine: Engine, built: EngineFile, tmp_path: Path) -> None:
+        with pytest.raises(BuildError, match=r"\(1, 3, 16, 16\), not \(1, 3, 8, 8\)"):
+            engine.kernel_times(built, graphs.images(1, size=8), 0)
+        with pytest.raises(BuildError, match="nowhere"):
+            engine.kernel_times(EngineFile(engine.name, tmp_path / "nowhere", FP32), graphs.images(1), 0)
+        built.path.write_bytes(built.path.read_bytes()[:100])
+        with pytest.raises(BuildError, match="model"):
+            engine.kernel_times(built, graphs.images(1), 0)
+
+    def test_an_engine_that_does_not_tell_says_so(self, engine: Engine, built: EngineFile) -> None:
+        with pytest.raises(UnavailableError, match=f"{engine.name}.*single kernels"):
+            Engine.kernel_times(engine, built, graphs.images(1), 0)

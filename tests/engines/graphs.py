@@ -67,6 +67,26 @@ def quantized(path: Path, *, channels: int = 8, size: int = 16, batch: int = 1) 
     return _save(path, nodes, "a0", made, (batch, 3, size, size))
 
 
+def residual(path: Path, *, channels: int = 16, size: int = 16, named: bool = True) -> Path:
+    """Write stem → relu, left → relu → right, their sum → relu, tail → relu, and a head, all convolutions 3x3."""
+    made = weights(channels, 4)
+    layers = ("stem", "left", "right", "tail")
+    for index, name in enumerate(layers):
+        made[f"{name}.weight"] = made.pop(f"w{index}")
+
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        return helper.make_node(op, inputs, [output], name=f"n_{output}" if named else "", **attributes)
+
+    nodes = []
+    for name, source in zip(layers, ("input", "stem_relu", "left_relu", "sum_relu"), strict=True):
+        nodes.append(node("Conv", [source, f"{name}.weight"], name, pads=[1, 1, 1, 1]))
+        if name == "right":
+            nodes.append(node("Add", [name, "stem_relu"], "sum"))
+        last = "sum" if name == "right" else name
+        nodes.append(node("Relu", [last], f"{last}_relu"))
+    return _save(path, nodes, "tail_relu", made, (1, 3, size, size))
+
+
 def external(path: Path) -> Path:
     """Write `convnet` with its weights in a file beside it."""
     onnx.save(onnx.load(convnet(path)), path, save_as_external_data=True, location="weights.bin", size_threshold=0)

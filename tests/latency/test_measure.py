@@ -2,68 +2,20 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Callable
-from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 
-from autocompress.engines.base import Array, Runner
-from autocompress.errors import ConfigError
+from autocompress.errors import BuildError, ConfigError
+from autocompress.latency.energy import EnergyMeter
 from autocompress.latency.measure import Protocol, measure
+from autocompress.latency.noise import Disturbance
+from tests.latency.fakes import Clock, FakeRunner, StillWatch
 
 BATCH = np.zeros((2, 3), dtype=np.float32)
-
-
-class Clock:
-    """A clock that goes only when a runner runs."""
-
-    def __init__(self) -> None:
-        self.ns = 0
-
-    def perf_counter_ns(self) -> int:
-        return self.ns
-
-    def perf_counter(self) -> float:
-        return self.ns / 1e9
-
-
-class FakeRunner(Runner):
-    """Takes ``cost(now in s)`` ms a run."""
-
-    def __init__(
-        self, clock: Clock, cost: Callable[[float], float], log: list[str] | None = None, name: str = ""
-    ) -> None:
-        self.clock, self.cost, self.log, self.name = clock, cost, [] if log is None else log, name
-        self.prepared = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def infer(self, inputs: Array) -> Array:
-        return inputs
-
-    def prepare(self, inputs: Array) -> None:
-        self.prepared += 1
-
-    def run(self) -> None:
-        assert not gc.isenabled()
-        self.log.append(self.name)
-        self.clock.ns += int(self.cost(self.clock.ns / 1e9) * 1e6)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    fake = SimpleNamespace(perf_counter=clock.perf_counter, perf_counter_ns=clock.perf_counter_ns)
-    monkeypatch.setattr("autocompress.latency.measure.time", fake)
-    return clock
 
 
 def test_steady_runners(clock: Clock) -> None:
@@ -87,6 +39,30 @@ def test_steady_runners(clock: Clock) -> None:
 def test_slow_runners_get_the_least_iterations(clock: Clock) -> None:
     ((slow, samples),) = measure([FakeRunner(clock, lambda _: 500.0)], [BATCH], Protocol())
     assert slow.n == len(samples) == 60  # the next multiple of the rounds
+
+
+def test_warm_up_goes_on_until_the_median_settles(clock: Clock) -> None:
+    def timed_after(cost: Callable[[float], float], **changes: Any) -> tuple[int, tuple[str, ...]]:
+        clock.ns = 0
+        protocol = Protocol(rounds=2, min_iterations=2, min_seconds=0.01, max_seconds=0.01, **changes)
+        runner = FakeRunner(clock, cost)
+        ((result, _),) = measure([runner], [BATCH], protocol)
+        return len(runner.log) - result.n, result.noise
+
+    steady, noise = timed_after(lambda _: 1.0)
+    assert 200 <= steady < 220 and noise == ()
+    # As a clock that rises for half a second.
+    rising, noise = timed_after(lambda now: 1.0 + max(0.0, 0.5 - now))
+    assert 400 < rising < 620 and noise == ()
+    never, noise = timed_after(lambda now: 1.0 + 0.5 * (int(now / 0.05) % 2))
+    assert 530 < never < 850 and "the warm-up did not settle within 0.8 s" in noise
+    brief, noise = timed_after(lambda now: 1.0 + 0.5 * (int(now / 0.01) % 2), warm_up_s=0.04)
+    assert brief < 180 and "the warm-up did not settle within 0.16 s" in noise
+
+
+def test_warm_up_of_long_calls_is_not_called_unsettled(clock: Clock) -> None:
+    ((result, _),) = measure([FakeRunner(clock, lambda _: 900.0)], [BATCH], Protocol(min_iterations=2, rounds=2))
+    assert result.noise == ()
 
 
 def test_warm_up_is_not_timed(clock: Clock) -> None:
@@ -114,8 +90,10 @@ def test_order_alternates_and_rotates(clock: Clock) -> None:
     runners = [FakeRunner(clock, lambda _: 100.0, log, name) for name in "ABC"]
     measure(runners, [BATCH] * 3, Protocol(rounds=6, warm_up_s=0, min_iterations=6, min_seconds=0))
     visits = "".join(log)[3:]  # after the warm-up
-    assert visits[::2] == visits[1::2]  # one iteration to settle, one timed
-    assert visits[::2] == "ABCCBABCAACBCABBAC"
+    # The baseline before and after the others; one iteration to settle after a switch, one timed.
+    rounds = ["BC", "CB", "CB", "BC", "BC", "CB"]
+    first = "AA" + "BBCC" + "AA"
+    assert visits == first + "".join("A" + "".join(2 * name for name in order) + "AA" for order in rounds[1:])
 
 
 def test_drift_cancels_in_the_ratio(clock: Clock) -> None:
@@ -124,6 +102,8 @@ def test_drift_cancels_in_the_ratio(clock: Clock) -> None:
     _, (candidate, _) = measure(runners, [BATCH, BATCH], Protocol(rounds=20))
     assert candidate.ratio == pytest.approx(0.8, rel=0.02)
     assert candidate.high_ms / candidate.low_ms > 1.2
+    assert candidate.noisy
+    assert any(re.fullmatch(r"the median drifted by \+\d+%", reason) for reason in candidate.noise)
 
 
 def test_noise_makes_it_measure_longer_and_say_so(clock: Clock) -> None:
@@ -136,7 +116,9 @@ def test_noise_makes_it_measure_longer_and_say_so(clock: Clock) -> None:
     runners = [FakeRunner(clock, lambda _: 1.0), FakeRunner(clock, noisy)]
     (baseline, first), (candidate, second) = measure(runners, [BATCH, BATCH], Protocol(max_seconds=3))
     assert candidate.noisy
+    assert any(reason.startswith("the ratio is known only to ±") for reason in candidate.noise)
     assert not baseline.noisy
+    assert candidate.verdict == "slower"
     assert 3000 <= first.sum() < 3500
     assert candidate.ratio_low < candidate.ratio < candidate.ratio_high
     assert second.sum() > 3000
@@ -151,12 +133,145 @@ def test_one_noisy_runner_alone(clock: Clock) -> None:
     assert (result.ratio, result.baseline_ms) == (1, result.latency_ms)
 
 
+def test_the_baseline_is_measured_against_itself(clock: Clock) -> None:
+    runners = [FakeRunner(clock, lambda _: 1.0), FakeRunner(clock, lambda _: 0.5)]
+    for result, _ in measure(runners, [BATCH, BATCH]):
+        assert (result.aa_ratio, result.aa_low, result.aa_high) == (1, 1, 1)
+    # The machine's speed is another every 40 ms.
+    speeds = np.random.default_rng(0).uniform(0.9, 1.1, 1000)
+    runners = [FakeRunner(clock, lambda now: float(speeds[int(now / 0.04)])) for _ in range(2)]
+    _, (candidate, _) = measure(runners, [BATCH, BATCH])
+    assert 0.9 < candidate.aa_low < candidate.aa_high < 1.1
+    assert candidate.aa_high - candidate.aa_low > 0.01
+    assert candidate.verdict in ("equal", "unsure")
+
+
+def test_what_the_machine_did_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    runners = [FakeRunner(clock, lambda _: 1.0), FakeRunner(clock, lambda _: 0.5)]
+    beside = Disturbance("other programs used 90% of a processor beside it", False)
+    monkeypatch.setattr(StillWatch, "disturbances", (beside,))
+    for result, _ in measure(runners, [BATCH, BATCH]):
+        assert (result.noisy, result.noise) == (False, (beside.reason,))
+    on_it = Disturbance("other programs used 40% of it", True)
+    monkeypatch.setattr(StillWatch, "disturbances", (on_it, beside))
+    for result, samples in measure(runners, [BATCH, BATCH]):
+        assert (result.noisy, result.noise) == (True, (on_it.reason, beside.reason))
+        # It did the figures no harm: measuring longer would not end it.
+        assert samples.sum() < 1500
+
+
+def test_a_file_against_itself_is_seldom_called_another(clock: Clock) -> None:
+    rng = np.random.default_rng(0)
+
+    def verdicts(factor: float, count: int) -> list[str]:
+        found = []
+        for _ in range(count):
+            # Every 20 ms the machine's speed is another, as beside a busy program; rarely a call is interrupted.
+            speeds = 1 + 0.03 * rng.standard_normal(2000)
+
+            def cost(now: float, by: float, speeds: Any = speeds) -> float:
+                return float(by * speeds[int(now * 50) % 2000] * (1 + 0.01 * rng.random()) + (rng.random() < 0.02) * 3)
+
+            runners = [FakeRunner(clock, lambda now, by=by: cost(now, by)) for by in (1.0, factor)]
+            found.append(measure(runners, [BATCH, BATCH], Protocol(min_seconds=0.4, max_seconds=0.4))[1][0].verdict)
+        return found
+
+    assert sum(verdict in ("faster", "slower") for verdict in verdicts(1.0, 30)) <= 1
+    assert verdicts(0.85, 6) == ["faster"] * 6
+    assert verdicts(1.15, 6) == ["slower"] * 6
+
+
+def test_quick_takes_a_fraction_of_a_second_of_each(clock: Clock) -> None:
+    runners = [FakeRunner(clock, lambda now, ms=ms: ms) for ms in (1.0, 0.2, 3.0)]
+    measure(runners, [BATCH] * 3, Protocol.quick())
+    assert clock.ns < 3 * 0.4e9
+    speeds = np.random.default_rng(0).uniform(1, 2, 1000)
+    clock.ns = 0
+    ((noisy, _),) = measure([FakeRunner(clock, lambda now: float(speeds[int(now * 50)]))], [BATCH], Protocol.quick())
+    assert noisy.noisy and noisy.high_ms - noisy.low_ms > 0.1 and noisy.low_ms < noisy.latency_ms < noisy.high_ms
+    assert clock.ns < 0.55e9
+    assert Protocol.quick(rounds=3).rounds == 3
+
+
+def test_a_device_that_disappears_is_an_error_with_its_words(clock: Clock) -> None:
+    def gone(now: float) -> float:
+        if now > 0.9:
+            raise OSError("CUDA error 719:\n  unspecified launch failure")
+        return 1.0
+
+    steady = FakeRunner(clock, lambda _: 1.0)
+    with pytest.raises(
+        BuildError, match=r"^b.engine stopped .* after \d+ calls: OSError: CUDA error 719: unspec"
+    ) as told:
+        measure([steady, FakeRunner(clock, gone)], [BATCH, BATCH], names=["a.engine", "b.engine"])
+    assert isinstance(told.value.__cause__, OSError)
+    assert int(told.value.args[0].split("after ")[1].split()[0]) > 100
+    assert gc.isenabled()
+
+
+def test_throughput_of_streams_side_by_side(clock: Clock) -> None:
+    protocol = Protocol(mode="throughput", rounds=4, min_seconds=0.2)
+    streams = [[FakeRunner(clock, lambda _, ms=ms: ms) for _ in range(2)] for ms in (2.0, 1.0)]
+    (baseline, _), (candidate, samples) = measure(streams, [BATCH, BATCH], protocol, threads=2)
+    # Two calls of two samples every 2 ms, and every ms.
+    assert baseline.throughput_per_s == pytest.approx(2000)
+    assert candidate.throughput_per_s == pytest.approx(4000)
+    assert candidate.ratio == pytest.approx(0.5)
+    assert candidate.verdict == "faster"
+    assert (candidate.mode, candidate.streams, candidate.threads, candidate.batch_size) == ("throughput", 2, 2, 2)
+    assert candidate.latency_ms == 1
+    assert candidate.n == len(samples) >= 2 * 200
+    assert all(runner.prepared == 1 for runners in streams for runner in runners)
+
+
+def test_throughput_is_per_sample(clock: Clock) -> None:
+    streams = [[FakeRunner(clock, lambda _: 1.0)], [FakeRunner(clock, lambda _: 2.0)]]
+    larger = np.zeros((8, 3), dtype=np.float32)
+    _, (candidate, _) = measure(streams, [BATCH, larger], Protocol(mode="throughput", rounds=4))
+    assert candidate.ratio == pytest.approx(0.5)
+    assert candidate.throughput_per_s == pytest.approx(4000)
+
+
+def test_a_stream_that_fails_ends_the_others(clock: Clock) -> None:
+    def broken(_: float) -> float:
+        raise RuntimeError("no memory for this stream")
+
+    streams = [[FakeRunner(clock, lambda _: 1.0), FakeRunner(clock, broken), FakeRunner(clock, lambda _: 1.0)]]
+    with pytest.raises(BuildError, match="no memory for this stream"):
+        measure(streams, [BATCH], Protocol(mode="throughput"))
+
+
+def test_mode_and_runners_must_agree(clock: Clock) -> None:
+    runner = FakeRunner(clock, lambda _: 1.0)
+    with pytest.raises(ConfigError, match="'throughput' takes a list"):
+        measure([runner], [BATCH], Protocol(mode="throughput"))
+    with pytest.raises(ConfigError, match="'latency' takes one runner"):
+        measure([[runner]], [BATCH])
+
+
+class FakeMeter(EnergyMeter):
+    """Two watts, by a fake clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def read(self) -> float | None:
+        return 2 * self.clock.ns / 1e9
+
+
+def test_energy_of_a_call(clock: Clock) -> None:
+    runners = [FakeRunner(clock, lambda _: 4.0), FakeRunner(clock, lambda _: 1.0)]
+    (baseline, _), (candidate, _) = measure(runners, [BATCH, BATCH], meter=FakeMeter(clock))
+    assert baseline.energy_mj == pytest.approx(8)
+    assert candidate.energy_mj == pytest.approx(2)
+
+
 def test_garbage_collector_is_restored_also_after_an_error(clock: Clock) -> None:
     def broken(_: float) -> float:
         raise RuntimeError("no")
 
     assert gc.isenabled()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(BuildError, match="no"):
         measure([FakeRunner(clock, broken)], [BATCH])
     assert gc.isenabled()
     gc.disable()
@@ -175,7 +290,7 @@ def test_wants_one_input_per_runner(clock: Clock) -> None:
 
 
 def test_protocol_round_trips_through_json() -> None:
-    protocol = Protocol(rounds=7, noise_limit=0.1)
+    protocol = Protocol(rounds=7, noise_limit=0.1, mode="throughput", streams=3)
     assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
     with pytest.raises(ConfigError, match="unknown key 'round'"):
         Protocol.from_dict({"round": 3})
@@ -183,7 +298,16 @@ def test_protocol_round_trips_through_json() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rounds": 0}, {"min_iterations": 0}, {"warm_up_s": -1}, {"noise_limit": 0}, {"max_seconds": float("nan")}],
+    [
+        {"rounds": 0},
+        {"min_iterations": 0},
+        {"warm_up_s": -1},
+        {"noise_limit": 0},
+        {"max_seconds": float("nan")},
+        {"mode": "thruput"},
+        {"streams": 0, "mode": "throughput"},
+        {"streams": 2},
+    ],
 )
 def test_protocol_checks_ranges(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

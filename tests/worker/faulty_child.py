@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions, Runner
+from autocompress.engines.base import Array
 from autocompress.errors import UnsupportedDtypeError
 from autocompress.worker import child
 
@@ -51,11 +54,38 @@ class FaultyEngine(Engine):
             print("printed by Python", flush=True)
             os.write(1, b'{"id": 1, "result": "a lie"}\n')
             ctypes.CDLL(None).puts(b"printed by C")
-        output.touch()
+        output.with_suffix(self.suffix).touch()
         return EngineFile(self.name, output.with_suffix(self.suffix), options)
 
     def open(self, file: EngineFile, threads: int | None = None) -> Runner:
-        raise NotImplementedError
+        return FaultyRunner(file.path.stem)
+
+
+class FaultyRunner(Runner):
+    """Runs a hundred times, then its device is gone; closing it fails as well."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.runs = how, 0
+
+    def __enter__(self) -> Self:
+        print(f"opened {self.how}", flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        raise OSError("no such device")
+
+    def infer(self, inputs: Array) -> Array:
+        return inputs
+
+    def prepare(self, inputs: Array) -> None:
+        pass
+
+    def run(self) -> None:
+        self.runs += 1
+        if self.how == "unplugged" and self.runs > 100:
+            raise OSError("the device fell off the bus")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +108,8 @@ def test_a_file_against_itself_has_ratio_one(worker: EngineWorker, built: Engine
     assert 0.5 < second.ratio < 2
     assert second.ratio_low <= second.ratio <= second.ratio_high
     assert second.baseline_ms == first.latency_ms
+    assert second.aa_low <= second.aa_ratio <= second.aa_high
+    assert second.throughput_per_s == pytest.approx(1e3 / second.latency_ms, rel=0.5)
 
 
 def test_a_larger_network_is_slower(worker: EngineWorker, engine: str, tmp_path: Path) -> None:
@@ -120,6 +127,24 @@ def test_a_larger_network_is_slower(worker: EngineWorker, engine: str, tmp_path:
     assert other.latency_ms > baseline.latency_ms > 0
 
 
+def test_throughput_of_several_streams(worker: EngineWorker, engine: str, tmp_path: Path) -> None:
+    allowed = len(os.sched_getaffinity(0))
+    graph = graphs.convnet(tmp_path / "model.onnx", batch=2)
+    file = worker.build(engine, graph, EngineOptions(batch_size=2), tmp_path / "model")
+    protocol = replace(BRIEF, mode="throughput")
+    first, second = worker.measure([file, file], graphs.images(2), protocol)
+    assert (first.mode, first.streams, first.threads, first.batch_size) == ("throughput", allowed, 1, 2)
+    for result in (first, second):
+        assert result.throughput_per_s is not None
+        # As many times what one stream makes of its median latency; wide, as the machine may be busy.
+        expected = allowed * 2 * 1e3 / result.latency_ms
+        assert expected / 5 < result.throughput_per_s < 5 * expected
+    (one,) = worker.measure([file], graphs.images(2), replace(protocol, streams=1))
+    assert one.streams == 1
+    with pytest.raises(ConfigError, match=f"{allowed + 1} streams of 1 thread each.*at most {allowed}"):
+        worker.measure([file], graphs.images(2), replace(protocol, streams=allowed + 1))
+
+
 def test_measurement_says_how_it_was_taken_and_keeps_samples(worker: EngineWorker, engine: str, tmp_path: Path) -> None:
     graph = graphs.convnet(tmp_path / "model.onnx", batch=2)
     file = worker.build(engine, graph, EngineOptions(batch_size=2), tmp_path / "model")
@@ -131,6 +156,24 @@ def test_measurement_says_how_it_was_taken_and_keeps_samples(worker: EngineWorke
     assert len(samples) == result.n >= BRIEF.min_iterations
     assert float(np.median(samples)) == pytest.approx(result.latency_ms)
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["samples.npz"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one processor everything is pinned")
+def test_measuring_stays_on_its_processor_while_the_runtime_runs(worker: EngineWorker, built: EngineFile) -> None:
+    worker.infer(built, graphs.images(4))  # opened while all processors were allowed
+    assert worker.pid is not None
+
+    def share_pinned() -> float:
+        seen: list[int] = []
+        thread = threading.Thread(target=worker.measure, args=([built], graphs.images(1), BRIEF))
+        thread.start()
+        while thread.is_alive():
+            seen.append(len(os.sched_getaffinity(worker.pid or 0)))
+            time.sleep(0.001)
+        return seen.count(1) / len(seen)
+
+    # Another program may move processes too; the runtime would in every call.
+    assert any(share_pinned() > 0.6 for _ in range(3))
 
 
 def test_evaluation_after_measuring_is_not_pinned(worker: EngineWorker, built: EngineFile) -> None:
@@ -168,3 +211,39 @@ def test_comparing_nothing_or_different_threads_is_an_error(worker: EngineWorker
 def test_unknown_engine_is_the_same_error_as_in_this_process(worker: EngineWorker) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'openvino'"):
         worker.describe("openvin")
+
+
+def test_profile_tells_the_kernels_of_a_file(worker: EngineWorker, engine: str, tmp_path: Path) -> None:
+    graph = graphs.convnet(tmp_path / "model.onnx", batch=2)
+    file = worker.build(engine, graph, EngineOptions(batch_size=2), tmp_path / "model")
+    # One sample only: repeated to fill the batch.
+    kernels = worker.profile(file, graphs.images(1), seconds=0.1)
+    (convolution,) = (kernel for kernel in kernels if "conv0" in kernel.nodes)
+    assert convolution.nodes == ("conv0", "act0")
+    assert convolution.dtype == "fp32"
+    assert convolution.n > 5
+    assert sum(kernel.time_ms for kernel in kernels) > 0
+
+
+def test_profiling_what_cannot_run_is_an_error(worker: EngineWorker, built: EngineFile) -> None:
+    with pytest.raises(BuildError, match=r"\(1, 3, 16, 16\), not \(1, 3, 8, 8\)"):
+        worker.profile(built, graphs.images(1, size=8))
+    many = EngineFile(built.engine, built.path, EngineOptions(threads=1000))
+    with pytest.raises(ConfigError, match="1000 threads"):
+        worker.profile(many, graphs.images(1))
+
+
+def test_a_profile_that_is_killed_leaves_nothing_behind(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = graphs.convnet(tmp_path / "model.onnx")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with EngineWorker(time_limit_s=60) as worker:
+        file = worker.build(engine, graph, EngineOptions(), tmp_path / "model")
+        with pytest.raises(BuildError, match=r"Profiling .* timed out"):
+            worker.profile(file, graphs.images(1), seconds=60, time_limit_s=1.5)
+        assert len(list(temporary.iterdir())) == 1
+    assert list(temporary.iterdir()) == []

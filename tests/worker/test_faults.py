@@ -17,6 +17,7 @@ import pytest
 
 from autocompress.engines import EngineFile, EngineOptions
 from autocompress.errors import BuildError, UnsupportedDtypeError
+from autocompress.latency import Protocol
 from autocompress.worker import EngineWorker
 from tests.engines import graphs
 
@@ -91,6 +92,21 @@ def test_a_hang_ends_at_the_time_limit(worker: EngineWorker, build: Callable[[st
     assert not alive(pid)
     worker.time_limit_s = 30
     build("fine")
+
+
+def test_a_device_that_disappears_while_timed(
+    worker: EngineWorker, build: Callable[[str], EngineFile], tmp_path: Path
+) -> None:
+    brief = Protocol(warm_up_s=0, min_iterations=200, min_seconds=0.01, max_seconds=0.01)
+    steady, gone = build("fine"), build("unplugged")
+    for _ in range(2):
+        said = r"unplugged\.faulty stopped running while it was timed, after \d+ calls: OSError: the device fell off"
+        with pytest.raises(BuildError, match=said):
+            worker.measure([steady, gone], graphs.images(1), brief)
+    # The child lives, and nothing that was open on the device is used again.
+    assert (tmp_path / "logs" / "worker.log").read_text().count("opened unplugged") == 2
+    (measured,) = worker.measure([steady], graphs.images(1), brief)
+    assert measured.n >= 200
 
 
 def test_killed_from_outside_while_busy_and_while_idle(

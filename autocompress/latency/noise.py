@@ -1,0 +1,188 @@
+"""What disturbed a measurement, in words: other programs, the hypervisor, the clock.
+
+Reads counters before and after, never while a call is timed, and judges no figures: whether the samples themselves
+look disturbed (spread, drift) is `latency.measure`'s to say. Linux tells all of this; elsewhere nothing is found.
+Counters: proc(5) ``/proc/stat``, the kernel's cpufreq and thermal documentation.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+CPUS = Path("/sys/devices/system/cpu")
+# Shares of the processors that were measured on; below them is the kernel's own housekeeping.
+_OTHERS = 0.05
+_STOLEN = 0.02
+# Of one processor, beside those that were measured on: it shares memory, and the clock's headroom.
+_BESIDE = 0.25
+# Involuntary context switches a second; the kernel's own are a few.
+_SWITCHES = 50
+_CLOCK = 0.1
+# Processor time is counted in ticks of 10 ms: less than this many are no finding, and no shorter time is judged.
+_TICKS = 4
+_SHORTEST_S = 0.1
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """One thing found.
+
+    Attributes:
+        reason: Words that end a sentence such as "noisy: …".
+        harmful: Whether it falsifies latencies by itself; otherwise it only explains a spread that is there.
+    """
+
+    reason: str
+    harmful: bool
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """Cumulative: seconds by processor, and events."""
+
+    wall_s: float
+    own_s: float
+    busy_s: dict[int, float]
+    stolen_s: dict[int, float]
+    switches: int
+    throttled: int
+
+
+class Watch:
+    """Watches the machine from its creation on.
+
+    Args:
+        threads: How many processors the measured program keeps busy.
+        cpus: The processors it may run on; those of the calling thread by default.
+    """
+
+    def __init__(self, threads: int, cpus: Collection[int] | None = None) -> None:
+        self._threads = threads
+        self._affinity = frozenset(_affinity())
+        self._cpus = self._affinity if cpus is None else frozenset(cpus)
+        self._clocks: list[float] = []
+        self._before = self._read()
+
+    def look(self) -> None:
+        """Note the clock. Called between rounds."""
+        found = [_number(CPUS / f"cpu{cpu}" / "cpufreq" / "scaling_cur_freq") for cpu in self._cpus]
+        known = [khz for khz in found if khz]
+        if known:
+            self._clocks.append(sum(known) / len(known) / 1e6)
+
+    def found(self) -> list[Disturbance]:
+        """Return what has disturbed the measurement until now, the worst first."""
+        before, now = self._before, self._read()
+        wall = now.wall_s - before.wall_s
+        if wall < _SHORTEST_S:
+            return []
+        found = [*self._programs(before, now, wall)]
+        if frozenset(_affinity()) != self._affinity:
+            found.append(Disturbance("something moved it to other processors meanwhile", False))
+        stolen = _spent(before.stolen_s, now.stolen_s, self._cpus) / (wall * max(1, len(self._cpus)))
+        if stolen > _STOLEN:
+            found.append(Disturbance(f"the hypervisor took {stolen:.0%} of the processor's time", True))
+        if now.throttled > before.throttled:
+            found.append(Disturbance("the processor was too hot and throttled its clock", True))
+        if self._clocks and (low := min(self._clocks)) < (high := max(self._clocks)) * (1 - _CLOCK):
+            found.append(Disturbance(f"the clock moved between {low:.2f} and {high:.2f} GHz", False))
+        switches = (now.switches - before.switches) / wall
+        if switches > _SWITCHES:
+            found.append(Disturbance(f"it was interrupted {switches:.0f} times a second", False))
+        return sorted(found, key=lambda disturbance: not disturbance.harmful)
+
+    def _programs(self, before: _Counters, now: _Counters, wall: float) -> list[Disturbance]:
+        """Find other programs: on the processors measured on, on the other half of their cores, and beside them."""
+        found = []
+        least = _TICKS * _tick_s()
+        spent = _spent(before.busy_s, now.busy_s, self._cpus) - (now.own_s - before.own_s)
+        # Where more processors are allowed than used, another program may have had one to itself.
+        spare = max(0, len(self._cpus) - self._threads)
+        if spent > least and spent / wall > spare + _OTHERS * self._threads:
+            share, where = spent / wall, "a processor that was measured on"
+            if len(self._cpus) > 1:
+                share, where = share / len(self._cpus), f"the {len(self._cpus)} processors that were measured on"
+            found.append(Disturbance(f"other programs used {min(share, 1):.0%} of {where}", True))
+        halves = frozenset(half for cpu in self._cpus for half in _siblings(cpu)) - self._cpus
+        beside = frozenset(now.busy_s) - self._cpus - halves
+        for cpus, words, harmful in (
+            (halves, "on the other half of a core that was measured on", True),
+            (beside, "beside those that were measured on", False),
+        ):
+            share = _spent(before.busy_s, now.busy_s, cpus) / wall
+            if share > _BESIDE:
+                said = f"other programs used {share:.0%} of a processor {words}"
+                found.append(Disturbance(said, harmful))
+        return found
+
+    def _read(self) -> _Counters:
+        busy, stolen = _processor_times()
+        throttled = sum(_number(CPUS / f"cpu{c}" / "thermal_throttle" / "core_throttle_count") or 0 for c in self._cpus)
+        return _Counters(time.monotonic(), time.process_time(), busy, stolen, _switches(), int(throttled))
+
+
+def _affinity() -> Collection[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def _processor_times() -> tuple[dict[int, float], dict[int, float]]:
+    """Return the seconds that each processor was busy, and that the hypervisor took from it; empty if untold."""
+    busy: dict[int, float] = {}
+    stolen: dict[int, float] = {}
+    tick = _tick_s()
+    try:
+        lines = (PROC / "stat").read_text().splitlines()
+    except OSError:
+        return busy, stolen
+    for line in lines:
+        name, *numbers = line.split()
+        # The first line sums up all processors. Guests' time is in user and nice already.
+        if name.startswith("cpu") and name[3:].isdigit() and len(numbers) >= 7:
+            user, nice, system, _idle, _iowait, irq, softirq, *rest = map(int, numbers)
+            busy[int(name[3:])] = (user + nice + system + irq + softirq) * tick
+            stolen[int(name[3:])] = (rest[0] if rest else 0) * tick
+    return busy, stolen
+
+
+def _spent(before: dict[int, float], now: dict[int, float], cpus: Collection[int]) -> float:
+    return sum(now[cpu] - before[cpu] for cpu in cpus if cpu in now and cpu in before)
+
+
+def _siblings(cpu: int) -> set[int]:
+    """Return the processors of one core, as hyper-threads are; the kernel writes ``0,4`` or ``0-1``."""
+    found: set[int] = set()
+    try:
+        text = (CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+        for part in text.strip().split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    except (OSError, ValueError):
+        return {cpu}
+    return found
+
+
+def _switches() -> int:
+    """Return how often this process lost its processor to another."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _tick_s() -> float:
+    return 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None
