@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Run, benchmark, open_run, search
+    from autocompress.api import Run, benchmark, open_run, profile, search
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.tasks import ClassificationTask, Task, load_task
@@ -26,6 +26,7 @@ _HOMES = {
     "benchmark": "autocompress.api",
     "load_task": "autocompress.tasks",
     "open_run": "autocompress.api",
+    "profile": "autocompress.api",
     "search": "autocompress.api",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "benchmark",
     "load_task",
     "open_run",
+    "profile",
     "search",
 ]
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from autocompress.latency.measure import Protocol
 from autocompress.report.html import write_report
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory
+from autocompress.units import parse_duration
 from autocompress.worker import EngineWorker
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.search.observer import Observer
+    from autocompress.search.profiling import Profile
     from autocompress.tasks import Task
 
 
@@ -299,6 +302,8 @@ def benchmark(
     engine: str | None = None,
     options: EngineOptions | None = None,
     protocol: Protocol | None = None,
+    mode: str | None = None,
+    streams: int | None = None,
 ) -> tuple[list[EngineFile], list[Measurement]]:
     """Time artefacts, deployed directories, engine files or ONNX files against the first one, interleaved.
 
@@ -307,13 +312,20 @@ def benchmark(
         engine: For bare ONNX files; OpenVINO by default.
         options: For bare files: dtype, threads, batch size.
         protocol: How long to measure.
+        mode: ``"latency"``, one call at a time, or ``"throughput"``, samples a second of several streams side by side;
+            what `protocol` says by default.
+        streams: Calls in flight in throughput mode; by default as many as the processors hold.
 
     Raises:
-        ConfigError: A path is no engine, or the inputs of two files differ in shape.
+        ConfigError: A path is no engine, the inputs of two files differ in shape, or the processors do not hold so many
+            streams.
     """
+    protocol = protocol or Protocol()
+    given: dict[str, Any] = {"mode": mode, "streams": streams}
+    protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
     files = [resolve(Path(p), engine, options or EngineOptions()) for p in paths]
     with EngineWorker() as worker:
-        return files, worker.measure(files, _inputs_of(files[0]), protocol or Protocol())
+        return files, worker.measure(files, _inputs_of(files[0]), protocol)
 
 
 def _inputs_of(file: EngineFile) -> np.ndarray:
@@ -321,6 +333,52 @@ def _inputs_of(file: EngineFile) -> np.ndarray:
     if reference.exists():
         return read_reference(reference)[0]
     return np.random.default_rng(0).standard_normal(input_shape(file), np.float32)
+
+
+def profile(
+    task: Task | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    budget: str = "8m",
+    networks: int | None = None,
+    folder: Path | str | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> Profile:
+    """Build or extend the latency table of a model's search space on this device and engine.
+
+    Args:
+        task: A `Task`, or the name of one. Its model is used, its data is not.
+        config: A run file, or its contents: engine, threads, batch size, space; `options` and `sets` are laid over it.
+        budget: Time to spend, such as ``"8m"``.
+        networks: Stop as soon as the table holds this many forms of this model.
+        folder: Of all tables; by default the one in the user's cache, where a search finds it.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides.
+        **options: Any key of `RunConfig`.
+
+    Raises:
+        ConfigError: An option cannot be used, or the table cannot be read or written.
+        EngineError: The model cannot be built or measured.
+    """
+    from autocompress.search import profiling
+    from autocompress.search.space import load_space
+    from autocompress.tasks import load_task
+
+    resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
+    if resolved.engine not in ENGINES:
+        raise ConfigError(f"Unknown engine {resolved.engine!r}.{nearest(resolved.engine, ENGINES)}")
+    load_space(resolved.space)
+    seconds = parse_duration(budget, "budget")
+    if observer is not None:
+        observer.stage("Loading the task")
+    loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
+    name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
+    return profiling.profile(
+        loaded, resolved, seconds=seconds, networks=networks, folder=None if folder is None else Path(folder),
+        observer=observer, name=name,
+    )  # fmt: skip
 
 
 def inspect(task: Task) -> dict[str, Any]:

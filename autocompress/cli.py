@@ -64,6 +64,8 @@ def main(debug: bool) -> None:
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
 @click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
 @click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
+@click.option("--table", metavar="FILE", help="A latency table; by default that of this device. none: predict nothing.")
+@click.option("--allow-foreign-table", is_flag=True, default=None, help="Use a table of another device, labelled so.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory, new or empty. Default runs/TASK-TIME."
 )
@@ -168,7 +170,15 @@ def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
 @click.option("--dtype", default="fp32", show_default=True, help="For bare ONNX files: fp32, bf16 or fp16.")
 @click.option("--threads", type=int, default=1, show_default=True, help="For bare ONNX files.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="For bare ONNX files.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time for each file, at least.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Time for each file; up to four times as long when noisy.",
+)
+@click.option("--throughput", is_flag=True, help="Samples a second of several streams, in place of latency.")
+@click.option("--streams", type=int, help="Calls in flight with --throughput; as many as the processors hold.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 @_plain_errors
 def benchmark(
@@ -179,6 +189,8 @@ def benchmark(
     threads: int,
     batch_size: int,
     seconds: float,
+    throughput: bool,
+    streams: int | None,
     as_json: bool,
 ) -> None:
     """Time FILES interleaved in one process: run or deployed directories, engine files, ONNX files.
@@ -192,13 +204,70 @@ def benchmark(
 
     found, measured = api.benchmark(
         files, engine=engine, options=EngineOptions(dtype, threads, batch_size),
-        protocol=Protocol(min_seconds=seconds, max_seconds=max(4 * seconds, Protocol().max_seconds)),
+        protocol=Protocol(min_seconds=seconds, max_seconds=4 * seconds),
+        mode="throughput" if throughput else "latency", streams=streams,
     )  # fmt: skip
     if as_json:
         rows = [{"file": str(f.path), "engine": f.engine, **m.to_dict()} for f, m in zip(found, measured, strict=True)]
         click.echo(json.dumps(rows, indent=2))
     else:
         out.print(benchmark_table(found, measured))
+
+
+@main.command(short_help="Build the latency table of a model on this device.")
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--engine", help="openvino (default) or onnxruntime.")
+@click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
+@click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
+@click.option("--space", help="The search space to cover, as for search.")
+@click.option("--budget", default="8m", show_default=True, metavar="TIME", help="Time to spend; what is there counts.")
+@click.option("--networks", type=int, help="Stop as soon as the table holds this many forms of the model.")
+@click.option(
+    "--tables", type=click.Path(path_type=Path), metavar="DIR", help="Folder of all tables. Default: the user's cache."
+)
+@click.option("--show", is_flag=True, help="Measure nothing; draw the table that is there as HTML and print its path.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print path, size and error of the table as JSON.")
+@_plain_errors
+def profile(
+    run_file: Path | None,
+    budget: str,
+    networks: int | None,
+    tables: Path | None,
+    *,
+    show: bool,
+    sets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure forms of a model and learn to predict the others: the latency table of this device and engine.
+
+    Interrupted, it goes on where it was. It ends with the error of its predictions on networks that it never learned
+    from; searches on this device find the table by themselves.
+    """
+    from autocompress import api
+    from autocompress.report.live import LiveObserver
+    from autocompress.report.table_view import write_table_report
+    from autocompress.report.tables import profile_summary
+
+    task = options.pop("task")
+    with LiveObserver(err) as observer:
+        found = api.profile(
+            task, config=run_file, budget="1s" if show else budget, networks=0 if show else networks, folder=tables,
+            observer=observer, sets=sets, **options,
+        )  # fmt: skip
+    path = found.table.path
+    assert path is not None
+    if show:
+        guesses = [(row, p.ratio, p.low, p.high) for row, p in found.predictions]
+        page = path.with_suffix(".html")
+        write_table_report(found.table, page, guesses, {found.network: found.error} if found.error else None)
+        click.echo(str(page))
+    elif as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(profile_summary(found))
 
 
 @main.command(short_help="List what can be compressed in a model.")

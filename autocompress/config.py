@@ -66,6 +66,8 @@ class RunConfig(_Section):
     timeout: str | None = None
     sampler: str = "tpe"
     seed: int = 0
+    table: str = "auto"
+    allow_foreign_table: bool = False
     validation_limit: int = Field(default=5000, ge=1)
     recovery: RecoveryConfig = RecoveryConfig()
 

@@ -16,7 +16,10 @@ from safetensors.torch import save_file
 
 from autocompress import api, pipeline
 from autocompress.cli import main
+from autocompress.latency.protocol import Protocol
+from autocompress.latency.table import LatencyTable
 from autocompress.run_directory import RunDirectory
+from autocompress.search import profiling
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from tests.search import tiny
 
@@ -194,6 +197,88 @@ def test_benchmark_prints_a_table(done: Finished, call: Callable[..., Result]) -
     assert result.exit_code == 0 and "Latency, measured interleaved" in result.stdout and "1 thread" in result.stdout
 
 
+def test_benchmark_of_throughput(done: Finished, call: Callable[..., Result]) -> None:
+    words = ["benchmark", done.path / "baseline", done.path / "baseline", "--seconds", "0.05", "--throughput"]
+    result = call(*words, "--streams", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert [(row["mode"], row["streams"]) for row in rows] == [("throughput", 1)] * 2
+    assert all(row["throughput_per_s"] > 0 for row in rows)
+    assert rows[1]["verdict"] in ("faster", "slower", "equal", "unsure") and isinstance(rows[1]["noise"], list)
+    shown = call(*words).stdout
+    assert "Throughput, measured interleaved" in shown and "samples/s" in shown and "stream" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    refused(call("benchmark", done.path / "baseline", "--streams", 2), "2 streams", "--throughput")
+    refused(call(*words, "--streams", 9999), "9999 streams", "--streams")
+
+
+# -- profile ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profiled(call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run ``profile`` on the tiny task, with timing cut short."""
+    tiny.write_task(tmp_path)
+    brief = Protocol(warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10)
+    monkeypatch.setattr(Protocol, "quick", classmethod(lambda cls, **_: brief))
+    monkeypatch.setattr(profiling, "_KERNEL_SECONDS", 0.01)
+    words = ("profile", "--task", "tiny_task:make", "--tables", "tables", "--set", "dense_dtype=fp32")
+    return lambda *more: call(*words, *more)
+
+
+def test_profile_writes_a_table_goes_on_and_shows_it(profiled: Callable[..., Result], tmp_path: Path) -> None:
+    result = profiled("--networks", 2, "--json")
+    assert result.exit_code == 0, result.stderr
+    first = json.loads(result.stdout)
+    assert (first["networks"], first["added"], first["unsupported"], first["held_out_error"]) == (2, 2, 0, None)
+    path = Path(first["table"])
+    assert path.name == "openvino.csv" and tmp_path / "tables" in (tmp_path / path).parents
+    assert len(LatencyTable.load(tmp_path / path).of_network(first["network"]).networks) == 2
+
+    result = profiled("--networks", 4)
+    assert result.exit_code == 0, result.stderr
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    for words in ("latency table", "openvino.csv", "4; 2 of them in", "uncompressed", "too few networks"):
+        assert words in result.stdout.replace("\n", ""), result.stdout
+    known = LatencyTable.load(tmp_path / path)
+
+    result = profiled("--show")
+    assert result.exit_code == 0, result.stderr
+    page = Path(result.stdout.strip())
+    assert page.suffix == ".html" and "<!doctype html>" in (tmp_path / page).read_text()[:200].lower()
+    assert LatencyTable.load(tmp_path / path) == known
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engine", "opnvino"], ["'opnvino'", "Did you mean 'openvino'?"]),
+        (["--budget", "8"], ["budget '8' has no unit", "'25m'"]),
+        (["--budget", "soon"], ["budget 'soon'"]),
+        (["--networks", "many"], ["--networks", "'many'"]),
+        (["--space", "prun-only"], ["'prun-only'", "Did you mean 'prune-only'?"]),
+        (["--task", "digitz"], ["'digitz'", "Did you mean 'digits'?"]),
+        (["--threads", "0"], ["threads", "0"]),
+        (["--set", "dense_dtype=fp8"], ["dense_dtype"]),
+        (["no.yaml"], ["no.yaml", "does not exist"]),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_option_of_profile_is_named(
+    words: list[str], said: list[str], call: Callable[..., Result], tmp_path: Path
+) -> None:
+    refused(call("profile", "--tables", "tables", *words), *said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_table_is_named_and_kept(profiled: Callable[..., Result], tmp_path: Path) -> None:
+    path = tmp_path / json.loads(profiled("--networks", 1, "--json").stdout)["table"]
+    text = path.read_text().replace("network", "netwrk", 1)
+    path.write_text(text)
+    refused(profiled("--networks", 2), "openvino.csv")
+    assert path.read_text() == text
+
+
 def test_inspect_lists_layers_and_groups(call: Callable[..., Result], tmp_path: Path) -> None:
     tiny.write_task(tmp_path)
     table = call("inspect", "--task", "tiny_task:make")
@@ -214,7 +299,7 @@ def test_devices_and_env(call: Callable[..., Result]) -> None:
 def test_help_says_what_each_command_does_in_full(call: Callable[..., Result]) -> None:
     text = call("--help").stdout
     assert "..." not in text.partition("Commands:")[2]
-    for name in ("benchmark", "deploy", "devices", "env", "inspect", "pareto", "search"):
+    for name in ("benchmark", "deploy", "devices", "env", "inspect", "pareto", "profile", "search"):
         assert name in text and call(name, "--help").exit_code == 0
     assert "autocompress search --task digits" in call("search", "--help").stdout
 

@@ -43,12 +43,15 @@ def test_the_lower_layers_load_nothing_heavy(module: str) -> None:
     assert loaded(f"import autocompress.{module}")[1] == []
 
 
+# These make graphs from torch modules and predict latencies, in the process that asks a worker to measure.
+ASKING = {f"autocompress.engines.{name}" for name in ("export", "qdq", "surroundings", "template")} | {
+    f"autocompress.latency.{name}" for name in ("kernel_model", "predictor", "unit_times", "units")
+}
 MEASURING = [
     info.name
     for package in (autocompress.engines, autocompress.latency, autocompress.worker)
     for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    # These make the graph from a torch module, in the process that asks a worker to measure it.
-    if info.name not in {"autocompress.engines.export", "autocompress.engines.qdq"}
+    if info.name not in ASKING
 ]
 
 

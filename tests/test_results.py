@@ -20,6 +20,50 @@ from autocompress.results import Measurement, TrialRecord
 def test_a_measurement_round_trips(make_measurement: Callable[..., Measurement]) -> None:
     made = make_measurement(latency_ms=1.25, noisy=True)
     assert Measurement.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    made = make_measurement(noise=("the median drifted by +4%",), aa_low=0.99, throughput_per_s=812.5, energy_mj=3.5)
+    again = Measurement.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made and hash(again) == hash(made)
+
+
+def test_a_measurement_of_an_older_release_is_read(make_measurement: Callable[..., Measurement]) -> None:
+    data = make_measurement().to_dict()
+    new = ("noise", "aa_ratio", "aa_low", "aa_high", "mode", "streams", "throughput_per_s", "energy_mj", "verdict")
+    old = {key: value for key, value in data.items() if key not in new}
+    assert len(old) == 15
+    read = Measurement.from_dict(old)
+    assert read == make_measurement()
+    assert (read.noise, read.mode, read.throughput_per_s, read.energy_mj) == ((), "latency", None, None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "itself", "verdict"),
+    [
+        ((0.49, 0.51), (1.0, 1.0), "faster"),
+        ((0.97, 0.985), (1.0, 1.0), "faster"),
+        ((0.97, 0.995), (1.0, 1.0), "unsure"),  # two copies of one file may differ by as much
+        ((0.985, 1.015), (1.0, 1.0), "equal"),
+        ((1.0, 1.0), (1.0, 1.0), "equal"),
+        ((1.005, 1.03), (1.0, 1.0), "unsure"),
+        ((1.02, 1.03), (1.0, 1.0), "slower"),
+        # Widened by what the baseline differed from itself by, whichever way.
+        ((0.97, 0.985), (0.99, 1.002), "unsure"),
+        ((1.02, 1.03), (0.998, 1.02), "unsure"),
+        ((0.995, 1.005), (0.99, 1.01), "equal"),
+        ((0.995, 1.005), (0.97, 1.01), "unsure"),
+        ((0.5, 0.6), (0.8, 1.1), "faster"),
+        ((0.5, 0.6), (0.0, 1.1), "unsure"),
+    ],
+)
+def test_verdict(
+    make_measurement: Callable[..., Measurement],
+    ratio: tuple[float, float],
+    itself: tuple[float, float],
+    verdict: str,
+) -> None:
+    made = make_measurement(
+        ratio=sum(ratio) / 2, ratio_low=ratio[0], ratio_high=ratio[1], aa_low=itself[0], aa_high=itself[1]
+    )
+    assert made.verdict == made.to_dict()["verdict"] == verdict
 
 
 def test_a_record_round_trips(make_record: Callable[..., TrialRecord]) -> None:

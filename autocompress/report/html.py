@@ -18,10 +18,9 @@ from autocompress.report.sections import (
     numbers,
     policy_map,
     settings,
-    text,
     time_spent,
 )
-from autocompress.report.style import CSS, SCRIPT
+from autocompress.report.style import SCRIPT, document
 from autocompress.results import write_text
 from autocompress.run_directory import RunDirectory
 
@@ -53,13 +52,7 @@ def render(view: RunView) -> str:
         settings(view), failures(view),
     )  # fmt: skip
     title = " · ".join(str(v) for v in (view.summary.get("model"), view.summary.get("task")) if v) or view.path.name
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>autocompress: {text(title)}</title><style>{CSS}</style>"
-        f"<script>{library}</script></head><body><main>{''.join(parts)}"
-        f"<footer>{_FOOTER}</footer></main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return document(title, f"{''.join(parts)}<footer>{_FOOTER}</footer>", library=library, script=SCRIPT)
 
 
 def _plot(view: RunView) -> str:

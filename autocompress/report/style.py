@@ -1,6 +1,8 @@
-"""The report page's style sheet and the script that recolours its plot for a dark page."""
+"""The frame of every page: its style sheet, and the script that recolours the report's plot for a dark page."""
 
 from __future__ import annotations
+
+from html import escape
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f6f3; --card: #ffffff; --ink: #16181d; --soft: #646b78; --line: #e6e6e1;
@@ -91,3 +93,13 @@ SCRIPT = """
   });
 })();
 """
+
+
+def document(title: str, body: str, *, library: str, script: str) -> str:
+    """Return a whole page that loads nothing: `title` is escaped, `body` and the scripts are as they are."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>autocompress: {escape(title)}</title><style>{CSS}</style>"
+        f"<script>{library}</script></head><body><main>{body}</main><script>{script}</script></body></html>\n"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -17,6 +17,9 @@ from autocompress.policy import CompressionPolicy
 from autocompress.report.run_view import RunView
 from autocompress.report.sections import natural, signed_pp
 from autocompress.results import Measurement
+
+if TYPE_CHECKING:
+    from autocompress.search.profiling import Profile
 
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
 _STAGE_WIDTH, _MACS_WIDTH = 96, 104
@@ -95,6 +98,8 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
         grid.add_row("MACs", f"{best['macs_ratio']:.2f}x")
     grid.add_row("baseline", Text(_conditions(summary)))
     grid.add_row("trial", f"{best['trial']}, {best['stage']}; {counted}")
+    if said := _prediction(summary.get("prediction") or {}):
+        grid.add_row("prediction", said)
     grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
     checked = "" if best.get("verified") else " (the deployed file is verified again in a fresh process)"
     grid.add_row("next", Text(f"autocompress deploy {summary.get('run_dir')} --to DIR{checked}", overflow="fold"))
@@ -104,6 +109,15 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
         return Panel(grid, title=title, border_style="green", expand=False)
     closest = Text("No candidate met every limit; this is the closest.", style="yellow")
     return Panel(Group(closest, grid), title="limits not met", border_style="yellow", expand=False)
+
+
+def _prediction(found: Mapping[str, Any]) -> str:
+    """Say what prediction saved and how far it was off; nothing where nothing was predicted."""
+    if found.get("mape") is None:
+        return ""
+    saved = found.get("screened_out") or 0
+    builds = f"{saved} engine build{'' if saved == 1 else 's'} saved; " if saved else ""
+    return f"{builds}off by {found['mape']:.1%} on average"
 
 
 def _limit(line: Text, limit: float | None, reached: float, form: Any) -> None:
@@ -121,27 +135,52 @@ def _conditions(summary: Mapping[str, Any]) -> str:
 
 
 def benchmark_table(files: Sequence[EngineFile], measurements: Sequence[Measurement]) -> Table:
-    """Return latencies measured interleaved, one row a file; the first is what the ratios refer to."""
-    table = _table("Latency, measured interleaved")
+    """Return what was measured interleaved, one row a file; the first is what the ratios refer to."""
+    throughput = any(found.mode == "throughput" for found in measurements)
+    energy = any(found.energy_mj is not None for found in measurements)
+    table = _table("Throughput, measured interleaved" if throughput else "Latency, measured interleaved")
     table.add_column("file", overflow="fold")
     table.add_column("dtype", no_wrap=True)
-    for name in ("median", "p95", "ratio", "95% interval", "size"):
+    for name in (*(["samples/s"] if throughput else []), "median", "p95", *(["energy"] if energy else []), "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
-    noisy = False
+    table.add_column("95% interval", justify="right")
+    table.add_column("size", justify="right", no_wrap=True)
     for index, (file, found) in enumerate(zip(files, measurements, strict=True)):
-        noisy |= found.noisy
-        interval = f"{found.ratio_low:.3f} to {found.ratio_high:.3f}{' ~' if found.noisy else ''}"
-        cells = [str(file.path), file.options.dtype, units.format_ms(found.latency_ms), units.format_ms(found.p95_ms)]
-        cells += ["1", "~" if found.noisy else ""] if index == 0 else [f"{found.ratio:.3f}x", interval]
+        doubt = " ~" if found.noisy else ""
+        cells = [str(file.path), file.options.dtype]
+        if throughput:
+            cells.append(f"{found.throughput_per_s:,.0f}" if found.throughput_per_s else "")
+        cells += [units.format_ms(found.latency_ms), units.format_ms(found.p95_ms)]
+        if energy:
+            cells.append("" if found.energy_mj is None else f"{found.energy_mj:.3g} mJ")
+        interval = f"{found.ratio_low:.3f} to {found.ratio_high:.3f}{doubt}"
+        cells += ["1", doubt.strip()] if index == 0 else [f"{found.ratio:.3f}x", f"{found.verdict}\n{interval}"]
         table.add_row(*(Text(cell) for cell in (*cells, units.format_bytes(file.size_bytes))))
+    table.caption = Text("\n".join(_benchmark_notes(files, measurements)), style="dim")
+    return table
+
+
+def _benchmark_notes(files: Sequence[EngineFile], measurements: Sequence[Measurement]) -> list[str]:
+    """Return the conditions in a line, what a sign means, and what disturbed, which concerns all files or one."""
     engines = ", ".join(sorted({file.engine for file in files}))
     notes = [engines] if engines else []
-    if measurements:
-        first = measurements[0]
-        notes += [f"{first.threads} thread{'' if first.threads == 1 else 's'}", f"batch {first.batch_size}"]
-        notes += [f"{min(m.n for m in measurements)} or more iterations each"]
-    table.caption = Text(", ".join(notes) + ("; ~: too noisy to trust the last digits" if noisy else ""), style="dim")
-    return table
+    if not measurements:
+        return notes
+    first = measurements[0]
+    notes.append(f"{first.threads} thread{'' if first.threads == 1 else 's'}")
+    if first.mode == "throughput":
+        notes.append(f"{first.streams} stream{'' if first.streams == 1 else 's'}")
+    notes += [f"batch {first.batch_size}", f"{min(m.n for m in measurements)} or more iterations each"]
+    lines = [", ".join(notes)]
+    if first.mode == "throughput":
+        lines.append("ratio: of the time per sample; median and p95: of one call among the others")
+    if any(found.noisy for found in measurements):
+        lines.append("~: too noisy to trust the last digits")
+    shared = [reason for reason in first.noise if all(reason in found.noise for found in measurements)]
+    lines += [f"noise: {reason}" for reason in shared]
+    for file, found in zip(files, measurements, strict=True):
+        lines += [f"noise, {file.path.name}: {reason}" for reason in found.noise if reason not in shared]
+    return lines
 
 
 def policy_table(policy: CompressionPolicy, layers: Sequence[str] = ()) -> Table:
@@ -230,3 +269,28 @@ def devices_table(found: Mapping[str, Any]) -> Table:
             dtypes = ", ".join(engine["capabilities"])
             table.add_row(Text(name), Text(engine["version"]), Text(engine["device"]), Text(dtypes))
     return table
+
+
+def profile_summary(found: Profile) -> RenderableType:
+    """Return what a profile arrived at: where the table is, how much is in it, and how far it is off."""
+    data = found.to_dict()
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    refused = f", {data['unsupported']} refused by the engine" if data["unsupported"] else ""
+    grid.add_row("table", Text(data["table"], overflow="fold"))
+    grid.add_row(
+        "networks", f"{data['networks']}{refused}; {found.added} of them in {units.format_duration(found.seconds)}"
+    )
+    if data["baseline_ms"] is not None:
+        grid.add_row("uncompressed", units.format_ms(data["baseline_ms"]))
+    error = found.error
+    if error is None:
+        missing = "not known yet: too few networks; go on with the same command"
+        return Panel(Group(grid, Text(missing, style="yellow")), title="latency table", expand=False)
+    tau = "" if error.tau is None else f", Kendall tau {error.tau:.3f}"
+    grid.add_row(
+        "held-out error",
+        f"{error.mape:.1%} on average, {error.within_10:.0%} within ±10 %{tau} (n = {error.n}, never learned from)",
+    )
+    return Panel(grid, title="latency table", border_style="green", expand=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autocompress.config import RunConfig
 from autocompress.policy import CompressionPolicy
@@ -12,6 +12,8 @@ from autocompress.units import Limit
 
 # Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
 DEFAULT_DROP = 0.01
+# Accuracies this close are equal: about one standard error on 5,000 samples at 85 %.
+TIE = 0.005
 # A candidate that loses at most this much before any fine-tuning needs none.
 LOSSLESS_DROP = 0.0025
 
@@ -25,12 +27,14 @@ class Constraints:
         latency_ms: The same in ms.
         max_drop: Largest loss of the metric, a fraction, or None.
         size_bytes: Bound on the engine's files, or None.
+        baseline_ms: What the baseline took when the limits were resolved.
     """
 
     latency: Limit | None
     latency_ms: float | None
     max_drop: float | None
     size_bytes: float | None
+    baseline_ms: float | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: RunConfig, baseline: TrialRecord) -> Constraints:
@@ -42,6 +46,7 @@ class Constraints:
             latency_ms=None if latency is None else latency.resolve(baseline.latency_ms),
             max_drop=config.drop_limit,
             size_bytes=None if size is None else size.resolve(baseline.size_bytes),
+            baseline_ms=baseline.latency_ms,
         )
 
     def latency_excess(self, measurement: Measurement) -> float:
@@ -92,7 +97,9 @@ def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord) -> TrialRecord | None:
     """Return the record to offer, or None when nothing finished.
 
-    With a latency or size bound: the best of those within it (see `_rank`); where nothing is, the one closest to it.
+    With a latency or size bound: the best of those within it (see `_rank`), or, before any fine-tuning, of those as
+    good as it the one with the most multiply-accumulates left: a budget is there to be used, and the highest of many
+    accuracies is partly luck. Where nothing is within, the one closest to it.
     With a bound on the drop alone, or none: the fastest within the drop.
     """
     done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
@@ -101,7 +108,9 @@ def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseli
     if constraints.latency is not None or constraints.size_bytes is not None:
         inside = [r for r in done if constraints.within_budget(r)]
         if inside:
-            return max(inside, key=lambda r: _rank(r, baseline))
+            best = max(inside, key=lambda r: _rank(r, baseline))
+            ties = [r for r in inside if best.stage == r.stage == "proxy" and _equal(r, best, baseline)]
+            return max(ties, key=lambda r: (r.macs or 0, _rank(r, baseline)), default=best)
         return min(done, key=lambda r: max(constraints.violations(r).values()))
     allowed = constraints.max_drop if constraints.max_drop is not None else DEFAULT_DROP
     floor = (baseline.accuracy or 0.0) - allowed
@@ -114,6 +123,12 @@ def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseli
 def is_lossless(record: TrialRecord, baseline: TrialRecord) -> bool:
     """Whether a candidate is as good as the baseline before any fine-tuning."""
     return (baseline.accuracy or 0.0) - (record.accuracy or 0.0) <= LOSSLESS_DROP
+
+
+def _equal(record: TrialRecord, best: TrialRecord, baseline: TrialRecord) -> bool:
+    """Whether a record is as good as the best one, as far as can be told."""
+    lossless = is_lossless(record, baseline) == is_lossless(best, baseline)
+    return lossless and (record.accuracy or 0.0) >= (best.accuracy or 0.0) - TIE
 
 
 def _rank(record: TrialRecord, baseline: TrialRecord) -> tuple[bool, float, float]:

@@ -18,12 +18,10 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
-from autocompress.search.pareto import Constraints, best_record
+from autocompress.search.pareto import TIE, Constraints, best_record
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
 _FIRST_ROUND = 0.12
-# Accuracies this close after a short round are equal: about one standard error on 5,000 samples at 85 %.
-_TIE = 0.005
 # Building, checking and measuring a fine-tuned candidate, and the minimum worth training for.
 _SECONDS_TO_SCORE = 6.0
 _SHORTEST = 2.0
@@ -81,7 +79,7 @@ class Recovery:
         best = best_record(records, self.constraints, self.pipeline.baseline)
         assert best is not None
         inside = [r for r in records if self.constraints.within_budget(r)]
-        ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - _TIE]
+        ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - TIE]
         return max(ties, key=lambda r: r.macs or 0, default=best)
 
     def _one(

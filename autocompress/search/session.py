@@ -14,8 +14,9 @@ import torch
 from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.config import RunConfig
-from autocompress.errors import EngineError
+from autocompress.errors import EngineError, ExportError
 from autocompress.latency.fingerprint import device_fingerprint
+from autocompress.latency.predictor import LatencyPredictor
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import recalibrate
@@ -26,10 +27,14 @@ from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
 from autocompress.search.recover import Recovery
 from autocompress.search.space import SearchSpace, load_space
+from autocompress.search.staircase import edges
 from autocompress.search.study import TrialLoop, open_study
+from autocompress.search.tables import open_predictor
 from autocompress.tasks import Task
 from autocompress.worker.client import EngineWorker
 
+# What a latency table left of the space's choices, in the run directory.
+_OFFERED = "offered.json"
 # Kept back of the timeout for the test data, the verification in a fresh process and the report.
 _RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
 
@@ -45,6 +50,7 @@ class SearchSession:
         worker: Builds, runs and measures engines.
         observer: Is told of progress.
         started: `time.monotonic()` when the user's clock began.
+        predictor: Of the latency; None opens one with what a table of this device knows. It learns from the trials.
     """
 
     task: Task
@@ -53,6 +59,7 @@ class SearchSession:
     worker: EngineWorker
     observer: Observer
     started: float
+    predictor: LatencyPredictor | None = None
 
     def __post_init__(self) -> None:
         environment.seed_everything(self.config.seed)
@@ -75,16 +82,16 @@ class SearchSession:
         baseline = self._baseline()
         self.observer.baseline(baseline)
         self.constraints = Constraints.of(self.config, baseline)
-        space = SearchSpace(
-            self._space_file,
-            self.pipeline.inventory,
-            baseline.policy.dense_dtype,
-            int8="int8" in self.pipeline.capabilities,
-        )
+        if self.predictor is None:
+            self.predictor = self._open_predictor(baseline.policy.dense_dtype)
+        space = self._space(baseline)
         study = open_study(self.run, self.config, self._identity(space))
         # Only now: a resumed run keeps its run file until the settings are known to fit.
         self.run.write_config(self.config)
-        self.loop = TrialLoop(self.pipeline, space, study, self.constraints, self._finished)
+        self.loop = TrialLoop(
+            self.pipeline, space, study, self.constraints, self._finished,
+            predictor=self.predictor, seed=self.config.seed,
+        )  # fmt: skip
         self._best = self._resumed_best(baseline)
         self.observer.stage("Ordering the blocks")
         with self.pipeline.ledger.spend("profile"):
@@ -110,6 +117,39 @@ class SearchSession:
             tuning.run(chosen, self.deadline)
         self._write_front()
         return self._best
+
+    def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:
+        """Return a predictor with what a table knows; None where the model's structure cannot be read off a graph."""
+        pipeline = self.pipeline
+        try:
+            with pipeline.ledger.spend("profile"):
+                return open_predictor(pipeline.graphs, self.config, pipeline.engine_version, dense_dtype, self.observer)
+        except ExportError as error:
+            self.observer.warn(f"Latency is not predicted, every candidate is built: {error}")
+            return None
+
+    def _space(self, baseline: TrialRecord) -> SearchSpace:
+        """Return the space, narrowed to what a latency table says can pay; on resuming, as it was narrowed at first."""
+        space = SearchSpace(
+            self._space_file,
+            self.pipeline.inventory,
+            baseline.policy.dense_dtype,
+            int8="int8" in self.pipeline.capabilities,
+        )
+        if self.run.study_file.exists():
+            stored = self.run.path / _OFFERED
+            return space.narrowed(read_json(stored)) if stored.exists() else space
+        # What does not pay on another device may well do so here.
+        if self.predictor is None or self.config.allow_foreign_table:
+            return space
+        with self.pipeline.ledger.spend("profile"):
+            offered = edges(self.predictor, space)
+        if not offered:
+            return space
+        before, after = (sum(map(len, s.every.values())) for s in (space, space.narrowed(offered)))
+        self.observer.stage(f"The latency table says that {before - after} of {before} choices save nothing: left out")
+        self.run.write(_OFFERED, offered)
+        return space.narrowed(offered)
 
     def _settled(self, baseline: TrialRecord) -> bool:
         """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""
@@ -175,15 +215,17 @@ class SearchSession:
         return best
 
     def _improve(self, record: TrialRecord) -> None:
-        """Put a record's artefact in ``best/`` when it beats what is there."""
+        """Put what is best, now that this record is known, in ``best/``."""
         assert self.pipeline.baseline is not None and record.artifact is not None
-        contenders = [record] if self._best is None else [self._best, record]
-        if self._best is not None and self._best.number == record.number:
-            contenders = [record, self._best]
+        held = [] if self._best is None else [self._best]
+        contenders = [record, *held] if held and held[0].number == record.number else [*held, record]
+        # All of them: what is as good as the most accurate depends on which one that is.
+        numbers = {r.number for r in contenders}
+        contenders += [r for r in self.run.records().values() if r.artifact is not None and r.number not in numbers]
         best = best_record(contenders, self.constraints, self.pipeline.baseline)
-        if best is record:
-            self._best = record
-            replace_folder(self.run.path / record.artifact, self.run.best)
+        if best is not None and best is not self._best and best.artifact is not None:
+            self._best = best
+            replace_folder(self.run.path / best.artifact, self.run.best)
 
     def _write_front(self) -> None:
         front = pareto_front(self.run.records().values())

@@ -2,7 +2,8 @@
 
 Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio) and
 ``dtype/<layer>`` (dense, int8); in a uniform space ``*`` stands for all of them. Ratios are moved to the steps that
-hardware likes, and choices that then coincide, or cannot pay, are not offered.
+hardware likes, and choices that then coincide, or cannot pay, are not offered. What a latency table knows not to pay
+is left out by `offered`, which `staircase.edges` finds.
 """
 
 from __future__ import annotations
@@ -143,19 +144,30 @@ class SearchSpace:
         inventory: Of the model.
         dense_dtype: What layers that are not int8 run in.
         int8: Whether the engine computes in int8 on this device.
+        offered: Parameters of the model to the choices of theirs that are left, for those that are narrowed. Names and
+            choices that the space does not have are passed over.
 
     Attributes:
         parameters: Parameter name to its choices, the one that does nothing first. A parameter whose only
             choice does nothing is left out.
+        every: The same for every group, layer and block by name, in a uniform space too.
 
     Raises:
         ConfigError: Nothing is left to choose.
     """
 
-    def __init__(self, file: SpaceFile, inventory: Inventory, dense_dtype: str, *, int8: bool) -> None:
+    def __init__(
+        self,
+        file: SpaceFile,
+        inventory: Inventory,
+        dense_dtype: str,
+        *,
+        int8: bool,
+        offered: Mapping[str, Sequence[Choice]] | None = None,
+    ) -> None:
         self.file = file
         self.dense_dtype = dense_dtype
-        self._inventory = inventory
+        self._inventory, self._int8 = inventory, int8
         every: dict[str, tuple[Choice, ...]] = {}
         for block in inventory.blocks:
             if file.blocks.remove and file.blocks.covers(block):
@@ -169,12 +181,11 @@ class SearchSpace:
         for name, layer in inventory.layers.items():
             if int8 and layer.quantizable and file.dtype.covers(name):
                 every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
-        self._every = {
-            name: choices
-            for name, choices in every.items()
-            if len(choices) > 1 or choices[0] not in ("dense", 0.0, 1.0)
-        }
-        self.parameters = self._uniform() if file.uniform else dict(self._every)
+        full = {name: choices for name, choices in every.items() if _matters(choices)}
+        narrowed = {name: _kept(choices, (offered or {}).get(name, choices)) for name, choices in full.items()}
+        self._dropped = {name: choices for name, choices in narrowed.items() if choices != full[name]}
+        self.every = {name: choices for name, choices in narrowed.items() if _matters(choices)}
+        self.parameters = self._uniform() if file.uniform else dict(self.every)
         if not self.parameters:
             raise ConfigError(
                 "The search space leaves nothing to choose for this model on this engine: no group, layer or block "
@@ -188,14 +199,24 @@ class SearchSpace:
             "rank": sorted(self.file.rank.ratios, reverse=True),
             "dtype": sorted(self.file.dtype.choices),
         }
-        for name in self._every:
+        for name in self.every:
             kinds.setdefault(name.partition("/")[0], set())
         return {f"{kind}/*": tuple(offered[kind]) for kind in kinds if kind in offered and len(offered[kind]) > 1}
 
     @property
     def hash(self) -> str:
         """Identity of the bound space, for `StudyMismatchError`."""
-        return hashlib.sha256(json.dumps([self.dense_dtype, self.parameters]).encode()).hexdigest()[:16]
+        # Without anything narrowed, as it was before spaces could be.
+        parts = [self.dense_dtype, self.parameters, *([self._dropped] if self._dropped else [])]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def narrowed(self, offered: Mapping[str, Sequence[Choice]]) -> SearchSpace:
+        """Return this space with only the choices of `offered` left for the parameters it names.
+
+        Raises:
+            ConfigError: Nothing is left to choose.
+        """
+        return SearchSpace(self.file, self._inventory, self.dense_dtype, int8=self._int8, offered=offered)
 
     def policy(self, choices: Mapping[str, Choice]) -> CompressionPolicy:
         """Return the policy of one choice per parameter; parameters that are missing do nothing.
@@ -221,7 +242,7 @@ class SearchSpace:
 
     def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
         """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
-        for name, offered in self._every.items():
+        for name, offered in self.every.items():
             kind = name.partition("/")[0]
             wanted = choices.get(name, choices.get(f"{kind}/*", offered[0]))
             yield name, nearest_choice(offered, wanted)
@@ -233,6 +254,15 @@ class SearchSpace:
             kind = name.partition("/")[0]
             found[name] = nearest_choice(offered, wanted[kind]) if kind in wanted else offered[0]
         return found
+
+
+def _matters(choices: Sequence[Choice]) -> bool:
+    return len(choices) > 1 or choices[0] not in ("dense", "keep", 0.0, 1.0)
+
+
+def _kept(choices: tuple[Choice, ...], offered: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Return the choices that are offered, or all where none is."""
+    return tuple(choice for choice in choices if choice in offered) or choices
 
 
 def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:

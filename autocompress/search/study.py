@@ -6,26 +6,33 @@ next one starts. One broad ``except`` stands here, around a trial: whatever fail
 
 from __future__ import annotations
 
+import random
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
 from typing import Any, Literal
 
 import optuna
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError, UnavailableError
+from autocompress.latency.predictor import LatencyPredictor
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search.pareto import Constraints
 from autocompress.search.sampler import make_sampler
+from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
 from autocompress.search.space import Choice, SearchSpace
 
 _NAME = "autocompress"
 _IDENTITY = "identity"
+# What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
+_PROPOSED, _SCREENED_OUT = "proposed", "screened_out"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 
@@ -106,6 +113,8 @@ class TrialLoop:
         study: Opened by `open_study`.
         constraints: Latency and size bounds.
         on_trial: Called with every finished record.
+        predictor: Of latencies; learns from every trial, and screens proposals by the latency limit once it is trusted.
+        seed: Of what is decided at random between proposal and trial.
     """
 
     def __init__(
@@ -115,6 +124,9 @@ class TrialLoop:
         study: optuna.Study,
         constraints: Constraints,
         on_trial: Callable[[TrialRecord], None] = lambda record: None,
+        *,
+        predictor: LatencyPredictor | None = None,
+        seed: int = 0,
     ) -> None:
         self.pipeline = pipeline
         self.space = space
@@ -124,14 +136,40 @@ class TrialLoop:
         self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
         self._on_trial = on_trial
         self._by_policy = {r.policy: r for r in self.records.values() if r.state == "complete"}
+        self.screen: Screen | None = None
+        self._sampler: FittedSampler | None = None
+        if predictor is not None:
+            rng = random.Random(f"{seed} {len(study.trials)}")
+            self.screen = Screen(predictor, space, constraints, rng)
+            for record in pipeline.run.history():
+                if record.state == "complete":
+                    self.screen.observe(record)
+            if constraints.latency is not None:
+                self._sampler = study.sampler = FittedSampler(study.sampler, self.screen)
 
     def enqueue_seeds(self, block_order: list[str]) -> None:
-        """Put the first policies in the queue, once per study."""
+        """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit."""
+        if self.screen is not None:
+            self.screen.blocks = tuple(block_order)
         if self.study.user_attrs.get("seeded"):
             return
-        for choices in seed_choices(self.space, block_order):
+        screened_out = 0
+        for number, choices in enumerate(seed_choices(self.space, block_order)):
+            attrs: dict[str, Any] = {}
+            queued = dict(choices)
+            if self.screen is not None and self.screen.trusted:
+                impossible = self.screen.impossible(choices)
+                screened_out += impossible
+                if impossible or not explores(number):
+                    fitted = self.screen.fit(choices)
+                    if fitted is None:
+                        continue
+                    if fitted != queued:
+                        queued, attrs[_PROPOSED] = fitted, dict(choices)
+                if screened_out:
+                    attrs[_SCREENED_OUT], screened_out = screened_out, 0
             # A process killed in the middle of this loop starts it over.
-            self.study.enqueue_trial(dict(choices), skip_if_exists=True)
+            self.study.enqueue_trial(queued, user_attrs=attrs, skip_if_exists=True)
         self.study.set_user_attr("seeded", True)
 
     def run(
@@ -150,26 +188,34 @@ class TrialLoop:
             if started + 0.5 * longest >= deadline:
                 break
             try:
-                self._one()
+                learned = self._one()
             except optuna.exceptions.StorageInternalError as error:
                 reason = error.__cause__ or error
                 raise ConfigError(
                     f"Cannot write {self.pipeline.run.study_file}: {reason}. What was written before is kept, and "
                     "--resume goes on from it."
                 ) from error
-            repeated = repeated + 1 if len(self.records) == done else 0
+            repeated = 0 if learned else repeated + 1
             longest = max(longest, time.monotonic() - started)
         progress(len(self.records), n_trials)
 
-    def _one(self) -> None:
+    def _one(self) -> bool:
+        """Run one trial; return whether anything new came of it."""
         trial = self.study.ask()
         choices: dict[str, Choice] = {}
         for name, offered in self.space.parameters.items():
             # What is drawn is one of the offered choices; Optuna's type says less.
             choices[name] = trial.suggest_categorical(name, offered)  # type: ignore[assignment]
+        if self._sampler is not None:
+            drawn = self._sampler.drawn(trial.number)
+            if not self._passes(trial, choices, drawn):
+                return drawn is None
         policy = self.space.policy(choices)
         number = trial.number
         known = self._by_policy.get(policy)
+        predicted = self.screen.expect(policy) if self.screen is not None and known is None else None
+        if predicted is not None:
+            trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
         try:
             # The same network drawn again: its figures are known, and the study learns them for these choices too.
             record = known if known is not None else self.pipeline.evaluate(policy, number)
@@ -178,7 +224,9 @@ class TrialLoop:
             raise
         except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
             self._failed(trial, policy, error)
-            return
+            return True
+        if predicted is not None:
+            record = replace(record, predicted_ratio=predicted.ratio)
         for key, value in self.constraints.violations(record).items():
             trial.set_constraint(key, value)
         assert record.accuracy is not None and record.measurement is not None
@@ -190,9 +238,54 @@ class TrialLoop:
             self.pipeline.run.append(record)
             self.records[number] = record
             self._by_policy[policy] = record
+            if self.screen is not None:
+                self.screen.observe(record)
         self.study.tell(trial, values)
         if known is None:
             self._on_trial(record)
+        return known is None
+
+    def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], drawn: Drawn | None) -> bool:
+        """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
+
+        One that was queued before predictions were trusted is closed when it cannot meet the limit, and fitted later.
+        """
+        assert self.screen is not None and self._sampler is not None
+        if drawn is None:
+            hopeless, screened_out = self.screen.impossible(choices), 1
+            if hopeless:
+                self._sampler.waiting.append(choices)
+        else:
+            hopeless, screened_out = drawn.hopeless, drawn.screened_out
+            if drawn.choices != drawn.proposed:
+                trial.set_user_attr(_PROPOSED, drawn.proposed)
+        if screened_out and (hopeless or drawn is not None):
+            trial.set_user_attr(_SCREENED_OUT, screened_out)
+        if hopeless:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return not hopeless
+
+    def prediction(self) -> dict[str, Any] | None:
+        """Return what prediction did for the search so far, earlier sessions included; None without a predictor.
+
+        Keys: ``networks_known`` (by the predictor), ``screened_out`` (proposals that were not built because they were
+        certain to be over the limit), ``fitted`` (trials moved to the limit) and ``mape`` (mean absolute error,
+        relative to what was measured, of the trials that were predicted; None for none).
+        """
+        if self.screen is None:
+            return None
+        trials = self.study.get_trials(deepcopy=False)
+        errors = [
+            abs(record.predicted_ratio / record.measurement.ratio - 1)
+            for record in self.records.values()
+            if record.predicted_ratio is not None and record.measurement is not None
+        ]
+        return {
+            "networks_known": self.screen.predictor.size,
+            "screened_out": sum(trial.user_attrs.get(_SCREENED_OUT, 0) for trial in trials),
+            "fitted": sum(_PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
+            "mape": fmean(errors) if errors else None,
+        }
 
     def _failed(self, trial: optuna.Trial, policy: CompressionPolicy, error: Exception) -> None:
         record = TrialRecord(

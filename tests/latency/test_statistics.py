@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from autocompress.latency.statistics import half_width, mad, median_interval, ratio_interval
+from autocompress.latency.statistics import drift, half_width, mad, median_interval, ratio_interval
 
 
 def rounds(count: int, each: int, spread: float, seed: int) -> list[np.ndarray]:
@@ -40,6 +40,18 @@ def test_cost_does_not_grow_with_samples() -> None:
     start = time.perf_counter()
     median_interval(taken)
     assert time.perf_counter() - start < 1
+
+
+def test_drift_is_a_trend_and_not_scatter() -> None:
+    rng = np.random.default_rng(0)
+    scatter = [drift(10 + rng.standard_normal(20)) for _ in range(200)]
+    assert np.mean([found != 0 for found in scatter]) < 0.02
+    rising = 10 + 0.1 * np.arange(21) + 0.05 * rng.standard_normal(21)
+    assert drift(rising) == pytest.approx(2 / 11, rel=0.1)
+    assert drift(rising[::-1]) == pytest.approx(-2 / 11, rel=0.1)
+    # One round far off, as when another program came by, is no trend.
+    assert drift([10.0] * 19 + [20.0]) == 0
+    assert drift([1.0, 2.0, 3.0]) == 0
 
 
 def test_half_width_is_relative() -> None:

@@ -102,6 +102,26 @@ def test_result_panel_without_limits(finished: RunDirectory) -> None:
     assert "at most" not in printed(result_panel(summary))
 
 
+@pytest.mark.parametrize(
+    ("prediction", "said"),
+    [
+        ({"screened_out": 12, "fitted": 40, "mape": 0.0213}, "12 engine builds saved; off by 2.1% on average"),
+        ({"screened_out": 1, "fitted": 0, "mape": 0.1}, "1 engine build saved; off by 10.0% on average"),
+        ({"screened_out": 0, "fitted": 0, "mape": 0.05}, "off by 5.0% on average"),
+    ],
+)
+def test_result_panel_tells_what_prediction_saved(finished: RunDirectory, prediction: Any, said: str) -> None:
+    text = printed(result_panel({**finished.read("summary.json"), "prediction": prediction}))
+    assert f"prediction      {said} " in text
+
+
+@pytest.mark.parametrize("prediction", [None, {"networks_known": 3, "screened_out": 0, "fitted": 0, "mape": None}])
+def test_result_panel_is_silent_where_nothing_was_predicted(finished: RunDirectory, prediction: Any) -> None:
+    summary = finished.read("summary.json")
+    assert "prediction" not in printed(result_panel(summary))
+    assert "prediction" not in printed(result_panel({**summary, "prediction": prediction}))
+
+
 def test_benchmark_table(finished: RunDirectory, tmp_path: Path, make_measurement: Callable[..., Any]) -> None:
     files = []
     for name in ("a.onnx", "with [red]markup[/red].onnx"):
@@ -114,6 +134,26 @@ def test_benchmark_table(finished: RunDirectory, tmp_path: Path, make_measuremen
     assert "0.500x" in text and "0.494 to 0.506" in text
     assert "1 thread, batch 1" in text
     assert max(map(len, printed(benchmark_table(files, measured)).splitlines())) <= 80
+
+
+def test_benchmark_table_tells_verdict_noise_and_energy(tmp_path: Path, make_measurement: Callable[..., Any]) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_bytes(b"0" * 2000)
+    files = [EngineFile("openvino", tmp_path / name, EngineOptions("bf16")) for name in ("a.onnx", "b.onnx")]
+    both, own = "other programs used 48% of a processor", "the ratio is known only to ±3.1%"
+    measured = [
+        replace(make_measurement(0.5, 1.0), noise=(both,), energy_mj=12.3),
+        replace(make_measurement(0.25, 0.5), noise=(both, own), noisy=True),
+    ]
+    text = printed(benchmark_table(files, measured), 160)
+    assert "faster" in text and "12.3 mJ" in text
+    assert f"noise: {both}" in text and text.count(both) == 1
+    assert f"noise, b.onnx: {own}" in text and "too noisy" in text
+    assert max(map(len, printed(benchmark_table(files, measured)).splitlines())) <= 80
+    throughput = [replace(m, mode="throughput", streams=3, throughput_per_s=12_345.6) for m in measured]
+    text = printed(benchmark_table(files, throughput), 160)
+    assert "12,346" in text and "3 streams" in text and "time per sample" in text
+    assert max(map(len, printed(benchmark_table(files, throughput)).splitlines())) <= 80
 
 
 def test_policy_table() -> None:

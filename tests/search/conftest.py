@@ -106,12 +106,15 @@ class Bench:
         parts = parts or {"pruning": {"ratios": [0, 0.25, 0.5, 0.75]}}
         return SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "fp32", int8=True)
 
-    def loop(self, config: RunConfig, space: SearchSpace | None = None, **identity: Any) -> TrialLoop:
+    def loop(
+        self, config: RunConfig, space: SearchSpace | None = None, predictor: Any = None, **identity: Any
+    ) -> TrialLoop:
         from autocompress.search.pareto import Constraints
 
         study = open_study(self.run, config, {**IDENTITY, **identity})
         constraints = Constraints.of(config, BASELINE)
-        return TrialLoop(self.pipeline, space or self.space(), study, constraints, self.told.append)  # type: ignore[arg-type]
+        pipeline: Any = self.pipeline
+        return TrialLoop(pipeline, space or self.space(), study, constraints, self.told.append, predictor=predictor)
 
 
 @pytest.fixture

@@ -94,6 +94,22 @@ def test_of_equal_accuracies_the_faster_is_offered() -> None:
     assert chosen([record(1, 0.9, 5), record(2, 0.9, 4)], target_latency="0.5x") == 2
 
 
+def test_of_equally_good_ones_the_one_with_more_left_is_offered_before_fine_tuning() -> None:
+    records = [record(1, 0.900, 4, macs=500), record(2, 0.896, 5, macs=900), record(3, 0.894, 5, macs=950)]
+    assert chosen(records, target_latency="0.5x") == 2
+    assert chosen([*records, record(4, 0.905, 5, macs=600)], target_latency="0.5x") == 4
+    # Not above the limit, not where no limit is to be used, and not once trained: then accuracies are what they are.
+    assert chosen([records[0], record(5, 0.899, 7, macs=900)], target_latency="0.5x") == 1
+    assert chosen([record(6, 0.945, 4, macs=500), record(7, 0.944, 5, macs=900)]) == 6
+    tuned = [replace(r, stage="recovered") for r in records]
+    assert chosen(tuned, target_latency="0.5x") == 1
+
+
+def test_a_lossless_result_is_not_given_up_for_one_that_loses() -> None:
+    records = [record(1, 0.948, 4, macs=500), record(2, 0.944, 5, macs=900)]
+    assert chosen(records, target_latency="0.5x") == 1
+
+
 def test_without_a_budget_the_fastest_within_the_drop_is_offered() -> None:
     records = [record(1, 0.90, 3), record(2, 0.93, 5), record(3, 0.945, 9)]
     assert chosen(records) == 3

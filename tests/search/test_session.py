@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from autocompress.config import RunConfig
+from autocompress.latency.predictor import LatencyPredictor
+from autocompress.pipeline import Ledger
 from autocompress.results import TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints
 from autocompress.search.session import SearchSession
+from tests.latency import made_up
 from tests.search.conftest import BASELINE, record
 
 
@@ -67,6 +70,15 @@ def test_best_always_holds_the_best_so_far(tmp_path: Path) -> None:
     assert front["front"] == [4, 3] and [r["number"] for r in front["records"]] == [4, 3]
 
 
+def test_ties_do_not_lead_downwards_step_by_step(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    for number, (accuracy, macs) in enumerate([(0.900, 500), (0.896, 600), (0.892, 700), (0.8985, 550), (0.902, 520)]):
+        session._finished(finish(session, record(number, accuracy, 5, macs=macs)))
+        expected = [(0, 0.900), (1, 0.896), (1, 0.896), (1, 0.896), (3, 0.8985)][number]
+        # Trial 2 is as good as trial 1, but not as trial 0; with trial 4, neither is trial 1 any more.
+        assert held(session) == expected
+
+
 def test_a_worse_second_round_does_not_replace_the_first(tmp_path: Path) -> None:
     session = make(tmp_path, target_latency="0.5x")
     folder = "artifacts/trial-00001/recovered"
@@ -111,3 +123,54 @@ def test_a_lossless_result_within_the_budget_needs_no_fine_tuning(
     open_ended = make(tmp_path)
     open_ended._best = record(1, accuracy, latency)
     assert not open_ended._settled(BASELINE)
+
+
+# -- the space and what a latency table knows of it -------------------------------------------------------------------
+
+
+class Heard(Observer):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+
+def with_space(path: Path, predictor: Any, **options: Any) -> tuple[SearchSession, Heard]:
+    """A session that can bind its space to the made-up model."""
+    session = make(path, **options)
+    heard = session.observer = Heard()
+    session.predictor = predictor
+    session._space_file = made_up.SPACE.file
+    session.pipeline = SimpleNamespace(  # type: ignore[assignment]
+        inventory=made_up.LAYOUT.inventory, capabilities=("bf16", "int8"), baseline=BASELINE, ledger=Ledger()
+    )
+    return session, heard
+
+
+def table(count: int) -> LatencyPredictor:
+    predictor = LatencyPredictor(made_up.LAYOUT)
+    predictor.observe(made_up.measure(count, seed=0, noise=0.002).observations)
+    return predictor
+
+
+def test_choices_that_cannot_pay_are_left_out_and_stay_so_on_resuming(tmp_path: Path) -> None:
+    session, heard = with_space(tmp_path, table(150))
+    space, whole = session._space(BASELINE), with_space(tmp_path, None)[0]._space(BASELINE)
+    count = [sum(map(len, s.every.values())) for s in (whole, space)]
+    assert count[1] < count[0] and f"{count[0] - count[1]} of {count[0]} choices" in heard.stages[-1]
+    # The table has grown, or is gone: an old study still is of the same space.
+    (tmp_path / "study.db").touch()
+    for predictor in (table(200), None):
+        assert with_space(tmp_path, predictor)[0]._space(BASELINE).hash == space.hash != whole.hash
+
+
+def test_a_study_of_the_whole_space_stays_one(tmp_path: Path) -> None:
+    whole = with_space(tmp_path, None)[0]._space(BASELINE)
+    (tmp_path / "study.db").touch()
+    assert with_space(tmp_path, table(150))[0]._space(BASELINE).hash == whole.hash
+
+
+def test_a_table_of_another_device_leaves_nothing_out(tmp_path: Path) -> None:
+    session, heard = with_space(tmp_path, table(150), allow_foreign_table=True)
+    assert session._space(BASELINE).hash == with_space(tmp_path, None)[0]._space(BASELINE).hash and not heard.stages

@@ -171,3 +171,46 @@ def test_nearest_choice() -> None:
     assert nearest_choice((0.0, 0.5), 0.4) == 0.5
     assert nearest_choice(("dense", "int8"), "int8") == "int8"
     assert nearest_choice(("dense",), "int8") == "dense"
+
+
+# -- narrowed ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_narrowed_space_offers_what_is_left_and_no_more() -> None:
+    space = bound(**EVERYTHING)
+    left = space.narrowed({"prune/c0": (0.0, 0.5), "rank/c0": [1.0], "dtype/head": ("dense",), "prune/nobody": (0.0,)})
+    assert left.parameters["prune/c0"] == (0.0, 0.5)
+    assert "rank/c0" not in left.parameters and "dtype/head" not in left.parameters
+    assert left.parameters["prune/c1"] == space.parameters["prune/c1"]
+    assert left.policy(left.everywhere(rank=0.25, dtype="int8")).layer("c0") == LayerPolicy("int8")
+    # The nearest of what is left.
+    assert left.policy(left.everywhere(prune=0.75)).pruning["c0"] == 0.5
+
+
+def test_narrowing_changes_the_hash_and_leaves_that_of_a_whole_space_alone() -> None:
+    space = bound(**EVERYTHING)
+    offered = {"prune/c0": (0.0, 0.5)}
+    assert space.narrowed(offered).hash not in (space.hash, space.narrowed({"prune/c1": (0.0, 0.5)}).hash)
+    assert space.narrowed(offered).hash == bound(**EVERYTHING).narrowed(dict(offered)).hash
+    same = {"prune/c0": space.every["prune/c0"], "prune/nobody": (0.0,)}
+    assert space.narrowed({}).hash == space.narrowed(same).hash == space.hash
+
+
+def test_choices_that_are_not_there_are_passed_over() -> None:
+    space = bound(**EVERYTHING)
+    assert space.narrowed({"prune/c0": (0.0, 0.33, 0.5)}).parameters["prune/c0"] == (0.0, 0.5)
+    assert space.narrowed({"prune/c0": (0.33,)}).parameters == space.parameters
+
+
+def test_a_uniform_space_is_narrowed_per_layer() -> None:
+    space = bound(uniform=True, **EVERYTHING).narrowed({"prune/c0": (0.0, 0.75), "dtype/c1": ("dense",)})
+    assert space.parameters["prune/*"] == (0, 0.25, 0.5, 0.75)
+    policy = space.policy({"prune/*": 0.5, "dtype/*": "int8"})
+    assert policy.pruning["c0"] == 0.75 and policy.pruning["c1"] == 0.5
+    assert "c1" not in policy.int8_layers and "c0" in policy.int8_layers
+
+
+def test_a_space_narrowed_to_nothing_is_refused() -> None:
+    space = bound(dtype={"choices": ["dense", "int8"]})
+    with pytest.raises(ConfigError, match="leaves nothing to choose"):
+        space.narrowed(dict.fromkeys(space.every, ("dense",)))

@@ -4,6 +4,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Callable
+from statistics import median
 
 import optuna
 import pytest
@@ -17,6 +18,7 @@ from autocompress.search.pareto import Constraints
 from autocompress.search.sampler import make_sampler
 from autocompress.search.study import TrialLoop, load_study, open_study
 from tests.search.conftest import BASELINE, IDENTITY, Bench, figures, refuse
+from tests.search.known import Known
 
 FOREVER = float("inf")
 HALF = RunConfig(target_latency="0.5x", sampler="random", n_trials=10)
@@ -247,3 +249,154 @@ def test_a_damaged_study_is_a_config_error(bench: Bench) -> None:
 def test_a_run_without_a_study_says_so(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="has no study yet"):
         load_study(bench.run)
+
+
+# -- prediction -------------------------------------------------------------------------------------------------------
+
+
+def ratios(loop: TrialLoop) -> dict[int, float]:
+    return {n: r.measurement.ratio for n, r in loop.records.items() if r.measurement is not None}
+
+
+def late(networks: int) -> Known:
+    """A predictor that must have seen some networks first."""
+
+    class Late(Known):
+        @property
+        def ready(self) -> bool:
+            return self.size >= networks
+
+        @ready.setter
+        def ready(self, value: bool) -> None:
+            pass
+
+    return Late()
+
+
+def test_trials_run_inside_the_limit_and_near_it(bench: Bench) -> None:
+    loop = bench.loop(HALF, predictor=Known())
+    loop.run(24, FOREVER)
+    found = ratios(loop)
+    assert len(found) == 24 and all(ratio <= 0.5 for ratio in found.values())
+    assert median(found.values()) > 0.44
+    fitted = [t for t in load_study(bench.run).trials if "proposed" in t.user_attrs]
+    assert len(fitted) >= 15
+    for trial in fitted:
+        # What ran is what the study learns from; what was proposed is noted.
+        assert loop.space.policy(trial.params) == loop.records[trial.number].policy
+        assert (
+            trial.user_attrs["proposed"] != trial.params and trial.user_attrs["proposed"].keys() == trial.params.keys()
+        )
+    found_by_prediction = loop.prediction()
+    assert found_by_prediction is not None
+    assert found_by_prediction["fitted"] == len(fitted) and found_by_prediction["screened_out"] > 5
+    assert found_by_prediction["networks_known"] == 24
+
+
+def test_every_record_keeps_what_was_predicted(bench: Bench) -> None:
+    known = Known()
+    known.off = 1.05
+    loop = bench.loop(HALF, predictor=known)
+    loop.run(6, FOREVER)
+    for record in bench.run.history():
+        assert record.measurement is not None
+        assert record.predicted_ratio == pytest.approx(1.05 * record.measurement.ratio)
+    assert loop.prediction() == {
+        "networks_known": 6, "screened_out": loop.prediction()["screened_out"], "fitted": loop.prediction()["fitted"],  # type: ignore[index]
+        "mape": pytest.approx(0.05),
+    }  # fmt: skip
+    attrs = load_study(bench.run).trials[0].user_attrs["predicted"]
+    assert attrs == pytest.approx([loop.records[0].predicted_ratio] * 3)
+
+
+def test_without_a_predictor_nothing_is_said_of_prediction(bench: Bench) -> None:
+    loop = bench.loop(HALF)
+    loop.run(3, FOREVER)
+    assert loop.prediction() is None
+    assert all(record.predicted_ratio is None for record in loop.records.values())
+    assert not any({"proposed", "predicted"} & t.user_attrs.keys() for t in load_study(bench.run).trials)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_size": "1MB"}])
+def test_without_a_latency_limit_nothing_is_screened_but_all_is_predicted(
+    options: dict[str, str], bench: Bench
+) -> None:
+    loop = bench.loop(RunConfig(sampler="random", **options), predictor=Known())  # type: ignore[arg-type]
+    loop.enqueue_seeds([])
+    loop.run(6, FOREVER)
+    assert bench.pipeline.asked[0] == CompressionPolicy()
+    found = loop.prediction()
+    assert found is not None and (found["screened_out"], found["fitted"]) == (0, 0)
+    assert found["mape"] == pytest.approx(0)
+
+
+def test_an_empty_predictor_learns_from_the_trials_and_then_screens(bench: Bench) -> None:
+    loop = bench.loop(HALF, predictor=late(10))
+    loop.run(30, FOREVER)
+    found = ratios(loop)
+    early, after = [found[n] for n in range(10)], [r for n, r in found.items() if n >= 10]
+    assert max(early) > 0.5 and max(after) <= 0.5
+    assert all(loop.records[n].predicted_ratio is None for n in range(10))
+
+
+def test_a_resumed_run_teaches_what_it_measured_and_counts_on(bench: Bench) -> None:
+    first = bench.loop(HALF, predictor=late(10))
+    first.run(16, FOREVER)
+    before = first.prediction()
+    again = bench.loop(HALF, predictor=late(10))
+    assert again.prediction() == before
+    again.run(24, FOREVER)
+    assert all(ratio <= 0.5 for n, ratio in ratios(again).items() if n >= 16)
+    assert len({r.policy for r in again.records.values()}) == 24
+    after = again.prediction()
+    assert before is not None and after is not None
+    assert after["networks_known"] == 24 and after["screened_out"] > before["screened_out"]
+
+
+def test_seeds_are_fitted_when_predictions_are_trusted_from_the_start(bench: Bench) -> None:
+    space = bench.space(pruning={"ratios": [0, 0.25, 0.5, 0.75]}, dtype={"choices": ["dense", "int8"]})
+    loop = bench.loop(HALF, space, predictor=Known())
+    loop.enqueue_seeds([])
+    queued = load_study(bench.run).trials
+    loop.run(len(queued), FOREVER)
+    found = ratios(loop)
+    assert len(found) == len(queued) >= 8 and max(found.values()) <= 0.5
+    assert sum(ratio > 0.42 for ratio in found.values()) >= len(found) - 2
+    # The uncompressed network, for one, was not built.
+    assert CompressionPolicy() not in bench.pipeline.asked
+    prediction = loop.prediction()
+    assert prediction is not None and prediction["screened_out"] >= 4
+
+
+def test_seeds_queued_before_are_closed_and_fitted_when_it_turns_out_that_they_cannot_meet_the_limit(
+    bench: Bench,
+) -> None:
+    loop = bench.loop(HALF, predictor=late(1))
+    loop.enqueue_seeds([])
+    queued = [t.system_attrs["fixed_params"] for t in load_study(bench.run).trials]
+    loop.run(12, FOREVER)
+    study = load_study(bench.run)
+    closed = [t for t in study.trials if t.state.name == "PRUNED"]
+    assert closed and all(t.user_attrs["screened_out"] == 1 for t in closed)
+    proposed = [t.user_attrs.get("proposed") for t in study.trials]
+    for trial in closed:
+        assert trial.params in queued and trial.params in proposed
+        assert Known().predict(loop.space.policy(trial.params)).ratio > 0.5
+    assert len(loop.records) == 12
+    assert all(ratio <= 0.5 for number, ratio in ratios(loop).items() if number >= 1)
+
+
+def test_an_exhausted_space_ends_with_prediction_too(bench: Bench) -> None:
+    space = bench.space(pruning={"ratios": [0, 0.5], "include": ["c0", "c2"]})
+    loop = bench.loop(HALF.model_copy(update={"target_latency": "0.85x"}), space, predictor=Known())
+    loop.run(100, FOREVER)
+    assert {r.policy.pruning.get("c2") for r in loop.records.values()} == {0.5}
+    assert len(bench.pipeline.asked) == len(loop.records) == 2
+
+
+def test_a_fitted_trial_that_fails_costs_one_trial(bench: Bench) -> None:
+    bench.pipeline.fails = lambda number, policy: refuse(number, policy) if number == 1 else None
+    loop = bench.loop(HALF, predictor=Known())
+    loop.run(5, FOREVER)
+    assert [r.state for r in loop.records.values()] == ["complete", "failed", "complete", "complete", "complete"]
+    assert len(set(bench.pipeline.asked)) == 5

@@ -1,0 +1,432 @@
+"""Building a latency table: which networks are measured, and how far what was learned from them can be trusted.
+
+Networks are forms of the user's own model under the user's own search space, so that fusion and changes of layout are
+in them. Every fourth is drawn at random and held out: it is never learned from, and gives the table's own error. The
+others are those, of many drawn, that the predictor is least sure of (uncertainty sampling, Lewis and Gale, 1994).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from autocompress import environment
+from autocompress.compress import CompressionContext, apply_policy, rewrite
+from autocompress.compress.quantization import ActivationRange, quantized_layers
+from autocompress.config import RunConfig
+from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.export import save_onnx
+from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError
+from autocompress.graphs import GraphBuilder
+from autocompress.inventory import take_inventory
+from autocompress.latency.fingerprint import device_fingerprint
+from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
+from autocompress.latency.protocol import Protocol
+from autocompress.latency.table import LatencyTable, table_path
+from autocompress.latency.table_rows import LayerRow, NetworkRow
+from autocompress.latency.unit_times import LayerTime
+from autocompress.policy import CompressionPolicy
+from autocompress.results import Measurement
+from autocompress.search.observer import Observer
+from autocompress.search.space import Choice, SearchSpace, load_space
+from autocompress.search.tables import DISTURBED, layer_times, observations, uncompressed
+from autocompress.tasks.base import Task
+from autocompress.worker.client import EngineWorker
+
+# Every how many networks one is held out, drawn at random; of the others every second is drawn at random as well, for a
+# predictor that saw only what it knew least would know little of what is usual.
+_HELD_OUT_EVERY = 4
+# Networks drawn for each one measured, once the predictor can tell which of them it knows least of.
+_POOL = 48
+# The predictor is fitted anew after this many networks; fitting costs about as much as measuring one.
+_REFIT = 8
+# A measurement is made anew this often when it was disturbed, after a pause: neighbours come and go.
+_RETRIES, _PAUSE_S = 4, 0.3
+# Engines refuse a graph or two; when they refuse this many in a row and have taken none, nothing will come of it.
+_HOPELESS = 8
+_KERNEL_SECONDS = 0.2
+# What scales are written into int8 layers: latency does not depend on them.
+_RANGE = ActivationRange(0.05, signed=True)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A finished (or interrupted) profile.
+
+    Attributes:
+        table: With everything measured so far, other networks included.
+        network: Hash of this model's layout.
+        predictor: Fitted to what is not held out.
+        predictions: Of the held-out networks, with their rows.
+        error: Over these; None while too few are known.
+        seconds: Spent in this session.
+        added: Networks measured in this session.
+    """
+
+    table: LatencyTable
+    network: str
+    predictor: LatencyPredictor
+    predictions: tuple[tuple[NetworkRow, Prediction], ...]
+    error: PredictionError | None
+    seconds: float
+    added: int
+
+    @property
+    def networks(self) -> int:
+        """Forms of this model in the table."""
+        return len(self.table.of_network(self.network).networks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; what was measured is in the table's file."""
+        own = self.table.of_network(self.network)
+        return {
+            "table": str(self.table.path),
+            "network": self.network,
+            "networks": len(own.networks),
+            "unsupported": sum(not row.ok for row in own.networks),
+            "held_out_error": None if self.error is None else self.error.to_dict(),
+            "leave_one_out_error": self.predictor.leave_one_out().to_dict() if self.predictor.ready else None,
+            "baseline_ms": self.table.baseline_ms(self.network),
+            "seconds": self.seconds,
+            "added": self.added,
+        }
+
+
+def random_choices(space: SearchSpace, rng: random.Random) -> dict[str, Choice]:
+    """Return choices for every parameter: how much is done of each kind is drawn first, so that all amounts occur."""
+    share: dict[str, float] = {}
+    for name in space.parameters:
+        share.setdefault(name.partition("/")[0], rng.random())
+    return {
+        name: rng.choice(offered[1:] or offered) if rng.random() < share[name.partition("/")[0]] else offered[0]
+        for name, offered in space.parameters.items()
+    }
+
+
+class Profiler:
+    """Measure networks of one task's model and search space.
+
+    Args:
+        task: Its model and example inputs are used; no data is read.
+        config: Engine, threads, batch size, space, dense dtype, seed.
+        worker: Builds and measures.
+        folder: Of all tables; None is the one in the user's cache.
+        observer: Is told of progress.
+        name: How the network is called in the table.
+
+    Raises:
+        ConfigError: The space leaves nothing to choose, or the table cannot be read.
+        EngineError: The uncompressed model cannot be built or measured.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        worker: EngineWorker,
+        *,
+        folder: Path | None = None,
+        observer: Observer | None = None,
+        name: str = "",
+    ) -> None:
+        self._worker, self._config = worker, config
+        self._observer = observer or Observer()
+        self._started = time.monotonic()
+        self._observer.stage("Reading the model")
+        described = worker.describe(config.engine)
+        self._example = task.example_inputs(2)
+        self._inputs = task.example_inputs(config.batch_size)
+        self._base = rewrite(task.model())
+        self.inventory = take_inventory(self._base, self._example)
+        self._graphs = GraphBuilder(self._base, self._inputs, self.inventory, config.engine)
+        self.layout = self._graphs.layout
+        self.name = name or task.name
+        self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
+        self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        self._files = 0
+        self._baselines: list[float] = []
+        dense = [d for d in described["capabilities"] if d in ("fp32", "bf16", "fp16")]
+        wanted = config.dense_dtype
+        if wanted != "best" and wanted not in dense:
+            raise ConfigError(f"dense_dtype {wanted!r} does not run on {config.engine}; it runs {', '.join(dense)}.")
+        self._observer.stage("Measuring the uncompressed model")
+        self.dense_dtype, self._baseline = self._fastest(dense if wanted == "best" else [wanted])
+        self.space = SearchSpace(
+            load_space(config.space), self.inventory, self.dense_dtype, int8="int8" in described["capabilities"]
+        )
+        device = device_fingerprint()
+        path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
+        self.table, moved = LatencyTable.resume(
+            path, device, config.engine, described["version"],
+            threads=config.threads, batch_size=config.batch_size,
+        )  # fmt: skip
+        if moved is not None:
+            self._observer.warn(f"The table at {path} was measured on something else; it is now {moved}.")
+        known = self.table.of_network(self.layout.hash).networks
+        self._known = {row.policy for row in known}
+        self.predictor = LatencyPredictor(self.layout)
+        self.predictor.observe([uncompressed(self.dense_dtype)])
+        self.predictor.observe(observations([row for row in known if not row.held_out]))
+        layers = self.table.of_network(self.layout.hash).layers
+        self.predictor.observe_layers(layer_times(layers, self.layout))
+        # A resumed profile goes on where it was, and draws what it has not drawn.
+        self._rng = random.Random(f"{config.seed} {len(known)}")
+        self._pending: list[Observation] = []
+        self._pending_layers: list[LayerTime] = []
+        self._profiles = True
+
+    def close(self) -> None:
+        """Remove temporary files."""
+        self._clean()
+
+    def run(self, seconds: float, networks: int | None = None) -> Profile:
+        """Measure until `seconds` have passed since this object was made, or `networks` are in the table.
+
+        Raises:
+            BuildError: The engine refused the first networks one after the other.
+            ConfigError: The table cannot be written.
+        """
+        self._observer.stage("Profiling")
+        added, refused = 0, 0
+        until = self._started + seconds
+        longest = 0.0
+        while time.monotonic() + 0.5 * longest < until and (networks is None or len(self._known) < networks):
+            begun = time.monotonic()
+            held_out = len(self._known) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+            policy = self._next(adaptive=len(self._known) % 2 == 0)
+            if policy is None:
+                self._observer.warn("Every network of the search space has been measured.")
+                break
+            row = self._one(policy, held_out=held_out)
+            added += 1
+            refused = refused + 1 if not row.ok else 0
+            if refused >= _HOPELESS and refused == added:
+                raise BuildError(f"The engine refused {refused} networks in a row. The last one: {row.error}")
+            longest = max(longest, time.monotonic() - begun)
+            share = (time.monotonic() - self._started) / seconds
+            if networks is not None:
+                share = max(share, len(self._known) / networks)
+            self._observer.progress(min(share, 1.0), f"{len(self._known)} networks")
+        self._learn(everything=True)
+        return self.result(added)
+
+    def result(self, added: int = 0) -> Profile:
+        """Return what is known now."""
+        known = self.table.of_network(self.layout.hash).networks
+        held = [row for row in known if row.held_out and row.ok]
+        predictions: tuple[tuple[NetworkRow, Prediction], ...] = ()
+        error = None
+        if self.predictor.ready and held:
+            predictions = tuple((row, self.predictor.predict(row.policy)) for row in held)
+            error = PredictionError.of([p for _, p in predictions], [row.ratio for row, _ in predictions])
+        seconds = time.monotonic() - self._started
+        return Profile(self.table, self.layout.hash, self.predictor, predictions, error, seconds, added)
+
+    @property
+    def known(self) -> frozenset[CompressionPolicy]:
+        """Forms of this model that have been measured."""
+        return frozenset(self._known)
+
+    def measure(self, policy: CompressionPolicy, protocol: Protocol | None = None) -> Measurement | None:
+        """Build and measure a network without putting it in the table; None when the engine refuses it."""
+        try:
+            return self._measure(self._write(policy), protocol)
+        except EngineError:
+            return None
+
+    # -- one network --------------------------------------------------------------------------------------------------
+
+    def _next(self, *, adaptive: bool) -> CompressionPolicy | None:
+        """Return a policy that has not been measured: at random, or the one whose latency is known least."""
+        self._learn()
+        count = _POOL if adaptive and self.predictor.ready else 1
+        drawn: list[CompressionPolicy] = []
+        for _ in range(20 * count):
+            policy = self.space.policy(random_choices(self.space, self._rng))
+            if policy not in self._known and policy not in drawn:
+                drawn.append(policy)
+            if len(drawn) == count:
+                break
+        if not drawn:
+            return None
+        if count == 1:
+            return drawn[0]
+
+        def unsure(policy: CompressionPolicy) -> float:
+            # Between absolute and relative error: fast networks are not to be all that is measured, nor slow ones.
+            return self.predictor.deviation(policy) / math.sqrt(max(self.predictor.predict(policy).ratio, 0.05))
+
+        return max(drawn, key=unsure)
+
+    def _learn(self, *, everything: bool = False) -> None:
+        enough = len(self._pending) >= _REFIT or not self.predictor.ready
+        if self._pending and (enough or everything):
+            self.predictor.observe(self._pending)
+            self.predictor.observe_layers(self._pending_layers)
+            self._pending, self._pending_layers = [], []
+
+    def _one(self, policy: CompressionPolicy, *, held_out: bool) -> NetworkRow:
+        """Build and measure a network and put it in the table; one that the engine refuses is noted there as well."""
+        layers: list[LayerRow] = []
+        macs = sum(unit.macs for unit in self.layout.units(policy))
+        try:
+            file = self._write(policy)
+            found = self._measure(file)
+            if not held_out:
+                layers = self._layers(policy, file, found)
+                self._pending_layers += layer_times(layers, self.layout)
+            row = NetworkRow(
+                self.layout.hash, self.name, policy, found.ratio, found.ratio_low, found.ratio_high, found.latency_ms,
+                found.baseline_ms, found.mad_ms, found.n, found.noisy, macs, held_out,
+            )  # fmt: skip
+            if not held_out:
+                self._pending += observations([row], self._usual_ms)
+        except EngineError as error:
+            row = NetworkRow.unsupported(self.layout.hash, self.name, policy, str(error), macs, held_out=held_out)
+        self.table.append(*layers, row)
+        self._known.add(policy)
+        return row
+
+    def _write(self, policy: CompressionPolicy) -> EngineFile:
+        model = apply_policy(self._base, policy, CompressionContext(self._example))
+        ranges = {name: _RANGE for name, _ in quantized_layers(model)}
+        graph = self._graphs.build(model, ranges, policy.removed_blocks)
+        # Two names in turn: the engine of the last one may still be open.
+        self._files += 1
+        path = self._scratch / f"network-{self._files % 2}.onnx"
+        save_onnx(graph, path)
+        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        return EngineFile(self._config.engine, path, options)
+
+    def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:
+        """Return the dense dtype in which the uncompressed model is fastest, and its file."""
+        files: dict[str, EngineFile] = {}
+        for dtype in dtypes:
+            file = self._write(CompressionPolicy(dense_dtype=dtype))
+            kept = file.path.rename(file.path.with_name(f"baseline-{dtype}.onnx"))
+            files[dtype] = EngineFile(file.engine, kept, file.options)
+        measured = self._worker.measure(list(files.values()), self._array(), Protocol.quick())
+        best = min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)
+        self._baselines.append(best[1].latency_ms)
+        return best[0], files[best[0]]
+
+    def _array(self) -> np.ndarray:
+        return self._inputs.float().numpy()
+
+    def _measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
+        """Measure against the baseline, again when something disturbed it; the least disturbed result counts."""
+        found: list[Measurement] = []
+        for attempt in range(1 + _RETRIES):
+            if attempt:
+                time.sleep(_PAUSE_S)
+            found.append(self._worker.measure([self._baseline, file], self._array(), protocol or Protocol.quick())[1])
+            if not found[-1].noisy and found[-1].baseline_ms < DISTURBED * self._usual_ms:
+                break
+        best = min(found, key=lambda m: (m.baseline_ms >= DISTURBED * self._usual_ms, m.ratio_high - m.ratio_low))
+        self._baselines.append(best.baseline_ms)
+        return best
+
+    @property
+    def _usual_ms(self) -> float:
+        """The uncompressed network's usual latency."""
+        return median(self._baselines)
+
+    def _layers(self, policy: CompressionPolicy, file: EngineFile, found: Measurement) -> list[LayerRow]:
+        """Return the layers' times by the engine's own profiler; none where it does not tell.
+
+        They are scaled so that all kernels of the network add up to its latency: a profiler counts whole microseconds
+        and slows the network down.
+        """
+        if not self._profiles:
+            return []
+        try:
+            kernels = self._worker.profile(file, self._array(), seconds=_KERNEL_SECONDS)
+        except UnavailableError:
+            self._profiles = False
+            return []
+        except EngineError:
+            # The network itself was built and measured.
+            return []
+        times: dict[str, tuple[float, int]] = {}
+        total = sum(kernel.time_ms for kernel in kernels)
+        for kernel in kernels:
+            names = {name for node in kernel.nodes if (name := self._graphs.layer_of(node)) is not None}
+            if len(names) == 1 and kernel.time_ms > 0:
+                name = names.pop()
+                time_ms, n = times.get(name, (0.0, kernel.n))
+                times[name] = (time_ms + kernel.time_ms * found.latency_ms / total, min(n, kernel.n))
+        rows = []
+        for unit in self.layout.units(policy):
+            if unit.layer not in times:
+                continue
+            time_ms, n = times[unit.layer]
+            dtype = "int8" if unit.int8 else policy.dense_dtype
+            window = "x".join(map(str, self.inventory.layers[unit.layer].kernel))
+            rows.append(
+                LayerRow(
+                    network=self.layout.hash,
+                    name=self.name,
+                    layer=unit.layer,
+                    op=unit.kind,
+                    in_channels=unit.in_channels,
+                    out_channels=unit.out_channels,
+                    kernel=window,
+                    positions=unit.positions,
+                    ranks=unit.ranks,
+                    dtype=dtype,
+                    inputs_int8=unit.inputs_int8,
+                    outputs_int8=unit.outputs_int8,
+                    macs=unit.macs,
+                    time_ms=time_ms,
+                    baseline_ms=found.baseline_ms,
+                    spread_ms=0.0,
+                    n=n,
+                    dense_dtype=policy.dense_dtype,
+                )
+            )
+        return rows
+
+
+def profile(
+    task: Task,
+    config: RunConfig,
+    *,
+    seconds: float,
+    networks: int | None = None,
+    folder: Path | None = None,
+    observer: Observer | None = None,
+    name: str = "",
+) -> Profile:
+    """Build or extend the latency table of a task's model on this device and engine.
+
+    Args:
+        task: Whose model it is; no data is read.
+        config: Engine, threads, batch size, space.
+        seconds: Time to spend.
+        networks: Stop as soon as the table holds this many of this model.
+        folder: Of all tables; None is the one in the user's cache.
+        observer: Is told of progress.
+        name: How the network is called in the table.
+
+    Raises:
+        ConfigError: The space leaves nothing to choose, or the table cannot be read or written.
+        EngineError: The model cannot be built or measured.
+    """
+    environment.seed_everything(config.seed)
+    with EngineWorker() as worker:
+        profiler = Profiler(task, config, worker, folder=folder, observer=observer, name=name)
+        try:
+            return profiler.run(seconds, networks)
+        finally:
+            profiler.close()

@@ -1,0 +1,473 @@
+"""Predicted latency in the search: what cannot meet the limit is not built, and what is built lands just inside it.
+
+A network that is well inside its latency limit has been compressed more than it had to be, one that is over it is of no
+use: both cost a build. `Screen` moves what a sampler proposes to just inside the limit, by predictions that take a
+millisecond; `FittedSampler` puts it between any Optuna sampler and its study, so that the study learns of what was
+measured. A predictor that is not trusted changes nothing. Owns no figures: those that count are measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction
+from autocompress.policy import CompressionPolicy
+from autocompress.results import TrialRecord
+from autocompress.search.pareto import Constraints
+from autocompress.search.space import Choice, SearchSpace
+
+Choices = dict[str, Choice]
+
+# Mean absolute error up to which predictions are worth acting on: of networks left out one by one, and of the last ones
+# predicted in this run, which shows a table that does not fit this machine.
+TRUSTED = 0.08
+_RECENT = 8
+# Networks are fitted by this many standard deviations above what is predicted: the mean alone would lead to where
+# predictions are too low by mistake.
+_CAUTION = 0.3
+# Share of fitted networks that are to come out inside the limit. The others are near misses, and teach the predictor.
+_INSIDE = 0.75
+# Upper ends of measured intervals over predictions: what is assumed of them, how many of the last ones are kept, from
+# how many on they count alone, and between which bounds what follows from them is believed.
+_ASSUMED = (0.98, 1.0, 1.02, 1.03)
+_LAST, _ENOUGH = 16, 8
+_LEAST_MISS, _MOST_MISS = 0.95, 1.08
+# What is this far below the aim, as a share of the limit, is near enough.
+_NEAR = 0.02
+# Predictions to fit one network (some 0.1 s), and those of them that are kept to make it a new one.
+_PREDICTIONS, _KEPT = 150, 20
+# Every how many trials one is not fitted, so that predictor and sampler see other places too.
+_EXPLORE_EVERY = 8
+# Proposals drawn for one trial before the last one is taken as it is.
+_DRAWS = 3
+# Which of two choices takes more away is not known better than this.
+_DOUBT = 0.2
+
+
+def severity(name: str, choice: Choice, blocks: Sequence[str] = ()) -> float:
+    """Return how much a parameter's choice takes away, in [0, 1]: what is assumed of quality before it is measured.
+
+    Args:
+        name, choice: Of the parameter.
+        blocks: Those that may be removed, the one whose removal changes least first.
+    """
+    kind, _, target = name.partition("/")
+    if kind == "prune":
+        return float(choice)
+    if kind == "rank":
+        return 1 - float(choice)
+    if choice == "remove":
+        return 0.4 + 0.5 * (blocks.index(target) / max(len(blocks) - 1, 1) if target in blocks else 0.5)
+    # Costs a well calibrated network almost nothing.
+    return 0.1 if choice == "int8" else 0.0
+
+
+def explores(number: int) -> bool:
+    """Whether a trial runs as it was proposed, unless that cannot meet the limit."""
+    return number % _EXPLORE_EVERY == _EXPLORE_EVERY - 1
+
+
+def cautious(prediction: Prediction) -> float:
+    """Return a ratio that most networks of this prediction stay below."""
+    return prediction.ratio + _CAUTION * (prediction.high - prediction.ratio) / 1.96
+
+
+class Screen:
+    """Judge and change proposals by their predicted latency.
+
+    Args:
+        predictor: Of this model on this engine; learns on. It may be empty.
+        space: What may be chosen.
+        constraints: Whose latency limit counts; without one, nothing is screened.
+        rng: Decides between moves that are equally good.
+
+    Attributes:
+        taken: Networks that have been measured or are about to be, which `fit` does not return.
+        blocks: Those that may be removed, the one whose removal changes least first, as far as that is known.
+        reachable: Whether some network is predicted to meet the limit, as far as the last `fit` saw.
+    """
+
+    def __init__(
+        self, predictor: LatencyPredictor, space: SearchSpace, constraints: Constraints, rng: random.Random
+    ) -> None:
+        self.predictor = predictor
+        self.space = space
+        self.rng = rng
+        self.taken: set[CompressionPolicy] = set()
+        self.blocks: Sequence[str] = ()
+        self.reachable = True
+        self._constraints = constraints
+        self._new: list[Observation] = []
+        self._expected: dict[CompressionPolicy, float] = {}
+        self._misses: deque[float] = deque(maxlen=_LAST)
+        self._baselines: deque[float] = deque(maxlen=_RECENT)
+        self._errors: deque[float] = deque(maxlen=_RECENT)
+        self._left_out: tuple[int, float] = (-1, 1.0)
+        self.steps = {
+            name: tuple(sorted(offered, key=partial(severity, name))) for name, offered in space.parameters.items()
+        }
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def observe(self, record: TrialRecord) -> None:
+        """Learn a measured network, and how far its prediction was off."""
+        found = record.measurement
+        assert found is not None
+        self.taken.add(record.policy)
+        self._new.append(Observation(record.policy, found.ratio, (found.ratio_high - found.ratio_low) / 3.92))
+        self._baselines.append(found.baseline_ms)
+        if record.predicted_ratio is not None:
+            self._errors.append(abs(record.predicted_ratio / found.ratio - 1))
+        expected = self._expected.pop(record.policy, None)
+        if expected is not None:
+            self._misses.append(found.ratio_high / expected)
+        # Learning is cubic in what is known: one more network out of hundreds can wait for the next few.
+        if 64 * len(self._new) >= self.predictor.size:
+            self.predictor.observe(self._new)
+            self._new = []
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> float | None:
+        """The latency limit as a ratio to the baseline; one in ms by what the baseline takes at present."""
+        latency = self._constraints.latency
+        if latency is None or latency.relative:
+            return None if latency is None else latency.value
+        baseline = median(self._baselines) if self._baselines else self._constraints.baseline_ms
+        return None if baseline is None else latency.value / baseline
+
+    @property
+    def trusted(self) -> bool:
+        """Whether there is a limit, and predictions are good enough to act on."""
+        if self.limit is None or not self.predictor.ready:
+            return False
+        if len(self._errors) == _RECENT and fmean(self._errors) > TRUSTED:
+            return False
+        return self._error() <= TRUSTED
+
+    def _error(self) -> float:
+        """Return the mean absolute error of networks left out one by one."""
+        if self._left_out[0] != self.predictor.size:
+            try:
+                found = self.predictor.leave_one_out().mape
+            except ValueError:  # singular, as with networks that are all alike
+                found = 1.0
+            self._left_out = (self.predictor.size, found)
+        return self._left_out[1]
+
+    def expect(self, policy: CompressionPolicy) -> Prediction | None:
+        """Return the prediction of a network that will be measured next; its measurement shows how to aim."""
+        found = self.predict(policy)
+        if found is not None:
+            self._expected = {policy: cautious(found)}
+        return found
+
+    def predict(self, policy: CompressionPolicy) -> Prediction | None:
+        """Return the prediction, or None while too little is known."""
+        if not self.predictor.ready:
+            return None
+        try:
+            return self.predictor.predict(policy)
+        except ValueError:
+            return None
+
+    def impossible(self, choices: Mapping[str, Choice]) -> bool:
+        """Whether the whole predicted interval lies above the limit; never when predictions are not trusted."""
+        if not self.trusted:
+            return False
+        found, limit = self.predict(self.space.policy(choices)), self.limit
+        return found is not None and limit is not None and found.low > limit
+
+    def aim(self) -> tuple[float, float]:
+        """Return the lowest and the highest cautiously predicted ratio that is just inside the limit."""
+        assert self.limit is not None
+        known = [*self._misses, *(_ASSUMED if len(self._misses) < _ENOUGH else ())]
+        miss = min(max(float(np.quantile(known, _INSIDE)), _LEAST_MISS), _MOST_MISS)
+        return self.limit * (1 / miss - _NEAR), self.limit / miss
+
+    # -- fitting ------------------------------------------------------------------------------------------------------
+
+    def fit(self, choices: Mapping[str, Choice]) -> Choices | None:
+        """Return choices near these whose predicted latency is just inside the limit; None when none is new.
+
+        What saves nothing is undone, the most severe choices first; what has to be added is spread evenly. `trusted`
+        must hold. Where no network reaches the limit, the fastest is returned and `reachable` turns false.
+        """
+        limit = self.limit
+        assert limit is not None
+        bottom, top = self.aim()
+        fitting = _Fitting(self, choices)
+        self.reachable = True
+        if fitting.ratio > top:
+            fitting.tighten(top)
+            fastest = self.predict(self.space.policy(fitting.choices))
+            self.reachable = fastest is not None and fastest.low <= limit
+        elif fitting.ratio < bottom:
+            fitting.loosen(top)
+        fitting.polish(bottom, top)
+        fitting.exchange(bottom, top)
+        fitting.renew(bottom, top, self.taken)
+        policy = self.space.policy(fitting.choices)
+        if policy in self.taken:
+            return None
+        self.taken.add(policy)
+        return fitting.choices
+
+
+class _Fitting:
+    """One proposal on its way to the limit."""
+
+    def __init__(self, screen: Screen, choices: Mapping[str, Choice]) -> None:
+        self._screen, self._steps, self._rng = screen, screen.steps, screen.rng
+        self._known: dict[tuple[Choice, ...], float] = {}
+        self._saves: dict[tuple[str, Choice], float] = {}
+        self._asked = 0
+        self._doubt = {name: self._rng.uniform(0, _DOUBT) for name in self._steps}
+        self.choices: Choices = {name: choices.get(name, steps[0]) for name, steps in self._steps.items()}
+        self.ratio = self._ratio(self.choices)
+
+    def _ratio(self, choices: Choices) -> float:
+        key = tuple(choices.values())
+        if key not in self._known:
+            self._asked += 1
+            found = self._screen.predict(self._screen.space.policy(choices))
+            self._known[key] = float("inf") if found is None else cautious(found)
+        return self._known[key]
+
+    def _left(self, kept: int) -> bool:
+        return self._asked < _PREDICTIONS - kept
+
+    def _at(self, name: str) -> int:
+        return self._steps[name].index(self.choices[name])
+
+    def _weight(self, name: str, choice: Choice) -> float:
+        return severity(name, choice, self._screen.blocks) + self._doubt[name]
+
+    def _take(self, choices: Choices) -> None:
+        self.choices, self.ratio = choices, self._ratio(choices)
+
+    def tighten(self, top: float) -> None:
+        """Compress more, evenly, until the ratio is at or below `top`; as far as it goes where it cannot be."""
+        kinds = {name.partition("/")[0] for name in self._steps}
+        # A kind that makes the network slower, as int8 on some engines, is left alone.
+        useful = {kind for kind in sorted(kinds) if self._ratio(self._all_of(kind)) < self.ratio}
+        moves = [
+            (self._weight(name, step), name, step)
+            for name, steps in self._steps.items()
+            if name.partition("/")[0] in useful
+            for step in steps[self._at(name) + 1 :]
+        ]
+        self._bisect([(name, step) for _, name, step in sorted(moves, key=lambda move: move[0])], top, fewest=True)
+
+    def _all_of(self, kind: str) -> Choices:
+        strongest = {name: steps[-1] for name, steps in self._steps.items() if name.startswith(f"{kind}/")}
+        return {**self.choices, **strongest}
+
+    def loosen(self, top: float) -> None:
+        """Undo the most severe choices as long as the ratio stays at or below `top`."""
+        moves = [
+            (self._weight(name, steps[number + 1]), name, steps[number])
+            for name, steps in self._steps.items()
+            if self._saves.get((name, self.choices[name]), 0.0) <= top - self.ratio
+            for number in range(self._at(name))
+        ]
+        moves.sort(key=lambda move: -move[0])
+        while moves and self._left(_KEPT):
+            name, step = moves[0][1:]
+            ratio = self._ratio({**self.choices, name: step})
+            if ratio <= top:
+                break
+            self._saves[name, self.choices[name]] = ratio - self.ratio
+            moves = [move for move in moves if move[1] != name]
+        self._bisect([(name, step) for _, name, step in moves], top, fewest=False)
+
+    def _bisect(self, moves: Sequence[tuple[str, Choice]], top: float, *, fewest: bool) -> None:
+        """Make the first moves: the fewest that reach `top`, or the most that keep to it."""
+
+        def after(count: int) -> Choices:
+            return {**self.choices, **dict(moves[:count])}
+
+        low, high = 0, len(moves)
+        if (self._ratio(after(high)) <= top) != fewest:
+            low = high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if (self._ratio(after(middle)) <= top) == fewest:
+                high = middle
+            else:
+                low = middle
+        self._take(after(high if fewest else low))
+
+    def polish(self, bottom: float, top: float) -> None:
+        """Undo, one by one and the most severe first, what saves nothing, and as much else as there is room for."""
+        before: Choices | None = None
+        while before != self.choices and self._left(_KEPT):
+            before = self.choices
+            if self.ratio < bottom:
+                self.loosen(top)
+            self._undo(bottom, top)
+
+    def _undo(self, bottom: float, top: float) -> None:
+        names = [name for name in self._steps if self._at(name)]
+        waiting = deque(sorted(names, key=lambda name: -self._weight(name, self.choices[name])))
+        while waiting and self._left(_KEPT):
+            name = waiting.popleft()
+            room = top - self.ratio if self.ratio < bottom else 0.0
+            saves = self._saves.get((name, self.choices[name]), 0.0)
+            # What a step saves changes little with the others: one that was far too much is not asked for again.
+            if saves > max(1.5 * room, 0.0):
+                continue
+            choices = {**self.choices, name: self._steps[name][self._at(name) - 1]}
+            ratio = self._ratio(choices)
+            if ratio <= self.ratio + room and ratio <= max(top, self.ratio):
+                self._take(choices)
+                if self._at(name):
+                    waiting.append(name)
+            else:
+                self._saves[name, self.choices[name]] = ratio - self.ratio
+
+    def exchange(self, bottom: float, top: float) -> None:
+        """Undo one step for another that is no more severe, at random, while that comes nearer to `top` from below."""
+        for _ in range(_PREDICTIONS):
+            undone = [name for name in self._steps if self._at(name)]
+            added = [name for name, steps in self._steps.items() if self._at(name) < len(steps) - 1]
+            if not undone or not added or self.ratio >= bottom or not self._left(_KEPT):
+                return
+            less, more = self._rng.choice(undone), self._rng.choice(added)
+            step = self._steps[more][self._at(more) + 1]
+            if less == more or self._weight(more, step) > self._weight(less, self.choices[less]):
+                continue
+            choices = {**self.choices, less: self._steps[less][self._at(less) - 1], more: step}
+            if self.ratio < self._ratio(choices) <= top:
+                self._take(choices)
+
+    def renew(self, bottom: float, top: float, taken: set[CompressionPolicy]) -> None:
+        """Walk at random along the limit, further and further below it, until the network is none of those taken."""
+        policy = self._screen.space.policy
+        names = [name for name, steps in self._steps.items() if len(steps) > 1]
+        tries = 0
+        while names and policy(self.choices) in taken and self._left(0) and tries < _PREDICTIONS:
+            tries += 1
+            choices = dict(self.choices)
+            for name in self._rng.sample(names, min(len(names), self._rng.choice((1, 2)))):
+                steps = self._steps[name]
+                at = min(max(self._at(name) + self._rng.choice((-1, 1)), 0), len(steps) - 1)
+                choices[name] = steps[at]
+            ratio = self._ratio(choices)
+            low = bottom - tries / _PREDICTIONS * top
+            # On its way back to the limit, whatever is nearer to it will do.
+            if low <= ratio <= top or top < ratio < self.ratio:
+                self._take(choices)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a sampler's proposal.
+
+    Attributes:
+        proposed: By the sampler.
+        choices: Of the trial.
+        screened_out: Proposals that were not built because their latency was certain to be over the limit.
+        hopeless: Whether these choices are certain to be over the limit too, and nothing else was found.
+    """
+
+    proposed: Choices
+    choices: Choices
+    screened_out: int
+    hopeless: bool
+
+
+class FittedSampler(optuna.samplers.BaseSampler):
+    """Another sampler whose proposals go through a `Screen` before they become a trial's.
+
+    Args:
+        inner: Any sampler.
+        screen: What it goes through.
+
+    Attributes:
+        waiting: Proposals from elsewhere that go before the sampler's own.
+    """
+
+    def __init__(self, inner: optuna.samplers.BaseSampler, screen: Screen) -> None:
+        self._inner, self._screen = inner, screen
+        self.waiting: deque[Choices] = deque()
+        self._drawn: tuple[int, Drawn] | None = None
+
+    def drawn(self, number: int) -> Drawn | None:
+        """Return how the choices of a trial came about; None when its choices were queued."""
+        return self._drawn[1] if self._drawn is not None and self._drawn[0] == number else None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return every parameter: they are fitted together."""
+        return {name: CategoricalDistribution(offered) for name, offered in self._screen.space.parameters.items()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the choices of a trial."""
+        found = self._screened(study, trial, search_space)
+        self._drawn = trial.number, found
+        return dict(found.choices)
+
+    def _screened(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Drawn:
+        screen = self._screen
+        exploring = explores(trial.number)
+        screened_out, impossible, proposed = 0, False, Choices()
+        for attempt in range(_DRAWS):
+            counted = bool(self.waiting)
+            proposed = self.waiting.popleft() if self.waiting else self._propose(study, trial, space)
+            if not screen.trusted:
+                return Drawn(proposed, proposed, 0, hopeless=False)
+            impossible = screen.impossible(proposed)
+            screened_out += impossible and not counted
+            if exploring and not impossible and not counted:
+                return Drawn(proposed, proposed, screened_out, hopeless=False)
+            if exploring and attempt < _DRAWS - 1 and not counted:
+                continue
+            fitted = screen.fit(proposed)
+            if fitted is not None:
+                return Drawn(proposed, fitted, screened_out if screen.reachable else 0, hopeless=False)
+            if not screen.reachable:
+                break
+        # Where nothing reaches the limit, what comes closest is found by trying.
+        hopeless = impossible and screen.reachable
+        return Drawn(proposed, proposed, screened_out if screen.reachable else 0, hopeless=hopeless)
+
+    def _propose(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Choices:
+        found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))
+        for name, distribution in space.items():
+            if name not in found:
+                found[name] = self._inner.sample_independent(study, trial, name, distribution)
+        return {name: found[name] for name in space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask the sampler; for parameters of a trial that was queued without them."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Tell the sampler."""
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler."""
+        self._inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Tell the sampler."""
+        self._inner.reseed_rng()
