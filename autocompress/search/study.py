@@ -153,24 +153,30 @@ class TrialLoop:
             self.screen.blocks = tuple(block_order)
         if self.study.user_attrs.get("seeded"):
             return
-        screened_out = 0
-        for number, choices in enumerate(seed_choices(self.space, block_order)):
+        for choices, attrs in self._seeds(block_order):
+            # A process killed in the middle of this loop starts it over.
+            self.study.enqueue_trial(choices, user_attrs=attrs, skip_if_exists=True)
+        self.study.set_user_attr("seeded", True)
+
+    def _seeds(self, block_order: list[str]) -> list[tuple[dict[str, Choice], dict[str, Any]]]:
+        """Return the first choices, fitted to the limit where predictions are trusted, and what their trials note."""
+        screen, screened_out = self.screen, 0
+        found: list[tuple[dict[str, Choice], dict[str, Any]]] = []
+        for number, proposed in enumerate(seed_choices(self.space, block_order)):
+            choices: dict[str, Choice] = dict(proposed)
             attrs: dict[str, Any] = {}
-            queued = dict(choices)
-            if self.screen is not None and self.screen.trusted:
-                impossible = self.screen.impossible(choices)
+            if screen is not None and screen.trusted:
+                impossible = screen.impossible(choices)
                 screened_out += impossible
-                if impossible or not explores(number):
-                    fitted = self.screen.fit(choices)
-                    if fitted is None:
-                        continue
-                    if fitted != queued:
-                        queued, attrs[_PROPOSED] = fitted, dict(choices)
+                fitted = screen.fit(choices) if impossible or not explores(number) else choices
+                if fitted is None:
+                    continue
+                if fitted != choices:
+                    choices, attrs[_PROPOSED] = fitted, choices
                 if screened_out:
                     attrs[_SCREENED_OUT], screened_out = screened_out, 0
-            # A process killed in the middle of this loop starts it over.
-            self.study.enqueue_trial(queued, user_attrs=attrs, skip_if_exists=True)
-        self.study.set_user_attr("seeded", True)
+            found.append((choices, attrs))
+        return found
 
     def run(
         self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None

@@ -1,14 +1,21 @@
-"""A stand-in for a latency predictor that is right, or wrong by as much as a test wants."""
+"""A stand-in for a latency predictor that is right, or wrong by as much as a test wants, and screens that use it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from autocompress.config import RunConfig
 from autocompress.latency.predictor import Observation, Prediction
 from autocompress.policy import CompressionPolicy
-from tests.search.conftest import figures
+from autocompress.search.pareto import Constraints
+from autocompress.search.screening import Screen
+from autocompress.search.space import Choice
+from tests.search.conftest import BASELINE, Bench, figures
+
+RATIOS: dict[str, Any] = {"pruning": {"ratios": [0, 0.25, 0.5, 0.75]}}
 
 
 class Known:
@@ -35,3 +42,16 @@ class Known:
         ratio = figures(policy)[1] / figures(CompressionPolicy())[1]
         ratio *= self.off * self.int8 ** len(policy.int8_layers)
         return Prediction(ratio, ratio * (1 - self.width), ratio * (1 + self.width))
+
+
+def limits(target: str) -> Constraints:
+    return Constraints.of(RunConfig(target_latency=target), BASELINE)
+
+
+def screen(bench: Bench, known: Any = None, target: str = "0.5x", seed: int = 0, **parts: Any) -> Screen:
+    space = bench.space(**(parts or RATIOS))
+    return Screen(known or Known(), space, limits(target), random.Random(seed))
+
+
+def ratio(made: Screen, choices: Mapping[str, Choice]) -> float:
+    return Known().predict(made.space.policy(choices)).ratio

@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {
     "recovery": {"enabled": False},
     "table": "none",
 }
-KNOWN = 8
+KNOWN = 6
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +43,14 @@ def test_a_search_learns_to_predict_from_its_own_trials(
     # Few networks are enough for a chain of two layers, and a test's short measurements are rough.
     monkeypatch.setattr(predictor, "LEAST_NETWORKS", KNOWN)
     monkeypatch.setattr(screening, "TRUSTED", 10.0)
-    run = api.search(task, n_trials=KNOWN + 2, out=tmp_path / "run", **OPTIONS)
-    first = run.summary["prediction"]
-    assert first["networks_known"] >= KNOWN and first["mape"] is not None and 0 <= first["mape"] < 1
-    run = api.search(task, n_trials=KNOWN + 8, out=tmp_path / "run", resume=True, **OPTIONS)
+    run = api.search(task, n_trials=KNOWN + 6, out=tmp_path / "run", **OPTIONS)
     found, records = run.summary["prediction"], run.records
-    assert len(records) == KNOWN + 8 and found["networks_known"] > first["networks_known"]
-    # The uncompressed network is known without measuring it, so the first predicted trial may be the one before.
-    predicted = [r for r in records if r.predicted_ratio is not None]
-    assert {r.number for r in predicted} >= {r.number for r in records[KNOWN:]}
-    assert not any(r.predicted_ratio is not None for r in records[: KNOWN - 2])
+    assert len(records) == len({r.policy for r in records}) == KNOWN + 6
+    assert found["networks_known"] >= KNOWN + 6 and 0 <= found["mape"] < 1
+    assert [r.number for r in records if r.predicted_ratio is not None] == [r.number for r in records[KNOWN:]]
     fitted = [t for t in run.study.trials if "proposed" in t.user_attrs and t.state.name == "COMPLETE"]
-    assert found["fitted"] == len(fitted) >= 3
+    assert found["fitted"] == len(fitted) >= 2
     for trial in fitted:
         ratio, low, high = trial.user_attrs["predicted"]
-        assert low <= ratio <= high and ratio <= 0.8 * 1.06
-    assert {r.policy for r in records} == {r.policy for r in set(records)} and len({r.policy for r in records}) == len(
-        records
-    )
+        assert low <= ratio <= high and low <= 0.8
+        assert trial.params != trial.user_attrs["proposed"]
