@@ -21,7 +21,13 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Needed without being imported by us: `torch.onnx.export` imports it, and it reads ONNX files for onnx-ir.
 UNSEEN = {"onnxscript", "onnx"}
 # Their modules, where these runtimes are not installed.
-ALIASES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13", "cuda": "cuda-bindings", "ray": "ray"}
+ALIASES = {
+    "pynvml": "nvidia-ml-py",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+    "cuda": "cuda-bindings",
+    "ray": "ray",
+}
 
 
 def test_imports_keep_the_contracts_of_pyproject() -> None:
