@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord
+
+
+# Tests that open ONNX Runtime themselves send nothing either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

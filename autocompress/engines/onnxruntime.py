@@ -7,6 +7,7 @@ and saves a millisecond of load time. Must not import torch; onnx is imported on
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ _NUMPY = {
 
 
 def _runtime() -> Any:
+    # Released builds upload usage events and leave a device identifier; this is read when the library initializes
+    # (its Privacy.md). Whoever wants them sets the variable to 0.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return optional("onnxruntime", ONNXRuntimeEngine.extra, "The engine 'onnxruntime'")
 
 

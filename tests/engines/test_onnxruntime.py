@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,3 +40,19 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"autocompress\[onnxruntime\]"):
         get_engine("onnxruntime").capabilities()
+
+
+def test_no_usage_events_are_gathered(tmp_path: Path) -> None:
+    """The runtime's telemetry leaves an identifier in the temporary folder and a database in the home when it runs."""
+    graph = graphs.convnet(tmp_path / "model.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    script = (
+        "from pathlib import Path; from autocompress.engines import EngineFile, EngineOptions, get_engine;"
+        f"engine = get_engine('onnxruntime'); file = EngineFile('onnxruntime', Path({str(graph)!r}), EngineOptions());"
+        "engine.open(file).__enter__()"
+    )
+    kept = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    environment = {**kept, "HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
+    assert list(home.iterdir()) == []
