@@ -12,7 +12,6 @@ import pytest
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord
 
-
 # Tests that open ONNX Runtime themselves send nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,3 +222,19 @@ def test_benchmark_refuses_what_is_no_engine(tmp_path: Path) -> None:
 def test_a_relative_limit_in_the_summary_is_of_the_same_measurement(run: autocompress.Run) -> None:
     limits = SimpleNamespace(**run.summary["constraints"])
     assert (limits.latency_ms, limits.max_drop, limits.size_bytes) == (None, 0.2, None)
+
+
+def test_search_can_be_called_again_and_beside_its_package(tmp_path: Path) -> None:
+    """Importing the package puts a module in the place of the function of the same name."""
+    script = (
+        "import autocompress\n"
+        "from autocompress.errors import ConfigError\n"
+        "import autocompress.search.pareto\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        autocompress.search('digits', engine='none')\n"
+        "    except ConfigError as error:\n"
+        "        print(error)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.count("Unknown engine 'none'") == 2
