@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Run, benchmark, open_run, profile, search
+    from autocompress.api import benchmark, open_profile, profile, search
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
+    from autocompress.run import Run, open_run
     from autocompress.tasks import ClassificationTask, Task, load_task
 
 __version__ = "0.1.0"
@@ -21,11 +22,12 @@ _HOMES = {
     "ClassificationTask": "autocompress.tasks",
     "CompressionPolicy": "autocompress.policy",
     "LayerPolicy": "autocompress.policy",
-    "Run": "autocompress.api",
+    "Run": "autocompress.run",
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
     "load_task": "autocompress.tasks",
-    "open_run": "autocompress.api",
+    "open_profile": "autocompress.api",
+    "open_run": "autocompress.run",
     "profile": "autocompress.api",
     "search": "autocompress.api",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "Task",
     "benchmark",
     "load_task",
+    "open_profile",
     "open_run",
     "profile",
     "search",

@@ -14,8 +14,6 @@ import numpy as np
 
 from autocompress.config import RunConfig, TaskConfig, load_config
 from autocompress.deploy.artifacts import input_shape, resolve
-from autocompress.deploy.manifest import Manifest
-from autocompress.deploy.package import deploy
 from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
@@ -23,160 +21,16 @@ from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError, nearest
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
-from autocompress.report.html import write_report
-from autocompress.results import Measurement, TrialRecord, read_json
+from autocompress.results import Measurement
+from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
 from autocompress.units import parse_duration
 from autocompress.worker import EngineWorker
 
 if TYPE_CHECKING:
-    import optuna
-    import pandas as pd
-    from torch import nn
-
     from autocompress.search.observer import Observer
-    from autocompress.search.profiling import Profile
+    from autocompress.search.tables import Profile
     from autocompress.tasks import Task
-
-
-class Run:
-    """A search's results on disk.
-
-    Args:
-        path: The run directory.
-        task: The task it ran on; None loads the one its run file names when it is needed.
-    """
-
-    def __init__(self, path: Path | str, task: Task | None = None) -> None:
-        self.directory = RunDirectory.open(path)
-        self._task = task
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
-
-    @property
-    def path(self) -> Path:
-        """The run directory."""
-        return self.directory.path
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The document of ``search --json``.
-
-        Raises:
-            ConfigError: The run has not finished.
-        """
-        found: dict[str, Any] = self.directory.read("summary.json")
-        return found
-
-    @property
-    def records(self) -> list[TrialRecord]:
-        """The latest record of every trial, by number."""
-        return [record for _, record in sorted(self.directory.records().items())]
-
-    @property
-    def best(self) -> TrialRecord:
-        """The result offered.
-
-        Raises:
-            ConfigError: No trial has finished yet.
-        """
-        return TrialRecord.from_dict(read_json(self.directory.best / "record.json"))
-
-    @property
-    def front(self) -> pd.DataFrame:
-        """The Pareto front, fastest first.
-
-        One row per trial: ``trial, stage, accuracy`` (validation), ``latency_ms, latency_ratio, size_bytes, macs,
-        params, policy`` (the `CompressionPolicy`).
-        """
-        import pandas as pd
-
-        from autocompress.search.pareto import pareto_front
-
-        rows = [
-            {
-                "trial": r.number, "stage": r.stage, "accuracy": r.accuracy, "latency_ms": r.latency_ms,
-                "latency_ratio": r.measurement.ratio if r.measurement else None, "size_bytes": r.size_bytes,
-                "macs": r.macs, "params": r.params, "policy": r.policy,
-            }
-            for r in pareto_front(self.records)
-        ]  # fmt: skip
-        columns = [
-            "trial",
-            "stage",
-            "accuracy",
-            "latency_ms",
-            "latency_ratio",
-            "size_bytes",
-            "macs",
-            "params",
-            "policy",
-        ]
-        return pd.DataFrame(rows, columns=columns)
-
-    @property
-    def study(self) -> optuna.Study:
-        """The Optuna study, for its own plots and tools."""
-        from autocompress.search.study import load_study
-
-        return load_study(self.directory)
-
-    def deploy(self, to: Path | str, trial: int | None = None) -> Manifest:
-        """Package the best result, or one trial, into `to`; see `autocompress.deploy.package.deploy`.
-
-        Raises:
-            ConfigError: Nothing to deploy, or `to` holds something.
-            VerificationError: The copy is not what was measured, or is slower than the baseline.
-        """
-        return deploy(self.directory, Path(to), trial, device=device_fingerprint())
-
-    def load_model(self, trial: int | None = None) -> nn.Module:
-        """Return the compressed `nn.Module` of the best result or of one trial, rebuilt from policy and weights.
-
-        It is in eval mode, simulates int8 where the policy says so, and can be trained on.
-
-        Raises:
-            ConfigError: There is no such trial, or its files are gone.
-        """
-        from autocompress.pipeline import load_compressed
-
-        folder = self.directory.best
-        if trial is not None:
-            folder = self.directory.artifact(trial, recovered=True)
-            if not (folder / "record.json").exists():
-                folder = self.directory.artifact(trial)
-        if not (folder / "record.json").exists():
-            numbers = ", ".join(str(r.number) for r in self.records if r.state == "complete") or "none"
-            raise ConfigError(f"{self.path} has no model of trial {trial}. Finished trials: {numbers}.")
-        record = TrialRecord.from_dict(read_json(folder / "record.json"))
-        return load_compressed(self._load_task(), folder, record)
-
-    def report(self) -> Path:
-        """Write ``report.html`` and return its path."""
-        return write_report(self.directory)
-
-    def _load_task(self) -> Task:
-        if self._task is None:
-            from autocompress.tasks import load_task
-
-            try:
-                self._task = load_task(self.directory.config().task)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"The task of {self.path} cannot be loaded ({error}). If the search was given a Task object, "
-                    "open the run with it: open_run(path, task)."
-                ) from error
-        return self._task
-
-
-def open_run(path: Path | str, task: Task | None = None) -> Run:
-    """Open the directory of a finished or interrupted search.
-
-    Raises:
-        ConfigError: There is no run there.
-    """
-    return Run(path, task)
 
 
 def search(
@@ -210,14 +64,11 @@ def search(
     started = time.monotonic()
     from autocompress.search.observer import Observer
     from autocompress.search.session import SearchSession
-    from autocompress.search.space import load_space
     from autocompress.tasks import load_task
 
     observer = observer or Observer()
     resolved, path = _resolve(task, config, out, resume=resume, sets=sets, options=options)
-    if resolved.engine not in ENGINES:
-        raise ConfigError(f"Unknown engine {resolved.engine!r}.{nearest(resolved.engine, ENGINES)}")
-    load_space(resolved.space)
+    _check(resolved)
     run = RunDirectory.create(path, resume=resume)
     with EngineWorker(log_file=run.path / "worker.log") as worker:
         with _not_begun(run, fresh=not resume):
@@ -363,22 +214,60 @@ def profile(
         EngineError: The model cannot be built or measured.
     """
     from autocompress.search import profiling
-    from autocompress.search.space import load_space
+
+    seconds = parse_duration(budget, "budget")
+    loaded, resolved = _subject(task, config, observer, sets, options)
+    name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
+    return profiling.profile(
+        loaded, resolved, seconds=seconds, networks=networks,
+        folder=None if folder is None else Path(folder), observer=observer, name=name,
+    )  # fmt: skip
+
+
+def open_profile(
+    task: Task | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    folder: Path | str | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> Profile:
+    """Return what the latency table of this device knows of a model; nothing is measured. Arguments as of `profile`.
+
+    Raises:
+        ConfigError: There is no table, or it is damaged, or knows nothing of this model.
+    """
+    from autocompress.search import profiling
+
+    loaded, resolved = _subject(task, config, observer, sets, options)
+    return profiling.known_profile(loaded, resolved, None if folder is None else Path(folder))
+
+
+def _subject(
+    task: Task | str | None,
+    config: RunConfig | Path | str | None,
+    observer: Observer | None,
+    sets: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Task, RunConfig]:
+    """Return the task and the settings of a profile, once all that was written is known to make sense."""
     from autocompress.tasks import load_task
 
     resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
-    if resolved.engine not in ENGINES:
-        raise ConfigError(f"Unknown engine {resolved.engine!r}.{nearest(resolved.engine, ENGINES)}")
-    load_space(resolved.space)
-    seconds = parse_duration(budget, "budget")
+    _check(resolved)
     if observer is not None:
         observer.stage("Loading the task")
-    loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
-    name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
-    return profiling.profile(
-        loaded, resolved, seconds=seconds, networks=networks, folder=None if folder is None else Path(folder),
-        observer=observer, name=name,
-    )  # fmt: skip
+    return load_task(resolved.task) if task is None or isinstance(task, str) else task, resolved
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what can be seen to be wrong before anything is loaded."""
+    from autocompress.search.space import load_space
+
+    if config.engine not in ENGINES:
+        raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
+    load_space(config.space)
 
 
 def inspect(task: Task) -> dict[str, Any]:

@@ -247,21 +247,24 @@ def profile(
     from; searches on this device find the table by themselves.
     """
     from autocompress import api
+    from autocompress.latency.table import table_path
     from autocompress.report.live import LiveObserver
     from autocompress.report.table_view import write_table_report
     from autocompress.report.tables import profile_summary
 
     task = options.pop("task")
     with LiveObserver(err) as observer:
-        found = api.profile(
-            task, config=run_file, budget="1s" if show else budget, networks=0 if show else networks, folder=tables,
-            observer=observer, sets=sets, **options,
-        )  # fmt: skip
-    path = found.table.path
-    assert path is not None
+        subject: dict[str, Any] = {"config": run_file, "folder": tables, "observer": observer, "sets": sets, **options}
+        if show:
+            found = api.open_profile(task, **subject)
+        else:
+            found = api.profile(task, budget=budget, networks=networks, **subject)
     if show:
         guesses = [(row, p.ratio, p.low, p.high) for row, p in found.predictions]
-        page = path.with_suffix(".html")
+        table = found.table
+        # Beside the user's own table, also where it is a shipped one that is drawn.
+        place = table_path(table.engine, table.device, tables, threads=table.threads, batch_size=table.batch_size)
+        page = place.with_suffix(".html")
         write_table_report(found.table, page, guesses, {found.network: found.error} if found.error else None)
         click.echo(str(page))
     elif as_json:

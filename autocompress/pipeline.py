@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import RunConfig
-from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.errors import BuildError, CompressionError, ConfigError, VerificationError
 from autocompress.graphs import GraphBuilder
@@ -171,28 +171,17 @@ class Pipeline:
 
     # -- baseline -------------------------------------------------------------------------------------------------
 
-    def dense_dtypes(self) -> tuple[str, ...]:
-        """Return the dense dtypes that the engine really runs here, or the one the user fixed.
+    def open_baseline(self) -> TrialRecord:
+        """Build, check and measure the uncompressed model at every dense dtype; keep the fastest as the baseline.
 
         Raises:
-            ConfigError: The fixed one is not among them.
+            ConfigError: The dtype that the user fixed does not run here.
         """
-        available = tuple(d for d in self.capabilities if d in ("fp32", "bf16", "fp16"))
-        wanted = self._config.dense_dtype
-        if wanted == "best":
-            return available
-        if wanted not in available:
-            raise ConfigError(
-                f"dense_dtype {wanted!r} does not run on {self.engine} ({self.device}); it runs {', '.join(available)}."
-            )
-        return (wanted,)
-
-    def open_baseline(self) -> TrialRecord:
-        """Build, check and measure the uncompressed model at every dense dtype; keep the fastest as the baseline."""
         folder = self.run.baseline
         ledger = Ledger()
         files = []
-        for dtype in self.dense_dtypes():
+        where = f"{self.engine} ({self.device})"
+        for dtype in dense_dtypes(self.capabilities, self._config.dense_dtype, where):
             policy = CompressionPolicy(dense_dtype=dtype)
             target = folder / dtype
             files.append((policy, self.build(self.original, policy, target, ledger)))

@@ -21,6 +21,7 @@ from autocompress.latency.table import LatencyTable
 from autocompress.run_directory import RunDirectory
 from autocompress.search import profiling
 from autocompress.tasks.cifar_models import CIFAR_MODELS
+from autocompress.worker import EngineWorker
 from tests.search import tiny
 
 RUN_FILES = {
@@ -226,7 +227,13 @@ def profiled(call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.Mo
     return lambda *more: call(*words, *more)
 
 
-def test_profile_writes_a_table_goes_on_and_shows_it(profiled: Callable[..., Result], tmp_path: Path) -> None:
+def test_profile_writes_a_table_goes_on_and_shows_it(
+    profiled: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("--show measured something")
+
+    refused(profiled("--show"), "No latency table knows this model", "openvino.csv", "autocompress profile")
     result = profiled("--networks", 2, "--json")
     assert result.exit_code == 0, result.stderr
     first = json.loads(result.stdout)
@@ -242,6 +249,7 @@ def test_profile_writes_a_table_goes_on_and_shows_it(profiled: Callable[..., Res
         assert words in result.stdout.replace("\n", ""), result.stdout
     known = LatencyTable.load(tmp_path / path)
 
+    monkeypatch.setattr(EngineWorker, "_ask", refuse)
     result = profiled("--show")
     assert result.exit_code == 0, result.stderr
     page = Path(result.stdout.strip())

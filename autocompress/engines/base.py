@@ -17,7 +17,8 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from autocompress.engines.kernels import KernelTime
-from autocompress.errors import UnavailableError
+from autocompress.errors import ConfigError, UnavailableError
+from autocompress.policy import DENSE_DTYPES
 
 Array = NDArray[Any]
 
@@ -69,6 +70,20 @@ class EngineFile:
 
 # Which files belong to an engine file of this suffix.
 COMPANION_SUFFIXES: Mapping[str, tuple[str, ...]] = {".xml": (".bin",)}
+
+
+def dense_dtypes(capabilities: Sequence[str], wanted: str, engine: str) -> tuple[str, ...]:
+    """Return the dense dtypes among an engine's capabilities, or the one that is wanted unless that is ``"best"``.
+
+    Raises:
+        ConfigError: The one wanted is not among them.
+    """
+    available = tuple(dtype for dtype in capabilities if dtype in DENSE_DTYPES)
+    if wanted == "best":
+        return available
+    if wanted not in available:
+        raise ConfigError(f"dense_dtype {wanted!r} does not run on {engine}; it runs {', '.join(available)}.")
+    return (wanted,)
 
 
 class Runner(abc.ABC):

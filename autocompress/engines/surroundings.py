@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -35,21 +35,10 @@ def surroundings(nodes: Mapping[str, ir.Node]) -> dict[str, Surroundings]:
     before: dict[str, set[str]] = {}
     after: dict[str, set[str]] = {name: set() for name in nodes}
     for name, node in nodes.items():
-        found: set[str] = set()
-        pending, seen = [node.inputs[0]], set()
-        while pending:
-            value = pending.pop()
-            producer = None if value is None else value.producer()
-            if producer is None or id(producer) in seen:
-                continue
-            seen.add(id(producer))
-            if id(producer) in names:
-                found.add(names[id(producer)])
-            else:
-                pending.extend(producer.inputs)
+        found = feeding([node.inputs[0]], names)
         before[name] = found
-        for feeding in found:
-            after[feeding].add(name)
+        for other in found:
+            after[other].add(name)
     result = {}
     for name, node in nodes.items():
         source = node.inputs[0]
@@ -60,6 +49,28 @@ def surroundings(nodes: Mapping[str, ir.Node]) -> dict[str, Surroundings]:
             readers=1 if source is None else len(source.uses()),
         )
     return result
+
+
+def feeding(values: Iterable[ir.Value | None], names: Mapping[int, str]) -> set[str]:
+    """Return the layers whose results reach any of these values with no other layer between.
+
+    Args:
+        values: Of one graph.
+        names: The layers' names by the id of their nodes.
+    """
+    found: set[str] = set()
+    pending, seen = list(values), set()
+    while pending:
+        value = pending.pop()
+        producer = None if value is None else value.producer()
+        if producer is None or id(producer) in seen:
+            continue
+        seen.add(id(producer))
+        if id(producer) in names:
+            found.add(names[id(producer)])
+        else:
+            pending.extend(producer.inputs)
+    return found
 
 
 def _following(node: ir.Node, layers: Mapping[int, str], most: int = 4) -> list[str]:

@@ -9,22 +9,20 @@ against the torch model. Imports torch; never loaded in the worker.
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
-from autocompress.engines.surroundings import surroundings
+from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
+from autocompress.engines.surroundings import feeding, surroundings
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_Arrays = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -55,21 +53,22 @@ class GraphTemplate:
     """
 
     def __init__(self, base: nn.Module, inputs: Tensor, blocks: Iterable[str] = ()) -> None:
-        self._folds = _foldable(base, inputs)
+        self._folds = foldable(base, inputs)
         layers = [name for name, module in base.named_modules() if isinstance(module, _LAYERS)]
         # With all values different, the exporter merges and drops nothing because of what this model's weights are.
-        marked = _randomised(base)
-        folded = _folded(marked, self._folds)
-        self._graph = to_onnx(_without_norms(marked, self._folds, folded), inputs)
-        self._sources = _sources(self._graph, folded)
+        marked = randomised(base)
+        weights = folded(marked, self._folds)
+        self._graph = to_onnx(without_norms(marked, self._folds, weights), inputs)
+        self._sources = _sources(self._graph, weights)
         nodes = layer_nodes(self._graph, layers)
         self._nodes = {name: node.name for name, node in nodes.items() if node.name is not None}
         self._layers = {node: name for name, node in self._nodes.items()}
         self.surroundings = surroundings(nodes)
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}
         self._editable = _explained(self._graph, self._sources)
-        fixed = _rigid(_loosen(self._graph), nodes)
-        self._rigid = {name: folded[f"{name}.weight"].shape[0] for name in fixed}
+        counted = [value for node in _loosen(self._graph) for value in node.inputs]
+        fixed = feeding(counted, {id(node): name for name, node in nodes.items()})
+        self._rigid = {name: weights[f"{name}.weight"].shape[0] for name in fixed}
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of a bound graph computes, or a factor of; None when it computes none."""
@@ -89,12 +88,12 @@ class GraphTemplate:
             return None
         if any(_width(model, layer) not in (None, channels) for layer, channels in self._rigid.items()):
             return None
-        state = _folded(model, self._folds)
+        state = folded(model, self._folds)
         found = self._graph.clone()
         graph = found.graph
         nodes = {node.name: node for node in graph}
         for layer, node_name in self._nodes.items():
-            module = _submodule(model, layer)
+            module = submodule(model, layer)
             if module is None or any(layer.startswith(f"{block}.") for block in removed):
                 continue
             if isinstance(module, nn.Sequential):
@@ -116,7 +115,7 @@ class GraphTemplate:
         RemoveUnusedNodesPass()(found)
         return found if self._refill(graph, state) else None
 
-    def _refill(self, graph: ir.Graph, state: _Arrays) -> bool:
+    def _refill(self, graph: ir.Graph, state: Arrays) -> bool:
         """Put the model's weights into the graph; return whether all are there."""
         for name, origin in self._sources.items():
             value = graph.initializers.get(name)
@@ -138,100 +137,10 @@ def _fill(value: ir.Value, array: NDArray[np.float32], source: _Source) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-# -- batch-norm -------------------------------------------------------------------------------------------------------
-
-
-def _foldable(model: nn.Module, inputs: Tensor) -> dict[str, str]:
-    """Return convolution to batch-norm where one batch-norm reads exactly what the convolution gave."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    pairs: dict[str, str] = {}
-    calls: dict[str, int] = {}
-    hooks = []
-
-    def after(name: str) -> object:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            made[id(output)] = (name, output)
-
-        return hook
-
-    def before(name: str) -> object:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            if args and id(args[0]) in made:
-                pairs[made[id(args[0])][0]] = name
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            hooks.append(module.register_forward_hook(after(name)))  # type: ignore[arg-type]
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(before(name)))  # type: ignore[arg-type]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    once = {conv: norm for conv, norm in pairs.items() if calls[conv] == calls[norm] == 1}
-    marked = _randomised(model)
-    if _folds_truly(marked, once, inputs):
-        return once
-    # What some convolution gives is read by something else as well.
-    return {conv: norm for conv, norm in once.items() if _folds_truly(marked, {conv: norm}, inputs)}
-
-
-def _folds_truly(model: nn.Module, folds: Mapping[str, str], inputs: Tensor) -> bool:
-    """Whether the model without these norms computes the same."""
-    with torch.no_grad():
-        wanted, found = model(inputs), _without_norms(model, folds, _folded(model, folds))(inputs)
-    return bool(torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())))
-
-
-def _folded(model: nn.Module, folds: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
-    """Return parameters and buffers as float32 arrays, batch-norms of `folds` folded into their convolutions."""
-    state = {name: t.detach() for name, t in model.state_dict().items() if t.is_floating_point()}
-    for conv, name in folds.items():
-        layer, norm = _submodule(model, conv), _submodule(model, name)
-        if layer is None or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            continue
-        last = f"{conv}.{len(layer) - 1}" if isinstance(layer, nn.Sequential) else conv
-        mean, variance = state[f"{name}.running_mean"].double(), state[f"{name}.running_var"].double()
-        scale = torch.rsqrt(variance + norm.eps) * state.get(f"{name}.weight", torch.ones_like(variance))
-        weight = state[f"{last}.weight"]
-        bias = state.get(f"{last}.bias", torch.zeros_like(mean))
-        shift = state.get(f"{name}.bias", torch.zeros_like(mean))
-        state[f"{last}.weight"] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        state[f"{last}.bias"] = (bias - mean) * scale + shift
-    return {name: t.float().contiguous().numpy() for name, t in state.items()}
-
-
-def _randomised(model: nn.Module) -> nn.Module:
-    marked = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in marked.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return marked
-
-
-def _without_norms(model: nn.Module, folds: Mapping[str, str], folded: _Arrays) -> nn.Module:
-    model = copy.deepcopy(model)
-    for conv, norm in folds.items():
-        layer = model.get_submodule(conv)
-        layer.weight = nn.Parameter(torch.from_numpy(folded[f"{conv}.weight"].copy()))
-        layer.bias = nn.Parameter(torch.from_numpy(folded[f"{conv}.bias"].copy()))
-        parent, _, child = norm.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
-    return model.eval()
-
-
 # -- the graph --------------------------------------------------------------------------------------------------------
 
 
-def _sources(model: ir.Model, folded: _Arrays) -> dict[str, _Source]:
+def _sources(model: ir.Model, folded: Arrays) -> dict[str, _Source]:
     """Match every initializer to a parameter by its values, and name it as the parameter."""
     known: dict[bytes, tuple[str, bool]] = {}
     for name, array in folded.items():
@@ -343,24 +252,6 @@ def _freed(value: ir.Value | None, wanted: NDArray[np.int64]) -> list[int] | Non
     return [shape[0], -1] if len(shape) == 2 else None
 
 
-def _rigid(fixed: Iterable[ir.Node], layers: Mapping[str, ir.Node]) -> set[str]:
-    """Return the layers whose results reach nodes that hold numbers of channels, with no other layer between."""
-    names = {id(node): name for name, node in layers.items()}
-    pending = [value for node in fixed for value in node.inputs]
-    found, seen = set(), set()
-    while pending:
-        value = pending.pop()
-        producer = None if value is None else value.producer()
-        if producer is None or id(producer) in seen:
-            continue
-        seen.add(id(producer))
-        if id(producer) in names:
-            found.add(names[id(producer)])
-        else:
-            pending.extend(producer.inputs)
-    return found
-
-
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     found = {value.name: value for node in graph for value in node.outputs if value.name}
     return {**found, **{value.name: value for value in graph.inputs if value.name}}
@@ -368,23 +259,16 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _width(model: nn.Module, layer: str) -> int | None:
     """Return how many channels a layer gives; None when it is gone."""
-    module = _submodule(model, layer)
+    module = submodule(model, layer)
     last = module[-1] if isinstance(module, nn.Sequential) else module
     weight = getattr(last, "weight", None)
     return None if weight is None else int(weight.shape[0])
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
 # -- factors ----------------------------------------------------------------------------------------------------------
 
 
-def _factorize(graph: ir.Graph, node: ir.Node, layer: str, factors: nn.Sequential, state: _Arrays) -> bool:
+def _factorize(graph: ir.Graph, node: ir.Node, layer: str, factors: nn.Sequential, state: Arrays) -> bool:
     """Replace a layer's node by one for each factor; return whether that could be done."""
     source = node.inputs[0]
     made: list[ir.Node] = []

@@ -23,7 +23,6 @@ Matrix = NDArray[np.float64]
 _VECTOR, _TILE = 16, 32
 # Length scales of the smooth parts, in doublings of a width.
 _SMOOTH, _ROUGH = 1.5, 0.75
-COMPONENTS = ("linear", "class, smooth", "class, rough", "layer")
 
 
 def linear_features(unit: Unit) -> list[float]:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Observation:
     policy: CompressionPolicy
     ratio: float
     deviation: float
+
+    @classmethod
+    def of(cls, policy: CompressionPolicy, ratio: float, low: float, high: float, *, least: float = 0.0) -> Self:
+        """Make one from a ratio and its measured 95 % interval; `least` is the smallest relative deviation assumed."""
+        return cls(policy, ratio, max((high - low) / (2 * _INTERVAL), least * ratio))
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,13 @@ class LatencyPredictor:
         """
         return self._fit().predict(self.layout.units(policy))
 
-    def deviation(self, policy: CompressionPolicy) -> float:
-        """Return the standard deviation of the predicted ratio, measurement noise left out."""
-        return self._fit().moments(self.layout.units(policy))[1]
+    def moments(self, policy: CompressionPolicy) -> tuple[float, float]:
+        """Return the predicted ratio and its standard deviation, measurement noise left out.
+
+        Raises:
+            ValueError: Too few networks are known.
+        """
+        return self._fit().moments(self.layout.units(policy))
 
     def difference(self, policy: CompressionPolicy, other: CompressionPolicy) -> tuple[float, float]:
         """Return by how much the ratio of `policy` is above that of `other`, and the standard deviation of that.
@@ -195,6 +204,7 @@ class _Fit:
         # One bad measurement must not count as much as a good one.
         self._noise = own**2 + (_BETWEEN_RUNS * self._ratios) ** 2
         self._mean = float(self._ratios.mean())
+        # Also the variance of the part that all networks have in common.
         self._scale = max(float(self._ratios.var()), 1e-8)
         counts = np.zeros((len(observations), len(table)))
         for row, units in enumerate(numbers):
@@ -250,14 +260,8 @@ class _Fit:
         amounts = np.exp(variances) * self._scale
         total = sum(a * p[part, part] for a, p in zip(amounts, self._parts, strict=False))
         ratios, noise = self._ratios[part], self._noise[part]
-        result: Matrix = (
-            np.asarray(total) + self._constant() + np.diag(noise + amounts[-1] * (ratios / self._mean) ** 2)
-        )
+        result: Matrix = np.asarray(total) + self._scale + np.diag(noise + amounts[-1] * (ratios / self._mean) ** 2)
         return result
-
-    def _constant(self) -> float:
-        """Variance of the part that all networks have in common."""
-        return self._scale
 
     def _tuned(self, start: Matrix) -> Matrix:
         """Return the variances of highest marginal likelihood under a wide prior around the usual ones."""
@@ -332,8 +336,8 @@ class _Fit:
         sizes = self._sizes(numbers)
         alike = np.outer(sizes, sizes) * (classes[numbers][:, None] == classes[numbers][None])
         mixed = self._mixed(departures(mine, mine)) * alike
-        own = amount * float(linear @ linear) + whole**2 * self._constant() + float(times @ mixed @ times)
-        return amount * (self._linear @ linear) + smooth + whole * self._constant(), own
+        own = amount * float(linear @ linear) + whole**2 * self._scale + float(times @ mixed @ times)
+        return amount * (self._linear @ linear) + smooth + whole * self._scale, own
 
     def _mixed(self, parts: tuple[Matrix, Matrix, Matrix]) -> Matrix:
         scales = self._amounts[1:4] / self._norms[1:4]

@@ -282,21 +282,28 @@ def find_table(
     *,
     threads: int = 1,
     batch_size: int = 1,
+    engine_version: str | None = None,
 ) -> Path | None:
     """Return the table of this device and engine that has rows of `network`: the user's, else a shipped one.
 
     Args:
         engine, device, folder, threads, batch_size: As for `table_path`.
         network: Hash of the model's layout.
+        engine_version: A table of this one goes before others; after an update of the engine a shipped table may fit
+            where the user's does not any more.
 
     Raises:
         ConfigError: A file is there but is damaged.
     """
+    found: Path | None = None
     for place in (folder, shipped_tables()):
         path = table_path(engine, device, place, threads=threads, batch_size=batch_size)
-        if path.exists() and any(row["network"] == network for row in read_cells(path)[0]):
+        own = [row for row in read_cells(path)[0] if row["network"] == network] if path.exists() else []
+        if own and engine_version in (None, own[0]["engine_version"]):
             return path
-    return None
+        if own and found is None:
+            found = path
+    return found
 
 
 def _set_aside(path: Path) -> Path:

@@ -19,7 +19,7 @@ from autocompress.report.sections import natural, signed_pp
 from autocompress.results import Measurement
 
 if TYPE_CHECKING:
-    from autocompress.search.profiling import Profile
+    from autocompress.search.tables import Profile
 
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
 _STAGE_WIDTH, _MACS_WIDTH = 96, 104

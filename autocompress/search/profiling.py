@@ -1,8 +1,9 @@
 """Building a latency table: which networks are measured, and how far what was learned from them can be trusted.
 
 Networks are forms of the user's own model under the user's own search space, so that fusion and changes of layout are
-in them. Every fourth is drawn at random and held out: it is never learned from, and gives the table's own error. The
-others are those, of many drawn, that the predictor is least sure of (uncertainty sampling, Lewis and Gale, 1994).
+in them. Of every four, one is drawn at random and held out: it is never learned from, and gives the table's own error.
+One is drawn at random and learned from. Two are those, of many drawn, that the predictor is least sure of (uncertainty
+sampling, Lewis and Gale, 1994).
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import tempfile
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -25,13 +24,13 @@ from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.quantization import ActivationRange, quantized_layers
 from autocompress.config import RunConfig
-from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
-from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError
+from autocompress.errors import BuildError, EngineError, UnavailableError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
 from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
+from autocompress.latency.predictor import Observation
 from autocompress.latency.protocol import Protocol
 from autocompress.latency.table import LatencyTable, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
@@ -40,13 +39,13 @@ from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer
 from autocompress.search.space import Choice, SearchSpace, load_space
-from autocompress.search.tables import DISTURBED, layer_times, observations, uncompressed
+from autocompress.search.tables import DISTURBED, Profile, layer_times, observations, open_profile, predictor_from
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
-# Every how many networks one is held out, drawn at random; of the others every second is drawn at random as well, for a
-# predictor that saw only what it knew least would know little of what is usual.
-_HELD_OUT_EVERY = 4
+# Every how many networks one is held out, and one is what is known least. The rest is drawn at random: a predictor that
+# saw only what it knew least would know little of what is usual.
+_HELD_OUT_EVERY, _UNSURE_EVERY = 4, 2
 # Networks drawn for each one measured, once the predictor can tell which of them it knows least of.
 _POOL = 48
 # The predictor is fitted anew after this many networks; fitting costs about as much as measuring one.
@@ -58,49 +57,6 @@ _HOPELESS = 8
 _KERNEL_SECONDS = 0.2
 # What scales are written into int8 layers: latency does not depend on them.
 _RANGE = ActivationRange(0.05, signed=True)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A finished (or interrupted) profile.
-
-    Attributes:
-        table: With everything measured so far, other networks included.
-        network: Hash of this model's layout.
-        predictor: Fitted to what is not held out.
-        predictions: Of the held-out networks, with their rows.
-        error: Over these; None while too few are known.
-        seconds: Spent in this session.
-        added: Networks measured in this session.
-    """
-
-    table: LatencyTable
-    network: str
-    predictor: LatencyPredictor
-    predictions: tuple[tuple[NetworkRow, Prediction], ...]
-    error: PredictionError | None
-    seconds: float
-    added: int
-
-    @property
-    def networks(self) -> int:
-        """Forms of this model in the table."""
-        return len(self.table.of_network(self.network).networks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form; what was measured is in the table's file."""
-        own = self.table.of_network(self.network)
-        return {
-            "table": str(self.table.path),
-            "network": self.network,
-            "networks": len(own.networks),
-            "unsupported": sum(not row.ok for row in own.networks),
-            "held_out_error": None if self.error is None else self.error.to_dict(),
-            "leave_one_out_error": self.predictor.leave_one_out().to_dict() if self.predictor.ready else None,
-            "baseline_ms": self.table.baseline_ms(self.network),
-            "seconds": self.seconds,
-            "added": self.added,
-        }
 
 
 def random_choices(space: SearchSpace, rng: random.Random) -> dict[str, Choice]:
@@ -156,30 +112,23 @@ class Profiler:
         self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._files = 0
         self._baselines: list[float] = []
-        dense = [d for d in described["capabilities"] if d in ("fp32", "bf16", "fp16")]
-        wanted = config.dense_dtype
-        if wanted != "best" and wanted not in dense:
-            raise ConfigError(f"dense_dtype {wanted!r} does not run on {config.engine}; it runs {', '.join(dense)}.")
+        wanted = dense_dtypes(described["capabilities"], config.dense_dtype, f"{config.engine} ({described['device']})")
         self._observer.stage("Measuring the uncompressed model")
-        self.dense_dtype, self._baseline = self._fastest(dense if wanted == "best" else [wanted])
+        self.dense_dtype, self._baseline = self._fastest(wanted)
         self.space = SearchSpace(
             load_space(config.space), self.inventory, self.dense_dtype, int8="int8" in described["capabilities"]
         )
         device = device_fingerprint()
-        path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
+        self.path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
         self.table, moved = LatencyTable.resume(
-            path, device, config.engine, described["version"],
+            self.path, device, config.engine, described["version"],
             threads=config.threads, batch_size=config.batch_size,
         )  # fmt: skip
         if moved is not None:
-            self._observer.warn(f"The table at {path} was measured on something else; it is now {moved}.")
+            self._observer.warn(f"The table at {self.path} was measured on something else; it is now {moved}.")
         known = self.table.of_network(self.layout.hash).networks
         self._known = {row.policy for row in known}
-        self.predictor = LatencyPredictor(self.layout)
-        self.predictor.observe([uncompressed(self.dense_dtype)])
-        self.predictor.observe(observations([row for row in known if not row.held_out]))
-        layers = self.table.of_network(self.layout.hash).layers
-        self.predictor.observe_layers(layer_times(layers, self.layout))
+        self.predictor = predictor_from(self.table, self.layout, self.dense_dtype, held_out=False)
         # A resumed profile goes on where it was, and draws what it has not drawn.
         self._rng = random.Random(f"{config.seed} {len(known)}")
         self._pending: list[Observation] = []
@@ -204,7 +153,7 @@ class Profiler:
         while time.monotonic() + 0.5 * longest < until and (networks is None or len(self._known) < networks):
             begun = time.monotonic()
             held_out = len(self._known) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-            policy = self._next(adaptive=len(self._known) % 2 == 0)
+            policy = self._next(adaptive=len(self._known) % _UNSURE_EVERY == 0)
             if policy is None:
                 self._observer.warn("Every network of the search space has been measured.")
                 break
@@ -219,19 +168,8 @@ class Profiler:
                 share = max(share, len(self._known) / networks)
             self._observer.progress(min(share, 1.0), f"{len(self._known)} networks")
         self._learn(everything=True)
-        return self.result(added)
-
-    def result(self, added: int = 0) -> Profile:
-        """Return what is known now."""
-        known = self.table.of_network(self.layout.hash).networks
-        held = [row for row in known if row.held_out and row.ok]
-        predictions: tuple[tuple[NetworkRow, Prediction], ...] = ()
-        error = None
-        if self.predictor.ready and held:
-            predictions = tuple((row, self.predictor.predict(row.policy)) for row in held)
-            error = PredictionError.of([p for _, p in predictions], [row.ratio for row, _ in predictions])
-        seconds = time.monotonic() - self._started
-        return Profile(self.table, self.layout.hash, self.predictor, predictions, error, seconds, added)
+        spent = time.monotonic() - self._started
+        return Profile.of(self.table, self.path, self.predictor, self.dense_dtype, seconds=spent, added=added)
 
     @property
     def known(self) -> frozenset[CompressionPolicy]:
@@ -264,8 +202,9 @@ class Profiler:
             return drawn[0]
 
         def unsure(policy: CompressionPolicy) -> float:
+            ratio, deviation = self.predictor.moments(policy)
             # Between absolute and relative error: fast networks are not to be all that is measured, nor slow ones.
-            return self.predictor.deviation(policy) / math.sqrt(max(self.predictor.predict(policy).ratio, 0.05))
+            return deviation / math.sqrt(max(ratio, 0.05))
 
         return max(drawn, key=unsure)
 
@@ -430,3 +369,16 @@ def profile(
             return profiler.run(seconds, networks)
         finally:
             profiler.close()
+
+
+def known_profile(task: Task, config: RunConfig, folder: Path | None = None) -> Profile:
+    """Return what the table of this device knows of a task's model; nothing is measured.
+
+    Raises:
+        ConfigError: There is no table, or it is damaged, or knows nothing of this model.
+        EngineError: The model cannot be read.
+    """
+    base = rewrite(task.model())
+    inventory = take_inventory(base, task.example_inputs(2))
+    graphs = GraphBuilder(base, task.example_inputs(config.batch_size), inventory, config.engine)
+    return open_profile(graphs, config, folder)

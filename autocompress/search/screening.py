@@ -98,7 +98,7 @@ class Screen:
         found = record.measurement
         assert found is not None
         self.taken.add(record.policy)
-        self._new.append(Observation(record.policy, found.ratio, (found.ratio_high - found.ratio_low) / 3.92))
+        self._new.append(Observation.of(record.policy, found.ratio, found.ratio_low, found.ratio_high))
         self._baselines.append(found.baseline_ms)
         if record.predicted_ratio is not None:
             self._errors.append(abs(record.predicted_ratio / found.ratio - 1))

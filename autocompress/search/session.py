@@ -119,7 +119,7 @@ class SearchSession:
         return self._best
 
     def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:
-        """Return a predictor with what a table knows; None where the model's structure cannot be read off a graph."""
+        """Return a predictor with what a table knows; None where none is wanted, or the structure cannot be read."""
         pipeline = self.pipeline
         try:
             with pipeline.ledger.spend("profile"):

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, Self
 
 from autocompress.compress.shapes import LayerShape
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.predictor import LatencyPredictor, Observation
-from autocompress.latency.table import LatencyTable, find_table
+from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
+from autocompress.latency.table import LatencyTable, find_table, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
 from autocompress.latency.units import Layout
@@ -23,8 +25,6 @@ from autocompress.policy import CompressionPolicy
 from autocompress.search.observer import Observer
 
 AUTO, NONE = "auto", "none"
-
-
 # A measurement in which the uncompressed network was slower than usual by this: something else was running, and two
 # networks do not slow down alike. (A ratio of 1.2 became 0.9 beside a program that halved the speed.)
 DISTURBED, _DOUBT = 1.12, 0.15
@@ -39,13 +39,10 @@ def observations(rows: Sequence[NetworkRow], usual_ms: float | None = None) -> l
     if not known:
         return []
     usual = usual_ms or median(row.baseline_ms for row in known)
+    doubts = [_DOUBT if row.baseline_ms > DISTURBED * usual else 0.0 for row in known]
     return [
-        Observation(
-            row.policy,
-            row.ratio,
-            max((row.ratio_high - row.ratio_low) / 4, _DOUBT * row.ratio * (row.baseline_ms > DISTURBED * usual)),
-        )
-        for row in known
+        Observation.of(row.policy, row.ratio, row.ratio_low, row.ratio_high, least=doubt)
+        for row, doubt in zip(known, doubts, strict=True)
     ]
 
 
@@ -65,36 +62,125 @@ def layer_times(rows: Sequence[LayerRow], layout: Layout) -> list[LayerTime]:
     return found
 
 
-def predictor_from(table: LatencyTable, layout: Layout, dense_dtype: str) -> LatencyPredictor:
-    """Return a predictor that knows every network of this model and dense dtype in a table, the held-out ones too."""
+def predictor_from(table: LatencyTable, layout: Layout, dense_dtype: str, *, held_out: bool = True) -> LatencyPredictor:
+    """Return a predictor of what a table knows of this model and dense dtype, with the held-out networks or without.
+
+    It knows the uncompressed network in any case.
+    """
     predictor = LatencyPredictor(layout)
     predictor.observe([uncompressed(dense_dtype)])
     own = table.of_network(layout.hash)
-    predictor.observe(observations([row for row in own.networks if row.policy.dense_dtype == dense_dtype]))
+    known = [row for row in own.networks if row.policy.dense_dtype == dense_dtype]
+    predictor.observe(observations([row for row in known if held_out or not row.held_out]))
     predictor.observe_layers(layer_times([row for row in own.layers if row.dense_dtype == dense_dtype], layout))
     return predictor
 
 
+@dataclass(frozen=True)
+class Profile:
+    """What a table knows of one model.
+
+    Attributes:
+        table: The whole of it, other networks included.
+        path: Its file.
+        network: Hash of this model's layout.
+        predictor: Fitted to what is not held out.
+        predictions: Of the held-out networks, with their rows.
+        error: Over these; None while too few are known.
+        seconds: Spent measuring in this session.
+        added: Networks measured in this session.
+    """
+
+    table: LatencyTable
+    path: Path
+    network: str
+    predictor: LatencyPredictor
+    predictions: tuple[tuple[NetworkRow, Prediction], ...]
+    error: PredictionError | None
+    seconds: float = 0.0
+    added: int = 0
+
+    @classmethod
+    def of(cls, table: LatencyTable, path: Path, predictor: LatencyPredictor, dense_dtype: str, **session: Any) -> Self:
+        """Compare a predictor with the held-out networks of its model that are of this dense dtype."""
+        network = predictor.layout.hash
+        known = table.of_network(network).networks
+        held = [row for row in known if row.held_out and row.ok and row.policy.dense_dtype == dense_dtype]
+        predictions: tuple[tuple[NetworkRow, Prediction], ...] = ()
+        error = None
+        if predictor.ready and held:
+            predictions = tuple((row, predictor.predict(row.policy)) for row in held)
+            error = PredictionError.of([p for _, p in predictions], [row.ratio for row in held])
+        return cls(table, path, network, predictor, predictions, error, **session)
+
+    @property
+    def networks(self) -> int:
+        """Forms of this model in the table."""
+        return len(self.table.of_network(self.network).networks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; what was measured is in the table's file."""
+        own = self.table.of_network(self.network)
+        return {
+            "table": str(self.path),
+            "network": self.network,
+            "networks": len(own.networks),
+            "unsupported": sum(not row.ok for row in own.networks),
+            "held_out_error": None if self.error is None else self.error.to_dict(),
+            "leave_one_out_error": self.predictor.leave_one_out().to_dict() if self.predictor.ready else None,
+            "baseline_ms": self.table.baseline_ms(self.network),
+            "seconds": self.seconds,
+            "added": self.added,
+        }
+
+
+def open_profile(graphs: GraphBuilder, config: RunConfig, folder: Path | None = None) -> Profile:
+    """Return what the table of this device knows of a model, in the dense dtype that was measured last.
+
+    Args:
+        graphs: Of the model.
+        config: Engine, threads, batch size.
+        folder: Of all tables; None is the one in the user's cache, and after it the shipped ones.
+
+    Raises:
+        ConfigError: There is no table, or it is damaged, or knows nothing of this model.
+        ExportError: The model's structure cannot be read off a graph.
+    """
+    layout, device = graphs.layout, device_fingerprint()
+    threads, batch_size = config.threads, config.batch_size
+    path = find_table(config.engine, device, layout.hash, folder, threads=threads, batch_size=batch_size)
+    if path is None:
+        wanted = table_path(config.engine, device, folder, threads=threads, batch_size=batch_size)
+        raise ConfigError(f"No latency table knows this model; {wanted} would. Make it with 'autocompress profile'.")
+    table = LatencyTable.load(path)
+    dense_dtype = table.of_network(layout.hash).networks[-1].policy.dense_dtype
+    return Profile.of(table, path, predictor_from(table, layout, dense_dtype, held_out=False), dense_dtype)
+
+
 def open_predictor(
     graphs: GraphBuilder, config: RunConfig, engine_version: str, dense_dtype: str, observer: Observer
-) -> LatencyPredictor:
+) -> LatencyPredictor | None:
     """Return a predictor with what the table of this device knows of this model; an empty one where there is none.
 
-    `config.table` names a file, or ``"auto"``: the user's table of this device, else one that was shipped.
+    `config.table` names a file, or ``"auto"``: the user's table of this device, else one that was shipped; or
+    ``"none"``, for which None is returned: nothing is to be predicted.
 
     Raises:
         TableMismatchError: The table that was named is of another device, engine or thread count.
         ConfigError: It is damaged, or knows nothing of this model.
         ExportError: The model's structure cannot be read off a graph.
     """
-    layout = graphs.layout
     if config.table == NONE:
-        return LatencyPredictor(layout)
+        return None
+    layout = graphs.layout
     device = device_fingerprint()
     named = config.table != AUTO
     path: Path | None = Path(config.table)
     if not named:
-        path = find_table(config.engine, device, layout.hash, threads=config.threads, batch_size=config.batch_size)
+        path = find_table(
+            config.engine, device, layout.hash, threads=config.threads, batch_size=config.batch_size,
+            engine_version=engine_version,
+        )  # fmt: skip
     if path is None:
         return LatencyPredictor(layout)
     table = LatencyTable.load(path)

@@ -95,7 +95,7 @@ def test_more_networks_make_it_better_and_surer() -> None:
     few, many = predictor(measure(LEAST_NETWORKS, seed=2)), predictor(measure(160, seed=2))
     assert error(many, FRESH).mape < error(few, FRESH).mape
     policies = [o.policy for o in FRESH.observations]
-    assert np.mean([many.deviation(p) for p in policies]) < np.mean([few.deviation(p) for p in policies])
+    assert np.mean([many.moments(p)[1] for p in policies]) < np.mean([few.moments(p)[1] for p in policies])
 
 
 def test_the_times_of_layers_help_when_networks_are_few_and_counts_do_not_tell() -> None:
@@ -118,7 +118,7 @@ def test_two_networks_that_share_most_are_compared_better_than_each_is_known(tra
     found, deviation = trained.difference(policy, other)
     means = trained.predict(policy).ratio - trained.predict(other).ratio
     assert found == pytest.approx(means, abs=1e-6)
-    assert deviation <= trained.deviation(policy) + trained.deviation(other)
+    assert deviation <= trained.moments(policy)[1] + trained.moments(other)[1]
     true = (latency_ms(policy) - latency_ms(other)) / BASE_MS
     assert abs(found - true) < 4 * deviation + 0.01
     back = trained.difference(other, policy)
@@ -136,7 +136,7 @@ def test_it_refuses_to_guess_from_too_few() -> None:
     assert not made.ready and made.size == LEAST_NETWORKS - 1
     for ask in (
         lambda: made.predict(CompressionPolicy()),
-        lambda: made.deviation(CompressionPolicy()),
+        lambda: made.moments(CompressionPolicy()),
         lambda: made.difference(CompressionPolicy(), known[0].policy),
         made.leave_one_out,
     ):
@@ -207,7 +207,7 @@ def test_every_figure_is_a_number_and_every_ratio_positive(trained: LatencyPredi
     for policy in (CompressionPolicy("bf16"), CompressionPolicy("fp32"), least):
         found = trained.predict(policy)
         assert found.ratio > 0 and 0 <= found.low <= found.ratio <= found.high < math.inf
-        assert 0 <= trained.deviation(policy) < math.inf
+        assert 0 <= trained.moments(policy)[1] < math.inf
     json.dumps(trained.leave_one_out().to_dict(), allow_nan=False)
 
 

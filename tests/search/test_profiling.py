@@ -15,19 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.compress import rewrite
 from autocompress.compress.shapes import network_shape
 from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile
 from autocompress.engines.kernels import KernelTime
-from autocompress.errors import BuildError, ConfigError, UnavailableError
-from autocompress.latency.predictor import LEAST_NETWORKS, PredictionError
+from autocompress.errors import BuildError, ConfigError, TableMismatchError, UnavailableError
+from autocompress.graphs import GraphBuilder
+from autocompress.inventory import take_inventory
+from autocompress.latency.predictor import LEAST_NETWORKS, LatencyPredictor, PredictionError
 from autocompress.latency.protocol import Protocol
-from autocompress.latency.table import LatencyTable
+from autocompress.latency.table import LatencyTable, table_path
 from autocompress.results import Measurement
 from autocompress.search import profiling
 from autocompress.search.observer import Observer
 from autocompress.search.profiling import Profile, Profiler, random_choices
-from autocompress.search.tables import layer_times, observations, predictor_from
+from autocompress.search.tables import layer_times, observations, open_predictor, open_profile, predictor_from
 from autocompress.tasks.base import Task
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.worker.client import EngineWorker
@@ -357,7 +360,7 @@ def test_a_dtype_that_the_engine_does_not_run_is_named(
 ) -> None:
     real = worker.describe("openvino")
     monkeypatch.setattr(worker, "describe", lambda engine: {**real, "capabilities": ["fp32"]})
-    with pytest.raises(ConfigError, match=r"'bf16' does not run on openvino; it runs fp32\."):
+    with pytest.raises(ConfigError, match=r"'bf16' does not run on openvino \(.*\); it runs fp32\."):
         profile(worker, tmp_path, 1, dense_dtype="bf16")
     with pytest.raises(ConfigError, match="leaves nothing to choose"):
         profile(worker, tmp_path, 1, space="dtype: {choices: [dense, int8]}")
@@ -388,3 +391,70 @@ def test_layers_of_another_model_are_left_out(whole: tuple[Profile, Told]) -> No
     times = layer_times([rows[0], replace(rows[1], layer="nowhere")], found.predictor.layout)
     assert [time.unit.layer for time in times] == [rows[0].layer]
     assert times[0].ratio == pytest.approx(rows[0].time_ms / rows[0].baseline_ms)
+
+
+# -- used by a search -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graphs() -> GraphBuilder:
+    base, example = rewrite(make_task().model()), make_task().example_inputs(1)
+    return GraphBuilder(base, example, take_inventory(base, example), "openvino")
+
+
+def opened(
+    graphs: GraphBuilder, table: object, told: Told, version: str | None = None, dtype: str = "fp32", **changes: Any
+) -> LatencyPredictor | None:
+    version = version or LatencyTable.load(str(table)).engine_version
+    return open_predictor(graphs, RunConfig(table=str(table), **changes), version, dtype, told)
+
+
+def test_a_named_table_is_opened(whole: tuple[Profile, Told], graphs: GraphBuilder, told: Told) -> None:
+    found = opened(graphs, whole[0].path, told)
+    assert found is not None and found.ready and found.size == 1 + COUNT
+    assert told.warnings == []
+    assert opened(graphs, "none", told, "1.0") is None
+
+
+def test_a_named_table_that_does_not_fit_is_refused(
+    whole: tuple[Profile, Told], graphs: GraphBuilder, told: Told, tmp_path: Path
+) -> None:
+    path = whole[0].path
+    with pytest.raises(TableMismatchError, match=r"0\.1.*--allow-foreign-table"):
+        opened(graphs, path, told, version="0.1")
+    with pytest.raises(TableMismatchError, match="threads"):
+        opened(graphs, path, told, threads=2)
+    with pytest.raises(ConfigError, match=r"knows nothing of this model in bf16.*small net"):
+        opened(graphs, path, told, dtype="bf16")
+    with pytest.raises(ConfigError, match=r"nowhere\.csv"):
+        opened(graphs, tmp_path / "nowhere.csv", told, version="1.0")
+    found = opened(graphs, path, told, version="0.1", allow_foreign_table=True)
+    assert found is not None and found.ready
+    assert "another device" in told.warnings[0] and "0.1" in told.warnings[0]
+
+
+def test_the_users_own_table_is_found(
+    whole: tuple[Profile, Told], graphs: GraphBuilder, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = whole
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    empty = opened(graphs, "auto", told, found.table.engine_version)
+    assert empty is not None and empty.size == 0
+    with pytest.raises(ConfigError, match=r"No latency table knows this model.*autocompress profile"):
+        open_profile(graphs, RunConfig())
+
+    device = found.table.device
+    path = table_path("openvino", device)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(found.path.read_bytes())
+    full = opened(graphs, "auto", told, found.table.engine_version)
+    assert full is not None and full.size == 1 + COUNT and told.warnings == []
+    # An engine that was updated: nobody named the table, so the search goes on without it.
+    updated = opened(graphs, "auto", told, "0.1")
+    assert updated is not None and updated.size == 0
+    assert "0.1" in told.warnings[0]
+    shown = open_profile(graphs, RunConfig())
+    assert (shown.path, shown.added, shown.networks) == (path, 0, COUNT)
+    assert shown.error is not None and found.error is not None
+    # How far the predictor was along when its variances were chosen differs.
+    assert shown.error.mape == pytest.approx(found.error.mape, abs=0.03)
