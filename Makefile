@@ -21,10 +21,8 @@ demo: $(VENV)/.demo
 	$(BIN)/autocompress pareto $(DEMO)
 	$(BIN)/autocompress deploy $(DEMO) --to $(DEMO)-deployed
 
-# In two processes: in one, the interpreter was seen to crash in tests/test_api.py after all the others; alone it passes.
 test: check
-	$(BIN)/python -m pytest --ignore-glob='tests/test_*.py'
-	$(BIN)/python -m pytest tests/test_*.py
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -31,6 +32,21 @@ def _runtime() -> Any:
     return optional("openvino", OpenVINOEngine.extra, "The engine 'openvino'")
 
 
+def _core() -> Any:
+    return _kept_core(_runtime())
+
+
+@cache
+def _kept_core(runtime: Any) -> Any:
+    """Return the runtime's core: one for the whole life of the process.
+
+    Its CPU plugin gives the calling thread a stack for signals and takes it back with the core, but not when another
+    core was made since, nor when another thread lets go of it. The thread is then left with a stack that is no longer
+    there, and the next signal (an ended child process, for one) ends this process with SIGSEGV.
+    """
+    return runtime.Core()
+
+
 def _words(error: BaseException) -> str:
     """Return the runtime's message without its C++ source locations."""
     lines = [line.strip() for line in str(error).splitlines()]
@@ -39,20 +55,11 @@ def _words(error: BaseException) -> str:
 
 
 class OpenVINOEngine(Engine):
-    """OpenVINO's CPU plugin. Stateless but for the runtime's core, made on first use."""
+    """OpenVINO's CPU plugin. Stateless; the runtime's core is made on first use."""
 
     name = "openvino"
     suffix = ".xml"
     extra = "openvino"
-
-    def __init__(self) -> None:
-        self._made: Any = None
-
-    @property
-    def _core(self) -> Any:
-        if self._made is None:
-            self._made = _runtime().Core()
-        return self._made
 
     def version(self) -> str:
         """Return the runtime's version, as ``"2026.4.1"``."""
@@ -60,11 +67,11 @@ class OpenVINOEngine(Engine):
 
     def device(self) -> str:
         """Return the processor's name."""
-        return cast(str, self._core.get_property(_DEVICE, "FULL_DEVICE_NAME"))
+        return cast(str, _core().get_property(_DEVICE, "FULL_DEVICE_NAME"))
 
     def capabilities(self) -> Sequence[str]:
         """Return the dtypes the plugin computes in here. Listed is not fast: fp16 can be slower than fp32."""
-        listed = set(self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        listed = set(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
         dense = [dtype for dtype, (capability, _) in _DENSE.items() if capability in listed]
         return (*dense, "int8") if "INT8" in listed else tuple(dense)
 
@@ -81,10 +88,10 @@ class OpenVINOEngine(Engine):
         openvino = _runtime()
         path = output.with_suffix(self.suffix)
         try:
-            model = _read(self._core, onnx, options)
+            model = _read(onnx, options)
             model.set_rt_info(options.dtype, [_RT_INFO, "dtype"])
             model.set_rt_info(str(options.batch_size), [_RT_INFO, "batch_size"])
-            self._core.compile_model(model, _DEVICE, _properties(options))
+            _core().compile_model(model, _DEVICE, _properties(options))
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
                 fresh = Path(folder) / path.name
@@ -102,7 +109,7 @@ class OpenVINOEngine(Engine):
         if threads is not None:
             options = EngineOptions(options.dtype, threads, options.batch_size)
         self._check(options)
-        return OpenVINORunner(self._core, file.path, options)
+        return OpenVINORunner(file.path, options)
 
     def kernel_times(self, file: EngineFile, inputs: Array, seconds: float) -> list[KernelTime]:
         """Return the kernels in the order they run, with the times that the plugin counted.
@@ -113,13 +120,13 @@ class OpenVINOEngine(Engine):
         self._check(file.options)
         properties = {**_properties(file.options), "PERF_COUNT": True}
         try:
-            model = _read(self._core, file.path, file.options)
+            model = _read(file.path, file.options)
             port = model.input(0)
             if tuple(port.shape) != tuple(inputs.shape):
                 raise ValueError(f"It takes inputs of shape {tuple(port.shape)}, not {tuple(inputs.shape)}.")
             bound = np.array(inputs, dtype=np.dtype(port.get_element_type().to_dtype()), order="C")
             tensor = _runtime().Tensor(bound, shared_memory=True)
-            return kernel_times(model, lambda: self._core.compile_model(model, _DEVICE, properties), tensor, seconds)
+            return kernel_times(model, lambda: _core().compile_model(model, _DEVICE, properties), tensor, seconds)
         except (RuntimeError, TypeError, ValueError, OSError) as error:
             raise BuildError(f"OpenVINO cannot profile {file.path}: {_words(error)}") from error
 
@@ -135,16 +142,16 @@ class OpenVINOEngine(Engine):
 class OpenVINORunner(Runner):
     """One compiled model with one infer request, run on the calling thread and `threads` - 1 helpers."""
 
-    def __init__(self, core: Any, path: Path, options: EngineOptions) -> None:
-        self._core, self._path, self._options = core, path, options
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._path, self._options = path, options
         self._request: Any = None
         self._bound: Any = None
 
     def __enter__(self) -> Self:
         """Read and compile the model."""
         try:
-            model = _read(self._core, self._path, self._options)
-            compiled = self._core.compile_model(model, _DEVICE, _properties(self._options))
+            model = _read(self._path, self._options)
+            compiled = _core().compile_model(model, _DEVICE, _properties(self._options))
             self._dtype = np.dtype(compiled.input(0).get_element_type().to_dtype())
             self._shape = tuple(compiled.input(0).get_shape())
             self._request = compiled.create_infer_request()
@@ -181,9 +188,9 @@ class OpenVINORunner(Runner):
         self._request.infer(share_outputs=True)
 
 
-def _read(core: Any, path: Path, options: EngineOptions) -> Any:
+def _read(path: Path, options: EngineOptions) -> Any:
     """Read a model of one input and fix its batch axis when it is dynamic."""
-    model = core.read_model(path)
+    model = _core().read_model(path)
     if len(model.inputs) != 1:
         names = ", ".join(port.get_any_name() for port in model.inputs)
         raise ValueError(f"The graph must have one input, not {len(model.inputs)} ({names}).")

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.engines import EngineOptions
-from autocompress.engines.openvino import OpenVINOEngine
+from autocompress.engines.openvino import OpenVINOEngine, _core
 from autocompress.engines.openvino_profile import _nodes, time_per_run
 from tests.engines import graphs
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 Counts = NDArray[np.int64]
 
@@ -80,7 +80,7 @@ def test_two_runs_are_enough_for_an_answer() -> None:
 
 def test_marks_do_not_change_what_the_plugin_makes_of_a_graph(tmp_path: Path) -> None:
     built = OpenVINOEngine().build(graphs.residual(tmp_path / "model.onnx"), EngineOptions(), tmp_path / "model")
-    core = openvino.Core()
+    core = _core()
 
     def made(model: Any) -> list[tuple[str, str]]:
         operations = core.compile_model(model, "CPU", {"PERF_COUNT": True}).get_runtime_model().get_ordered_ops()
