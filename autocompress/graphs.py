@@ -41,7 +41,8 @@ class GraphBuilder:
         Raises:
             ExportError: The model cannot be exported.
         """
-        return Layout(self._inventory, self._template.surroundings)
+        template = self._template
+        return Layout(self._inventory, template.surroundings, template.structure)
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of an edited graph belongs to, or None."""

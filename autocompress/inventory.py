@@ -39,6 +39,7 @@ class Layer:
         factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
             forward may do something else with the weight).
         quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
+        groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Layer:
     params: int
     factorizable: bool
     quantizable: bool
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -180,16 +182,18 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
         if isinstance(module, nn.Linear):
             kind, ins, outs = "linear", module.in_features, module.out_features
             kernel: tuple[int, ...] = ()
+            groups = 1
         else:
             kernel, ins, outs = tuple(module.kernel_size), module.in_channels, module.out_channels
-            if module.groups == 1:
+            groups = module.groups
+            if groups == 1:
                 kind = "pointwise" if all(k == 1 for k in kernel) else "conv"
             else:
-                kind = "depthwise" if module.groups == ins else "grouped"
+                kind = "depthwise" if groups == ins else "grouped"
         quantizable = type(module) in (nn.Conv2d, nn.Linear)
         factorizable = quantizable and kind in ("conv", "pointwise", "linear")
         own = sum(p.numel() for p in module.parameters())
-        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable)
+        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups)
 
 
 # -- coupled channels -------------------------------------------------------------------------------------------------

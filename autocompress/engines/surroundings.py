@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,24 @@ def surroundings(nodes: Mapping[str, ir.Node]) -> dict[str, Surroundings]:
             readers=1 if source is None else len(source.uses()),
         )
     return result
+
+
+def structure(model: ir.Model) -> str:
+    """Return a digest of a graph's nodes, their attributes and what feeds what, whatever the names and weights."""
+    numbers = {id(value): number for number, value in enumerate(model.graph.inputs)}
+    text = []
+    for node in model.graph:
+        inputs = []
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                inputs.append(str(tuple(value.const_value.shape)))
+            else:
+                inputs.append("" if value is None else str(numbers[id(value)]))
+        attributes = [f"{name}={node.attributes[name].value}" for name in sorted(node.attributes)]
+        text.append(" ".join([node.op_type, *inputs, *attributes]))
+        for value in node.outputs:
+            numbers[id(value)] = len(numbers)
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
 def feeding(values: Iterable[ir.Value | None], names: Mapping[int, str]) -> set[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
 from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
-from autocompress.engines.surroundings import feeding, surroundings
+from autocompress.engines.surroundings import feeding, structure, surroundings
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -64,6 +64,7 @@ class GraphTemplate:
         self._nodes = {name: node.name for name, node in nodes.items() if node.name is not None}
         self._layers = {node: name for name, node in self._nodes.items()}
         self.surroundings = surroundings(nodes)
+        self.structure = structure(self._graph)
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}
         self._editable = _explained(self._graph, self._sources)
         counted = [value for node in _loosen(self._graph) for value in node.inputs]

@@ -90,7 +90,7 @@ class UnitTable:
             number = self.index.get(unit)
             if number is None:
                 number = self.index[unit] = len(self.index)
-                keys = ((unit.kind, unit.area, unit.positions, unit.role), unit.layer, unit.kind)
+                keys = ((unit.kind, unit.area, unit.groups, unit.positions, unit.role), unit.layer, unit.kind)
                 named = [known.setdefault(key, len(known)) for known, key in zip(self._numbers, keys, strict=True)]
                 self._put(number, linear_features(unit), _coordinates(unit), named)
             found.append(number)

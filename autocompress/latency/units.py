@@ -27,6 +27,7 @@ class Unit(NamedTuple):
         layer: Its name.
         kind: As `inventory.Layer.kind`.
         area: Kernel elements; 1 for linear layers.
+        groups: Of a grouped layer's channels; 1 for all others, depthwise ones included.
         positions: Output pixels or tokens of one sample.
         role: Number of its `Surroundings` among those of its network.
         in_channels, out_channels, ranks: As `compress.shapes.LayerShape`; no ranks when not factorized.
@@ -37,6 +38,7 @@ class Unit(NamedTuple):
     layer: str
     kind: str
     area: int
+    groups: int
     positions: int
     role: int
     in_channels: int
@@ -54,7 +56,7 @@ class Unit(NamedTuple):
             return ((ins, self.ranks[0], 1), (*self.ranks, area), (self.ranks[1], outs, 1))
         if self.ranks:
             return ((ins, self.ranks[0], area), (self.ranks[0], outs, 1))
-        return ((1, outs, area),) if self.kind == "depthwise" else ((ins, outs, area),)
+        return ((1, outs, area),) if self.kind == "depthwise" else ((ins // self.groups, outs, area),)
 
     @property
     def macs(self) -> int:
@@ -69,23 +71,26 @@ class Layout:
     Attributes:
         inventory: Of the model.
         surroundings: Of each layer, as `engines.template.GraphTemplate.surroundings` reads them off the graph.
+        structure: Digest of the whole graph, as `GraphTemplate.structure`.
     """
 
     inventory: Inventory
     surroundings: Mapping[str, Surroundings]
+    structure: str = ""
 
     @cached_property
     def hash(self) -> str:
         """Identity of the structure, whatever the weights: 16 hex digits."""
         layers = [asdict(layer) for layer in self.inventory.layers.values()]
-        groups = [(g.name, g.channels, g.producers, g.consumers) for g in self.inventory.groups.values()]
+        groups = [asdict(group) for group in self.inventory.groups.values()]
+        blocks = {name: block.layers for name, block in self.inventory.blocks.items()}
         around = {name: asdict(found) for name, found in sorted(self.surroundings.items())}
-        text = json.dumps([layers, groups, sorted(self.inventory.blocks), around], sort_keys=True)
+        text = json.dumps([layers, groups, blocks, around, self.structure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
-    def _fixed(self) -> dict[str, tuple[str, int, int, int]]:
-        """Kind, area, positions and role of each layer."""
+    def _fixed(self) -> dict[str, tuple[str, int, int, int, int]]:
+        """Kind, area, groups, positions and role of each layer."""
         roles: dict[tuple[object, ...], int] = {}
         found = {}
         for name, layer in self.inventory.layers.items():
@@ -93,10 +98,10 @@ class Layout:
             area = 1
             for size in layer.kernel:
                 area *= size
-            ins = {"depthwise": 1}.get(layer.kind, layer.in_channels)
-            positions = max(1, layer.macs // (ins * layer.out_channels * area))
+            positions = max(1, layer.macs // (layer.in_channels // layer.groups * layer.out_channels * area))
+            groups = layer.groups if layer.kind == "grouped" else 1
             key = (around.ops, len(around.after), around.readers, layer.in_channels, layer.out_channels)
-            found[name] = (layer.kind, area, positions, roles.setdefault(key, len(roles)))
+            found[name] = (layer.kind, area, groups, positions, roles.setdefault(key, len(roles)))
         return found
 
     def unit(

@@ -22,7 +22,8 @@ from tests.latency.made_up import LAYOUT
 def layout(model: nn.Module) -> Layout:
     x = networks.images(1)
     inventory = take_inventory(model, networks.images(2))
-    return Layout(inventory, GraphTemplate(model.eval(), x, inventory.blocks).surroundings)
+    template = GraphTemplate(model.eval(), x, inventory.blocks)
+    return Layout(inventory, template.surroundings, template.structure)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,12 @@ def test_a_change_of_anything_that_costs_time_changes_the_hash() -> None:
         replace(inventory, layers={**layers, "c1": replace(layers["c1"], kernel=(5, 5))}),
         replace(inventory, layers={**layers, "c1": replace(layers["c1"], macs=1)}),
         replace(inventory, groups={**groups, "c1": replace(groups["c1"], consumers=())}),
+        replace(inventory, groups={**groups, "c1": replace(groups["c1"], multiples={"c2": 2})}),
         replace(inventory, blocks={}),
+        replace(inventory, blocks={"b": replace(inventory.blocks["b"], layers=("c2", "c3"))}),
     ]
     hashes = [Layout(other, around).hash for other in changed]
+    hashes.append(Layout(inventory, around, "another graph").hash)
     hashes.append(Layout(inventory, {**around, "c1": replace(around["c1"], ops=("Gelu",))}).hash)
     assert len({LAYOUT.hash, *hashes}) == 1 + len(hashes)
     assert Layout(inventory, dict(reversed(around.items()))).hash == LAYOUT.hash
