@@ -139,3 +139,7 @@ class Layout:
             widths = (shape.in_channels, shape.out_channels, shape.ranks)
             found.append(Unit(name, *self._fixed[name], *widths, name in quantized, *sides))
         return tuple(found)
+
+    def macs(self, policy: CompressionPolicy) -> int:
+        """Return the multiply-accumulates of one sample of the network that `policy` makes."""
+        return sum(unit.macs for unit in self.units(policy))

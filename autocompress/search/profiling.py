@@ -176,12 +176,12 @@ class Profiler:
         """Forms of this model that have been measured."""
         return frozenset(self._known)
 
-    def measure(self, policy: CompressionPolicy, protocol: Protocol | None = None) -> Measurement | None:
-        """Build and measure a network without putting it in the table; None when the engine refuses it."""
+    def measure(self, policy: CompressionPolicy, protocol: Protocol | None = None) -> NetworkRow:
+        """Build and measure a network; it is neither put in the table nor learned from."""
         try:
-            return self._measure(self._write(policy), protocol)
-        except EngineError:
-            return None
+            return self._row(policy, self._measure(self._write(policy), protocol), held_out=True)
+        except EngineError as error:
+            return self._refused(policy, error, held_out=True)
 
     # -- one network --------------------------------------------------------------------------------------------------
 
@@ -218,24 +218,29 @@ class Profiler:
     def _one(self, policy: CompressionPolicy, *, held_out: bool) -> NetworkRow:
         """Build and measure a network and put it in the table; one that the engine refuses is noted there as well."""
         layers: list[LayerRow] = []
-        macs = sum(unit.macs for unit in self.layout.units(policy))
         try:
             file = self._write(policy)
             found = self._measure(file)
+            row = self._row(policy, found, held_out=held_out)
             if not held_out:
                 layers = self._layers(policy, file, found)
-                self._pending_layers += layer_times(layers, self.layout)
-            row = NetworkRow(
-                self.layout.hash, self.name, policy, found.ratio, found.ratio_low, found.ratio_high, found.latency_ms,
-                found.baseline_ms, found.mad_ms, found.n, found.noisy, macs, held_out,
-            )  # fmt: skip
-            if not held_out:
                 self._pending += observations([row], self._usual_ms)
+                self._pending_layers += layer_times(layers, self.layout)
         except EngineError as error:
-            row = NetworkRow.unsupported(self.layout.hash, self.name, policy, str(error), macs, held_out=held_out)
+            row = self._refused(policy, error, held_out=held_out)
         self.table.append(*layers, row)
         self._known.add(policy)
         return row
+
+    def _row(self, policy: CompressionPolicy, found: Measurement, *, held_out: bool) -> NetworkRow:
+        return NetworkRow(
+            self.layout.hash, self.name, policy, found.ratio, found.ratio_low, found.ratio_high, found.latency_ms,
+            found.baseline_ms, found.mad_ms, found.n, found.noisy, self.layout.macs(policy), held_out,
+        )  # fmt: skip
+
+    def _refused(self, policy: CompressionPolicy, error: EngineError, *, held_out: bool) -> NetworkRow:
+        macs = self.layout.macs(policy)
+        return NetworkRow.unsupported(self.layout.hash, self.name, policy, str(error), macs, held_out=held_out)
 
     def _write(self, policy: CompressionPolicy) -> EngineFile:
         model = apply_policy(self._base, policy, CompressionContext(self._example))

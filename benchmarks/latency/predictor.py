@@ -3,9 +3,11 @@
     python benchmarks/latency/predictor.py resnet20 openvino --budget 240 --held-out 100
 
 For a model and an engine: profile for the budget (what `autocompress profile` does), then draw random networks that
-mix block removal, pruning, dtype and rank, predict each, build and measure it, and compare. Weights are random: latency
-does not depend on them. Writes benchmarks/latency/results/predictor-MODEL-ENGINE.json; the table goes to --tables, by
-default the ones that ship.
+mix block removal, pruning, dtype and rank, build and measure each, and compare with what the table predicts. Weights
+are random: latency does not depend on them. The table goes to --tables, by default the ones that ship; the networks to
+compare with go to benchmarks/latency/held_out. Both are continued when called again; with --budget 0 and as many
+networks as are there, nothing is measured and the figures are made anew from both files. Writes
+benchmarks/latency/results/predictor-MODEL-ENGINE.json.
 """
 
 from __future__ import annotations
@@ -16,19 +18,28 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autocompress import ClassificationTask, environment
-from autocompress.config import load_config
+from autocompress.compress import rewrite
+from autocompress.config import RunConfig, load_config
+from autocompress.inventory import take_inventory
 from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.predictor import PredictionError
+from autocompress.latency.predictor import LatencyPredictor, PredictionError
 from autocompress.latency.protocol import Protocol
+from autocompress.latency.table import LatencyTable, table_path
+from autocompress.latency.table_rows import NetworkRow
 from autocompress.report.live import LiveObserver
 from autocompress.results import write_json
-from autocompress.search.profiling import Profiler, random_choices
+from autocompress.search import profiling
+from autocompress.search.observer import Observer
+from autocompress.search.profiling import random_choices
+from autocompress.search.space import SearchSpace, load_space
+from autocompress.search.tables import Profile, predictor_from
 from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
@@ -100,78 +111,105 @@ def main() -> None:
 
     observer = LiveObserver(Console(stderr=True))
     config = load_config(None, {"engine": arguments.engine, "seed": arguments.seed})
-    with EngineWorker() as worker, observer:
-        profiler = Profiler(
-            task_of(arguments.model), config, worker, folder=arguments.tables, observer=observer, name=arguments.model
-        )
-        try:
-            table = profiler.run(arguments.budget)
-            print(
-                f"{arguments.model} {arguments.engine}: table of {table.networks} in {table.seconds:.0f} s", table.error
+    task = task_of(arguments.model)
+    with observer:
+        if arguments.budget > 0:
+            profiling.profile(
+                task, config, seconds=arguments.budget, folder=arguments.tables, observer=observer, name=arguments.model
             )
-            rows = compare(profiler, arguments.held_out, arguments.limit, arguments.seed)
-            engine = worker.describe(arguments.engine)
-        finally:
-            profiler.close()
-    error = PredictionError.of([p for _, p, _ in rows], [m.ratio for _, _, m in rows])
-    predict_ms = time_predictions(profiler, arguments.seed)
-    ratios = sorted(m.ratio for _, _, m in rows)
+        known = profiling.known_profile(task, config, arguments.tables)
+        held = held_out(task, config, known, arguments, observer)
+    dense_dtype = held[0].policy.dense_dtype
+    layout = known.predictor.layout
+    # As a search does, it knows the whole table; what it is compared with is in another file.
+    predictor = predictor_from(known.table, layout, dense_dtype)
+    predictions = [predictor.predict(row.policy) for row in held]
+    error = PredictionError.of(predictions, [row.ratio for row in held])
+    ratios = sorted(row.ratio for row in held)
     result = {
         "model": arguments.model,
         "engine": arguments.engine,
-        "engine_version": engine["version"],
+        "engine_version": known.table.engine_version,
         "device": device_fingerprint(),
         "environment": environment.describe(),
-        "baseline": {"dtype": profiler.dense_dtype, "latency_ms": table.table.baseline_ms(table.network)},
+        "baseline": {"dtype": dense_dtype, "latency_ms": known.table.baseline_ms(known.network)},
         "threads": config.threads,
         "batch_size": config.batch_size,
         "table": {
-            "networks": table.networks,
-            "seconds": table.seconds,
-            "own_held_out_error": table.to_dict()["held_out_error"],
+            "networks": known.networks,
+            "seconds": seconds_of(known),
+            "own_held_out_error": known.to_dict()["held_out_error"],
         },
-        "held_out": {**error.to_dict(), "noisy": sum(m.noisy for _, _, m in rows)},
+        "held_out": {**error.to_dict(), "noisy": sum(row.noisy for row in held)},
         "measured_ratio": {"least": ratios[0], "median": statistics.median(ratios), "most": ratios[-1]},
         "median_half_interval_of_measurements": statistics.median(
-            (m.ratio_high - m.ratio_low) / (2 * m.ratio) for _, _, m in rows
+            (row.ratio_high - row.ratio_low) / (2 * row.ratio) for row in held
         ),
-        "prediction_ms": predict_ms,
+        "prediction_ms": time_predictions(predictor, space_of(task, config, dense_dtype), arguments.seed),
         "networks": [
-            {"policy": policy.hash, "predicted": p.ratio, "low": p.low, "high": p.high, "measured": m.ratio,
-             "measured_low": m.ratio_low, "measured_high": m.ratio_high, "noisy": m.noisy}
-            for policy, p, m in rows
+            {"policy": row.policy.hash, "predicted": p.ratio, "low": p.low, "high": p.high, "measured": row.ratio,
+             "measured_low": row.ratio_low, "measured_high": row.ratio_high, "noisy": row.noisy}
+            for row, p in zip(held, predictions, strict=True)
         ],
     }  # fmt: skip
     write_json(HERE / "results" / f"predictor-{arguments.model}-{arguments.engine}.json", result)
     print(json.dumps({k: result[k] for k in ("model", "engine", "table", "held_out", "prediction_ms")}, indent=1))
 
 
-def compare(profiler: Profiler, count: int, limit: float, seed: int) -> list:
-    """Predict and then measure `count` random networks, all different and none in the table."""
-    rng = random.Random(f"held out {seed}")
-    seen = set(profiler.known)
-    rows = []
+def held_out(
+    task: ClassificationTask, config: RunConfig, known: Profile, arguments: argparse.Namespace, observer: Observer
+) -> list[NetworkRow]:
+    """Return networks that the table does not hold, as many as asked for; those not measured before are measured."""
+    device, version = known.table.device, known.table.engine_version
+    path = table_path(config.engine, device, HERE / "held_out", threads=config.threads, batch_size=config.batch_size)
+    table, _ = LatencyTable.resume(
+        path, device, config.engine, version, threads=config.threads, batch_size=config.batch_size
+    )
+    taken = {row.policy for row in known.table.of_network(known.network).networks}
+
+    def rows() -> list[NetworkRow]:
+        return [row for row in table.of_network(known.network).networks if row.ok and row.policy not in taken]
+
+    if len(rows()) >= arguments.held_out:
+        return rows()
+    observer.stage("Measuring networks to compare with")
     started = time.monotonic()
-    while len(rows) < count and time.monotonic() - started < limit:
-        policy = profiler.space.policy(random_choices(profiler.space, rng))
-        if policy in seen:
-            continue
-        seen.add(policy)
-        prediction = profiler.predictor.predict(policy)
-        measured = profiler.measure(policy, _CAREFUL)
-        if measured is not None:
-            rows.append((policy, prediction, measured))
-    return rows
+    with EngineWorker() as worker:
+        profiler = profiling.Profiler(
+            task, config, worker, folder=arguments.tables, observer=observer, name=arguments.model
+        )
+        rng = random.Random(f"held out {arguments.seed} {len(table.networks)}")
+        try:
+            while len(rows()) < arguments.held_out and time.monotonic() - started < arguments.limit:
+                policy = profiler.space.policy(random_choices(profiler.space, rng))
+                if policy not in taken | {row.policy for row in table.networks}:
+                    table.append(profiler.measure(policy, _CAREFUL))
+                observer.progress(len(rows()) / arguments.held_out, f"{len(rows())} networks")
+        finally:
+            profiler.close()
+    return rows()
 
 
-def time_predictions(profiler: Profiler, seed: int, count: int = 200) -> dict[str, float]:
+def seconds_of(known: Profile) -> float:
+    """Return how long the table of this model took to measure: its rows' own dates."""
+    dates = [datetime.fromisoformat(row.measured_at) for row in known.table.of_network(known.network).networks]
+    return (max(dates) - min(dates)).total_seconds()
+
+
+def space_of(task: ClassificationTask, config: RunConfig, dense_dtype: str) -> SearchSpace:
+    """Return the space that networks were drawn from."""
+    inventory = take_inventory(rewrite(task.model()), task.example_inputs(2))
+    return SearchSpace(load_space(config.space), inventory, dense_dtype, int8=True)
+
+
+def time_predictions(predictor: LatencyPredictor, space: SearchSpace, seed: int, count: int = 200) -> dict[str, float]:
     """Return the median and the 95th percentile of the milliseconds that one prediction of a new network takes."""
     rng = random.Random(f"timing {seed}")
-    policies = [profiler.space.policy(random_choices(profiler.space, rng)) for _ in range(count)]
+    policies = [space.policy(random_choices(space, rng)) for _ in range(count)]
     took = []
     for policy in policies:
         begun = time.perf_counter()
-        profiler.predictor.predict(policy)
+        predictor.predict(policy)
         took.append(1e3 * (time.perf_counter() - begun))
     took.sort()
     return {"median": took[count // 2], "p95": took[int(0.95 * count)]}

@@ -21,7 +21,6 @@ OPTIONS: dict[str, Any] = {
     "space": "prune-only",
     "dense_dtype": "fp32",
     "recovery": {"enabled": False},
-    "table": "none",
 }
 KNOWN = 6
 
