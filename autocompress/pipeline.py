@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -47,6 +49,8 @@ REFERENCE_SAMPLES = 32
 _BATCH = 256
 # Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
 _VALIDATION_BYTES = 2**30
+# Measurements that say what is usual of the baseline.
+_RECENT = 15
 
 
 class Ledger:
@@ -123,6 +127,8 @@ class Pipeline:
             self._scores = self._score()
         self.data = self._write_validation()
         self.baseline: TrialRecord | None = None
+        # The machine may change for good while a search runs: what is usual follows.
+        self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
 
     def close(self) -> None:
@@ -312,8 +318,16 @@ class Pipeline:
     def measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
         """Measure an engine file interleaved with the baseline; the raw samples are kept beside it."""
         kept = file.path.parent / "samples.npz"
-        files = [self.baseline_file, file]
-        return self.worker.measure(files, self._latency_inputs(), protocol or Protocol(), keep_samples=kept)[1]
+        files, timing = [self.baseline_file, file], replace(protocol or Protocol(), usual_ms=self.usual_ms)
+        found = self.worker.measure(files, self._latency_inputs(), timing, keep_samples=kept)[1]
+        self._baselines_ms.append(found.baseline_ms)
+        return found
+
+    @property
+    def usual_ms(self) -> float:
+        """The baseline's latency in the last measurements; 0 before any."""
+        recorded = self.baseline.measurement if self.baseline is not None else None
+        return median(self._baselines_ms or ([recorded.latency_ms] if recorded is not None else [0.0]))
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,

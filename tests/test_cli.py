@@ -220,7 +220,9 @@ def test_benchmark_of_throughput(done: Finished, call: Callable[..., Result]) ->
 def profiled(call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run ``profile`` on the tiny task, with timing cut short."""
     tiny.write_task(tmp_path)
-    brief = Protocol(warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10)
+    brief = Protocol(
+        warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10, patience_s=0
+    )
     monkeypatch.setattr(Protocol, "quick", classmethod(lambda cls, **_: brief))
     monkeypatch.setattr(profiling, "_KERNEL_SECONDS", 0.01)
     words = ("profile", "--task", "tiny_task:make", "--tables", "tables", "--set", "dense_dtype=fp32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
@@ -45,7 +46,8 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     with pipeline.ledger.spend("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
         check_outputs(fresh, file, run.best / REFERENCE_NAME)
         inputs = read_reference(run.best / REFERENCE_NAME)[0]
-        measured = fresh.measure([pipeline.baseline_file, file], inputs, Protocol())[1]
+        timing = replace(Protocol(), usual_ms=pipeline.usual_ms)
+        measured = fresh.measure([pipeline.baseline_file, file], inputs, timing)[1]
     drop = dense_accuracy - accuracy
     limits = session.constraints
     # Sums of counts: a drop of exactly the limit must not fail by a rounding error.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from autocompress.engines.base import Array, Runner
 from autocompress.errors import ConfigError
 from autocompress.latency.energy import EnergyMeter, per_call_mj
 from autocompress.latency.noise import Disturbance, Watch
-from autocompress.latency.protocol import LATENCY, WARM_UP_PATIENCE, Protocol
+from autocompress.latency.protocol import DISTURBED, LATENCY, WARM_UP_PATIENCE, Protocol
 from autocompress.latency.statistics import Samples, drift, half_width, mad, median_interval, ratio_interval
 from autocompress.latency.timers import LatencyTimer, Slice, ThroughputTimer, Timer
 from autocompress.results import Measurement
@@ -33,6 +34,8 @@ _DRIFT = 0.03
 # What is done between two slices of one engine evicts little, but a call this short feels it (a file against itself:
 # 0.2 % slower as the baseline).
 _SHORT_MS = 3.0
+# How long to wait for what disturbs to go, before looking again.
+_PAUSE_S = 0.03
 # Judging takes milliseconds in which caches cool.
 _JUDGED_EVERY = 5
 
@@ -95,6 +98,7 @@ class _Session:
         self._slices: list[list[Slice]] = [[] for _ in timers]
         self._unsettled: list[bool] = []
         self._last: Timer | None = None
+        self._patience = protocol.patience_s if protocol.usual_ms else 0.0
 
     # -- taking -------------------------------------------------------------------------------------------------
 
@@ -111,11 +115,8 @@ class _Session:
         share = protocol.min_seconds / protocol.rounds
         least = -(-protocol.min_iterations // protocol.rounds)
         for number in itertools.count():
-            self._watch.look()
-            self._take(0, share / 2, -(-least // 2))
-            for index in _order(len(self._timers) - 1, number):
-                self._take(index + 1, share, least)
-            self._take(0, share / 2, max(1, least // 2))
+            while not self._round(number, share, least):
+                time.sleep(_PAUSE_S)
             more = number + 1 - protocol.rounds
             if more < 0:
                 continue
@@ -123,10 +124,31 @@ class _Session:
             if spent >= protocol.max_seconds or (more % _JUDGED_EVERY == 0 and not self._disturbed()):
                 return
 
+    def _round(self, number: int, share: float, least: int) -> bool:
+        """Take a round; when the baseline was disturbed in it, and there is patience, leave it out and return False."""
+        known = [len(pieces) for pieces in self._slices]
+        self._watch.look()
+        self._take(0, share / 2, -(-least // 2))
+        if not self._slowed():
+            for index in _order(len(self._timers) - 1, number):
+                self._take(index + 1, share, least)
+            self._take(0, share / 2, max(1, least // 2))
+            if not self._slowed():
+                return True
+        self._patience -= _PAUSE_S
+        for pieces, count in zip(self._slices, known, strict=True):
+            self._patience -= sum(piece.seconds for piece in pieces[count:])
+            del pieces[count:]
+        return False
+
+    def _slowed(self) -> bool:
+        """Whether the baseline's last slice was disturbed, and there is patience to wait."""
+        return self._patience > 0 and self._slices[0][-1].value > DISTURBED * self._protocol.usual_ms
+
     def _take(self, index: int, seconds: float, least: int) -> None:
         timer = self._timers[index]
         pieces = self._slices[index]
-        if timer is not self._last or pieces[-1].value < _SHORT_MS:
+        if timer is not self._last or not pieces or pieces[-1].value < _SHORT_MS:
             timer.settle()
         self._last = timer
         before = self._meter.read()
@@ -166,6 +188,9 @@ class _Session:
 
     def _itself(self) -> list[Disturbance]:
         """Return what the A/A part found."""
+        usual, taken = self._protocol.usual_ms, float(np.median(self._values(0)))
+        if usual and taken > DISTURBED * usual:
+            return [Disturbance(f"the baseline took {taken / usual:.2f} times as long as usual", True)]
         middle, low, high = self._against_itself()
         if abs(middle - 1) > self._protocol.noise_limit and not low <= 1 <= high:
             return [Disturbance(f"the baseline against itself gave {middle:.3f}x", True)]

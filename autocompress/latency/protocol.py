@@ -9,6 +9,9 @@ from typing import Any, Self
 from autocompress.errors import ConfigError, nearest
 
 LATENCY, THROUGHPUT = "latency", "throughput"
+# A baseline slower than usual by this was disturbed. Two networks do not slow down alike: beside a program that halved
+# the speed of one, ratios of 0.49 and 1.59 became 0.37 and 1.32.
+DISTURBED = 1.12
 WARM_UP_PATIENCE = 4
 
 
@@ -28,6 +31,9 @@ class Protocol:
         seed: Of the bootstrap.
         mode: ``"latency"``, one call at a time, or ``"throughput"``, several streams side by side.
         streams: Inference calls in flight in throughput mode; None for as many as the processors hold.
+        usual_ms: What the baseline takes when nothing disturbs it; 0 when that is not known. Rounds in which it took
+            over `DISTURBED` times as long are taken anew.
+        patience_s: How long may be spent on that; then all rounds count, and the result says so.
     """
 
     warm_up_s: float = 0.2
@@ -39,6 +45,8 @@ class Protocol:
     seed: int = 0
     mode: str = LATENCY
     streams: int | None = None
+    usual_ms: float = 0.0
+    patience_s: float = 4.0
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -46,7 +54,7 @@ class Protocol:
         Raises:
             ConfigError: A value is out of range.
         """
-        for name in ("warm_up_s", "min_seconds", "max_seconds", "seed"):
+        for name in ("warm_up_s", "min_seconds", "max_seconds", "seed", "usual_ms", "patience_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"Latency protocol: {name} must be at least 0, not {getattr(self, name)!r}.")
         for name in ("min_iterations", "rounds"):

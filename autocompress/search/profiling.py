@@ -14,7 +14,9 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -39,7 +41,7 @@ from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer
 from autocompress.search.space import Choice, SearchSpace, load_space
-from autocompress.search.tables import DISTURBED, Profile, layer_times, observations, open_profile, predictor_from
+from autocompress.search.tables import Profile, layer_times, observations, open_profile, predictor_from
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
@@ -50,11 +52,11 @@ _HELD_OUT_EVERY, _UNSURE_EVERY = 4, 2
 _POOL = 48
 # The predictor is fitted anew after this many networks; fitting costs about as much as measuring one.
 _REFIT = 8
-# A measurement is made anew this often when it was disturbed, after a pause: neighbours come and go.
-_RETRIES, _PAUSE_S = 4, 0.3
 # Engines refuse a graph or two; when they refuse this many in a row and have taken none, nothing will come of it.
 _HOPELESS = 8
 _KERNEL_SECONDS = 0.2
+# Measurements that say what is usual of the uncompressed network.
+_RECENT = 25
 # What scales are written into int8 layers: latency does not depend on them.
 _RANGE = ActivationRange(0.05, signed=True)
 
@@ -111,7 +113,7 @@ class Profiler:
         self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
         self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._files = 0
-        self._baselines: list[float] = []
+        self._baselines: deque[float] = deque(maxlen=_RECENT)
         wanted = dense_dtypes(described["capabilities"], config.dense_dtype, f"{config.engine} ({described['device']})")
         self._observer.stage("Measuring the uncompressed model")
         self.dense_dtype, self._baseline = self._fastest(wanted)
@@ -269,17 +271,11 @@ class Profiler:
         return self._inputs.float().numpy()
 
     def _measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
-        """Measure against the baseline, again when something disturbed it; the least disturbed result counts."""
-        found: list[Measurement] = []
-        for attempt in range(1 + _RETRIES):
-            if attempt:
-                time.sleep(_PAUSE_S)
-            found.append(self._worker.measure([self._baseline, file], self._array(), protocol or Protocol.quick())[1])
-            if not found[-1].noisy and found[-1].baseline_ms < DISTURBED * self._usual_ms:
-                break
-        best = min(found, key=lambda m: (m.baseline_ms >= DISTURBED * self._usual_ms, m.ratio_high - m.ratio_low))
-        self._baselines.append(best.baseline_ms)
-        return best
+        """Measure against the baseline, in moments when that is as fast as usual."""
+        timing = replace(protocol or Protocol.quick(), usual_ms=self._usual_ms)
+        found = self._worker.measure([self._baseline, file], self._array(), timing)[1]
+        self._baselines.append(found.baseline_ms)
+        return found
 
     @property
     def _usual_ms(self) -> float:

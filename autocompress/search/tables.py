@@ -17,6 +17,7 @@ from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
+from autocompress.latency.protocol import DISTURBED
 from autocompress.latency.table import LatencyTable, find_table, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
@@ -25,9 +26,8 @@ from autocompress.policy import CompressionPolicy
 from autocompress.search.observer import Observer
 
 AUTO, NONE = "auto", "none"
-# A measurement in which the uncompressed network was slower than usual by this: something else was running, and two
-# networks do not slow down alike. (A ratio of 1.2 became 0.9 beside a program that halved the speed.)
-DISTURBED, _DOUBT = 1.12, 0.15
+# Relative error assumed of a measurement in which the uncompressed network was disturbed.
+_DOUBT = 0.15
 
 
 def observations(rows: Sequence[NetworkRow], usual_ms: float | None = None) -> list[Observation]:

@@ -106,6 +106,39 @@ def test_drift_cancels_in_the_ratio(clock: Clock) -> None:
     assert any(re.fullmatch(r"the median drifted by \+\d+%", reason) for reason in candidate.noise)
 
 
+def test_rounds_in_which_the_baseline_was_disturbed_are_taken_anew(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(now: float) -> bool:
+        return 0.3 < now < 1.7
+
+    def waits(seconds: float) -> None:
+        clock.ns += int(1e9 * seconds)
+
+    monkeypatch.setattr("autocompress.latency.measure.time.sleep", waits)
+
+    def measured(**changes: Any) -> Any:
+        clock.ns = 0
+        runners = [
+            FakeRunner(clock, lambda now: 2.0 if busy(now) else 1.0),
+            FakeRunner(clock, lambda now: 1.2 if busy(now) else 0.8),
+        ]
+        return measure(runners, [BATCH, BATCH], Protocol.quick(**changes))[1]
+
+    unaware, _ = measured()
+    assert unaware.ratio < 0.75
+    found, samples = measured(usual_ms=1.0)
+    assert found.ratio == found.ratio_high == pytest.approx(0.8) and found.baseline_ms == 1 and not found.noisy
+    assert samples.max() == pytest.approx(0.8) and found.noise == ()
+    # Out of patience: what there is counts, and the result says what it is.
+    tired, _ = measured(usual_ms=1.0, patience_s=0.2)
+    assert tired.noisy and any("times as long as usual" in reason for reason in tired.noise)
+    assert tired.ratio == unaware.ratio
+    # A baseline that has become faster is no disturbance.
+    faster, _ = measured(usual_ms=5.0)
+    assert faster.ratio == unaware.ratio
+
+
 def test_noise_makes_it_measure_longer_and_say_so(clock: Clock) -> None:
     rng = np.random.default_rng(0)
     noise = {}

@@ -66,7 +66,9 @@ def make_task() -> Task:
 
 
 def brief(cls: type[Protocol], **_: Any) -> Protocol:
-    return cls(warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10)
+    return cls(
+        warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10, patience_s=0
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,7 +77,6 @@ def _brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Protocol, "quick", classmethod(brief))
         patch.setattr(profiling, "_KERNEL_SECONDS", 0.01)
-        patch.setattr(profiling, "_RETRIES", 0)
         yield
 
 
