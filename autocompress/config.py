@@ -14,6 +14,9 @@ from autocompress.errors import ConfigError, nearest
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random")
 
+# Values of `RunConfig.table` that are no file: the user's table of this device, else a shipped one; no prediction.
+ANY_TABLE, NO_TABLE = "auto", "none"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +69,7 @@ class RunConfig(_Section):
     timeout: str | None = None
     sampler: str = "tpe"
     seed: int = 0
-    table: str = "auto"
+    table: str = ANY_TABLE
     allow_foreign_table: bool = False
     validation_limit: int = Field(default=5000, ge=1)
     recovery: RecoveryConfig = RecoveryConfig()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import onnx_ir as ir
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.quantization import ActivationRange, quantization_mode
 from autocompress.engines.export import to_onnx
+from autocompress.engines.kernels import KernelTime
 from autocompress.engines.qdq import InputQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
 from autocompress.inventory import Inventory
@@ -42,11 +43,26 @@ class GraphBuilder:
             ExportError: The model cannot be exported.
         """
         template = self._template
-        return Layout(self._inventory, template.surroundings, template.structure)
+        return Layout(self._inventory, template.wiring, template.structure)
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of an edited graph belongs to, or None."""
         return self._template.layer_of(node)
+
+    def shares(self, kernels: Sequence[KernelTime], latency_ms: float) -> dict[str, float]:
+        """Return what each layer takes of a network's latency in ms, going by its kernels' times.
+
+        All kernels together are taken to add up to the latency: a profiler counts whole microseconds and slows the
+        network down. A kernel of several layers or none is no layer's.
+        """
+        total = sum(kernel.time_ms for kernel in kernels)
+        found: dict[str, float] = {}
+        for kernel in kernels:
+            names = {name for node in kernel.nodes if (name := self.layer_of(node)) is not None}
+            if len(names) == 1 and kernel.time_ms > 0:
+                name = names.pop()
+                found[name] = found.get(name, 0.0) + kernel.time_ms * latency_ms / total
+        return found
 
     @property
     def edits(self) -> bool:

@@ -25,10 +25,17 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
-from autocompress.config import RunConfig
+from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
-from autocompress.errors import BuildError, CompressionError, ConfigError, VerificationError
+from autocompress.errors import (
+    BuildError,
+    CompressionError,
+    ConfigError,
+    EngineError,
+    UnavailableError,
+    VerificationError,
+)
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
@@ -51,6 +58,7 @@ _BATCH = 256
 _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
+_KERNEL_SECONDS = 0.2
 
 
 class Ledger:
@@ -339,14 +347,28 @@ class Pipeline:
             accuracy = self.accuracy(file)
         with ledger.spend("measure"):
             measurement = self.measure(file, protocol)
+        with ledger.spend("profile"):
+            layer_ms = self._layer_ms(file, measurement) if stage == "proxy" else {}
         record = TrialRecord(
             number=number, policy=policy, state="complete", stage=stage, accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=sum(count_macs(model, self.data.reference[:1]).values()),
             params=sum(p.numel() for p in model.parameters()), seconds=dict(ledger.seconds),
-            artifact=str(folder.relative_to(self.run.path)),
+            artifact=str(folder.relative_to(self.run.path)), layer_ms=layer_ms,
         )  # fmt: skip
         self._write_artifact(folder, record, file)
         return record
+
+    def _layer_ms(self, file: EngineFile, measurement: Measurement) -> dict[str, float]:
+        """Return what each layer takes, for a predictor to learn from; nothing where the engine does not tell."""
+        if self._config.table == NO_TABLE:
+            return {}
+        try:
+            kernels = self.worker.profile(file, self._latency_inputs(), seconds=_KERNEL_SECONDS)
+            found = self.graphs.shares(kernels, measurement.latency_ms)
+        except (UnavailableError, EngineError):
+            # The candidate itself was built, checked and measured.
+            return {}
+        return {name: float(f"{time_ms:.7g}") for name, time_ms in found.items()}
 
     def _write_artifact(self, folder: Path, record: TrialRecord, file: EngineFile) -> None:
         # Hashed when measured, so that deploying can tell that the file is still the one.

@@ -128,6 +128,7 @@ class TrialRecord:
         error: The error's class and message when failed.
         artifact: Folder with the files, relative to the run directory.
         predicted_ratio: What `measurement.ratio` was predicted to be before it was measured; None where it was not.
+        layer_ms: What each layer takes of the latency, going by the engine's profiler; empty where that was not asked.
     """
 
     number: int
@@ -143,6 +144,7 @@ class TrialRecord:
     error: str | None = None
     artifact: str | None = None
     predicted_ratio: float | None = None
+    layer_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def latency_ms(self) -> float | None:
@@ -154,7 +156,7 @@ class TrialRecord:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["policy"] = self.policy.to_dict()
         data["measurement"] = None if self.measurement is None else self.measurement.to_dict()
-        data["seconds"] = dict(self.seconds)
+        data["seconds"], data["layer_ms"] = dict(self.seconds), dict(self.layer_ms)
         return data
 
     @classmethod

@@ -140,5 +140,5 @@ def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models() -> None:
     build = builder(base)
     graph = build.build(base, {})
     told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
-    assert told == set(build.layout.inventory.layers) == set(build.layout.surroundings)
+    assert told == set(build.layout.inventory.layers) == set(build.layout.wiring.layers)
     assert build.layout is build.layout

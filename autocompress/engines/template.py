@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
 from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
-from autocompress.engines.surroundings import feeding, structure, surroundings
+from autocompress.engines.wiring import feeding, structure, wiring
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -63,9 +63,11 @@ class GraphTemplate:
         nodes = layer_nodes(self._graph, layers)
         self._nodes = {name: node.name for name, node in nodes.items() if node.name is not None}
         self._layers = {node: name for name, node in self._nodes.items()}
-        self.surroundings = surroundings(nodes)
         self.structure = structure(self._graph)
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}
+        values = _values(self._graph.graph)
+        ends = {block: (values[given], values[read]) for block, (given, read) in self._blocks.items()}
+        self.wiring = wiring(self._graph, nodes, ends, lambda node, block: block in _scopes(node))
         self._editable = _explained(self._graph, self._sources)
         counted = [value for node in _loosen(self._graph) for value in node.inputs]
         fixed = feeding(counted, {id(node): name for name, node in nodes.items()})

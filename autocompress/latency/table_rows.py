@@ -159,12 +159,13 @@ class LayerRow:
         positions: Output pixels or tokens of one sample.
         ranks: As `compress.shapes.LayerShape`.
         dtype: ``"int8"``, or the dense dtype it ran in.
-        inputs_int8, outputs_int8: Share of the layers before and after it that run in int8, in [0, 1].
+        inputs_int8, outputs_int8: Share of int8 among the layers that made its input, and among what reads its result.
         macs: Of one sample.
         time_ms: Its share of the network's latency, with whatever the engine fused into it.
         baseline_ms: Latency of the whole uncompressed network in the same run, as in `NetworkRow`.
         spread_ms: Of `time_ms`; 0 where the profiler tells one figure alone.
         n: Inferences that the time was taken from.
+        policy: Hash of the policy that made the network; the network's own row has all of it.
         dense_dtype: What the network's other layers ran in; that of `dtype` unless int8.
         measured_at: As in `NetworkRow`.
 
@@ -189,11 +190,12 @@ class LayerRow:
     baseline_ms: float
     spread_ms: float
     n: int
+    policy: str
     dense_dtype: str = ""
     measured_at: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        _named(network=self.network, name=self.name, layer=self.layer, dtype=self.dtype)
+        _named(network=self.network, name=self.name, layer=self.layer, dtype=self.dtype, policy=self.policy)
         if self.op not in OPS:
             raise ConfigError(f"op is {self.op!r}.{nearest(self.op, OPS)}")
         counts = {name: getattr(self, name) for name in ("in_channels", "out_channels", "positions", "n")}
@@ -222,7 +224,7 @@ class LayerRow:
             "positions": self.positions, "ranks": "x".join(map(str, self.ranks)), "dtype": self.dtype,
             "dense_dtype": self.dense_dtype, "inputs_int8": self.inputs_int8, "outputs_int8": self.outputs_int8,
             "macs": self.macs, "latency_ms": self.time_ms, "spread_ms": self.spread_ms,
-            "baseline_ms": self.baseline_ms, "n": self.n, "measured_at": self.measured_at,
+            "baseline_ms": self.baseline_ms, "n": self.n, "policy": self.policy, "measured_at": self.measured_at,
         }  # fmt: skip
 
     @classmethod
@@ -237,7 +239,7 @@ class LayerRow:
             cells.whole("in_channels"), cells.whole("out_channels"), cells.text("kernel"), cells.whole("positions"),
             cells.wholes("ranks"), cells.text("dtype"), cells.number("inputs_int8"), cells.number("outputs_int8"),
             cells.whole("macs"), cells.number("latency_ms"), cells.number("baseline_ms"), cells.number("spread_ms"),
-            cells.whole("n"), cells.text("dense_dtype"), cells.text("measured_at"),
+            cells.whole("n"), cells.text("policy"), cells.text("dense_dtype"), cells.text("measured_at"),
         )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 A profiler times whole microseconds and slows the network down, so its figures are only ever shares of what the network
 took (`LayerTime`). They are many, one for each layer of a profiled network, and say what no end-to-end figure says:
-how one layer's cost moves with its widths, ranks and dtypes. The predictor takes their sum for a first guess and
-learns from whole networks how far it is off.
+how a layer's cost moves with its widths, ranks, dtypes, and with how the tensors around it are kept. One process over
+all layers learns which of these matter. The predictor takes their sum and learns from whole networks how far it is off.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
-from autocompress.latency.kernel_model import Matrix, UnitTable, departures
+from autocompress.latency.gaussian import GaussianProcess, Matrix, Points, Whole
+from autocompress.latency.kernel_model import COORDINATES, UnitTable
 from autocompress.latency.units import Unit
 
-# Variances of the three smooth parts of a layer's log time around the linear fit of all layers of its kind.
-_PARTS = (0.10, 0.05, 0.02)
-# Standard deviation of a profiler's log time: relative, and for the whole microseconds it counts in.
-_RELATIVE, _TICK_MS = 0.06, 4e-4
-_RIDGE = 1e-2
+# Standard deviation of a profiler's log time: for the whole microseconds it counts in.
+_TICK_MS = 3e-4
+# Learned from this many rows at most: the time that takes goes with the cube of it.
+_MOST = 2400
+# Learned anew, and hyperparameters chosen anew, when there are so many times as many rows.
+_RELEARN, _RETUNE = 1.15, 1.6
+_LENGTH, _AMPLITUDES = 3.0, (-2.0, -3.5, -4.5, -2.0, -4.5)
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class LayerTime:
         unit: The layer as it was there.
         ratio: Its share of the network's latency, over the uncompressed network's latency of the same run.
         time_ms: The same in ms.
+        network: Hash of the policy that made the network.
     """
 
     unit: Unit
     ratio: float
     time_ms: float
+    network: str = ""
 
 
 class UnitTimes:
@@ -45,97 +48,73 @@ class UnitTimes:
 
     def __init__(self, table: UnitTable) -> None:
         self._table = table
-        self._times: dict[int, list[tuple[float, float]]] = {}
-        self._fits: dict[int, tuple[tuple[Matrix, NDArray[np.int64]], Matrix]] | None = None
-        self._slopes: dict[float, Matrix] = {}
-        self._known = np.zeros(0)
+        self._rows: list[tuple[int, float, float, str]] = []
+        self._process = GaussianProcess((COORDINATES, _LENGTH), _AMPLITUDES)
+        self._learned, self._tuned = 0, 0
+        self._centre, self._width = np.zeros(0), np.zeros(0)
+        self._times = np.zeros(0)
+        self._left_out: dict[str, dict[int, float]] = {}
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._rows)
 
     def observe(self, times: Iterable[LayerTime]) -> None:
         """Learn layers' times."""
         for found in times:
             if found.ratio > 0 and found.time_ms > 0:
                 number = self._table.add([found.unit])[0]
-                variance = _RELATIVE**2 + (_TICK_MS / found.time_ms) ** 2
-                self._times.setdefault(number, []).append((float(np.log(found.ratio)), variance))
-        self._fits = None
+                variance = (_TICK_MS / found.time_ms) ** 2
+                self._rows.append((number, float(np.log(found.ratio)), variance, found.network))
 
-    def ratios(self, numbers: NDArray[np.int64]) -> Matrix:
-        """Return each unit's predicted time over the uncompressed network's latency ``(n,)``; 0 when none is known."""
-        if not self._times:
-            return np.zeros(len(numbers))
-        if self._fits is None:
-            self._fit()
-        if len(self._known) < len(self._table):
-            more = np.full(len(self._table) + 256 - len(self._known), np.nan)
-            self._known = np.concatenate([self._known, more])
-        new = np.unique(numbers[np.isnan(self._known[numbers])])
+    def refresh(self) -> None:
+        """Learn what was observed, once it is enough more than before; at least one row must be known."""
+        if self._learned and len(self._rows) < _RELEARN * self._learned:
+            return
+        rows = self._rows
+        if len(rows) > _MOST:
+            rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:_MOST])]
+        numbers = np.array([number for number, *_ in rows])
+        logs, noise = (np.array([row[column] for row in rows], np.float64) for column in (1, 2))
+        if len(self._rows) >= _RETUNE * self._tuned:
+            raw = self._table.coordinates(numbers), self._table.logs(numbers)
+            self._centre = np.concatenate([part.mean(0) for part in raw])
+            width = np.concatenate([part.std(0) for part in raw])
+            self._width = np.where(width > 1e-9, width, 1.0)
+            self._process.tune(self._points(numbers), logs, noise)
+            self._tuned = len(self._rows)
+        self._process.condition(self._points(numbers), logs, noise)
+        self._learned = len(self._rows)
+        self._times = np.zeros(0)
+        owners: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            owners.setdefault(row[3], []).append(index)
+        groups = [np.array(found) for found in owners.values()]
+        self._left_out = {
+            owner: dict(zip((int(n) for n in numbers[group]), np.exp(means), strict=True))
+            for owner, group, (means, _) in zip(owners, groups, self._process.left_out(groups), strict=True)
+        }
+
+    def ratios(self, numbers: Whole) -> Matrix:
+        """Return each unit's predicted time over the uncompressed network's latency ``(n,)``."""
+        if len(self._times) < len(self._table):
+            self._times = np.concatenate([self._times, np.full(len(self._table) + 256 - len(self._times), np.nan)])
+        new = np.unique(numbers[np.isnan(self._times[numbers])])
         if len(new):
-            self._known[new] = self._predict(new)
-        found: Matrix = self._known[numbers]
+            self._times[new] = np.exp(self._process.mean(self._points(new)))
+        found: Matrix = self._times[numbers]
         return found
 
-    def _fit(self) -> None:
-        self._known = np.zeros(0)
-        numbers = np.array(sorted(self._times))
-        logs = np.empty(len(numbers))
-        noise = np.empty(len(numbers))
-        for index, number in enumerate(numbers):
-            values, variances = np.array(self._times[int(number)]).T
-            weights = 1 / variances
-            logs[index] = float((weights * values).sum() / weights.sum())
-            # The count in whole microseconds errs alike every time: repeats do not average it out.
-            noise[index] = float(variances.min())
-        _, coordinates, classes, layers = self._table.arrays()
-        kinds = self._table.kinds()
-        rest = logs.copy()
-        self._slopes = {}
-        for kind in np.unique(kinds[numbers]):
-            rows = kinds[numbers] == kind
-            features = _log_features(self._table, numbers[rows])
-            penalty = _RIDGE * rows.sum() * np.eye(features.shape[1])
-            penalty[0, 0] = 0.0
-            slopes = np.linalg.solve(
-                features.T @ features + penalty + 1e-9 * np.eye(len(penalty)), features.T @ logs[rows]
-            )
-            self._slopes[float(kind)] = slopes
-            rest[rows] -= features @ slopes
-        self._fits = {}
-        for number in np.unique(classes[numbers]):
-            rows = classes[numbers] == number
-            known = (coordinates[numbers[rows]], layers[numbers[rows]])
-            covariance = _mixed(departures(known, known)) + np.diag(noise[rows])
-            self._fits[int(number)] = (known, cho_solve(cho_factor(covariance, lower=True), rest[rows]))
+    def without(self, network: str, numbers: Whole) -> Matrix:
+        """Return the times of a network's units as all other networks' rows predict them ``(n,)``."""
+        times, own = self.ratios(numbers), self._left_out.get(network, {})
+        return np.array([own.get(int(number), time) for number, time in zip(numbers, times, strict=True)])
 
-    def _predict(self, numbers: NDArray[np.int64]) -> Matrix:
-        _, coordinates, classes, layers = self._table.arrays()
-        kinds = self._table.kinds()
-        logs = np.zeros(len(numbers))
-        for kind in np.unique(kinds[numbers]):
-            rows = kinds[numbers] == kind
-            slopes = self._slopes.get(float(kind))
-            if slopes is None:
-                # No layer of this kind was ever timed: nothing is said of it.
-                logs[rows] = -np.inf
-                continue
-            logs[rows] = _log_features(self._table, numbers[rows]) @ slopes
-        for number in np.unique(classes[numbers]):
-            found = (self._fits or {}).get(int(number))
-            if found is not None:
-                rows = classes[numbers] == number
-                mine = (coordinates[numbers[rows]], layers[numbers[rows]])
-                logs[rows] += _mixed(departures(mine, found[0])) @ found[1]
-        result: Matrix = np.exp(logs)
-        return result
+    def covariance(self, numbers: Whole) -> Matrix:
+        """Return the covariance of the log times of different units ``(n, n)``."""
+        return self._process.moments(self._points(numbers))[1]
 
-
-def _mixed(parts: tuple[Matrix, Matrix, Matrix]) -> Matrix:
-    return np.asarray(_PARTS[0] * parts[0] + _PARTS[1] * parts[1] + _PARTS[2] * parts[2])
-
-
-def _log_features(table: UnitTable, numbers: NDArray[np.int64]) -> Matrix:
-    """Return ``(n, F)``: a constant, logs of the amounts of work, and what is either so or not."""
-    features = table.arrays()[0][numbers]
-    return np.column_stack([np.ones(len(numbers)), table.logs(numbers), features[:, [0, 1, 2, 10, 12, 13, 15, 20]]])
+    def _points(self, numbers: Whole) -> Points:
+        raw = np.column_stack([self._table.coordinates(numbers), self._table.logs(numbers)])
+        scaled = (raw - self._centre) / self._width
+        linear = np.column_stack([np.ones(len(numbers)), scaled[:, COORDINATES:]])
+        return Points(scaled[:, :COORDINATES], linear, self._table.layers(numbers))

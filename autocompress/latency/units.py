@@ -1,21 +1,19 @@
 """A network as the latency predictor sees it: one unit for each layer, with everything that decides what it costs.
 
 A unit is a layer with what the engine fuses into it or runs between it and the next: activations, sums, quantization,
-changes of layout. Two layers share what is known of them when they are of one class: same arithmetic, same number of
-output positions, same surroundings in the uncompressed graph. Plain data; nothing is built or measured here.
+changes of layout. Plain data; nothing is built or measured here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from autocompress.compress.shapes import LayerShape, network_shape
-from autocompress.engines.surroundings import Surroundings
+from autocompress.compress.shapes import network_shape
+from autocompress.engines.wiring import Context, Wiring
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
@@ -29,10 +27,9 @@ class Unit(NamedTuple):
         area: Kernel elements; 1 for linear layers.
         groups: Of a grouped layer's channels; 1 for all others, depthwise ones included.
         positions: Output pixels or tokens of one sample.
-        role: Number of its `Surroundings` among those of its network.
         in_channels, out_channels, ranks: As `compress.shapes.LayerShape`; no ranks when not factorized.
         int8: Whether it runs in int8.
-        inputs_int8, outputs_int8: Share of the layers before and after it that do.
+        context: How the tensors around it are kept.
     """
 
     layer: str
@@ -40,13 +37,11 @@ class Unit(NamedTuple):
     area: int
     groups: int
     positions: int
-    role: int
     in_channels: int
     out_channels: int
     ranks: tuple[int, ...]
     int8: bool
-    inputs_int8: float
-    outputs_int8: float
+    context: Context
 
     @property
     def chain(self) -> tuple[tuple[int, int, int], ...]:
@@ -70,12 +65,12 @@ class Layout:
 
     Attributes:
         inventory: Of the model.
-        surroundings: Of each layer, as `engines.template.GraphTemplate.surroundings` reads them off the graph.
+        wiring: Whose result each layer reads, as `engines.template.GraphTemplate.wiring`.
         structure: Digest of the whole graph, as `GraphTemplate.structure`.
     """
 
     inventory: Inventory
-    surroundings: Mapping[str, Surroundings]
+    wiring: Wiring = field(default_factory=Wiring)
     structure: str = ""
 
     @cached_property
@@ -84,61 +79,35 @@ class Layout:
         layers = [asdict(layer) for layer in self.inventory.layers.values()]
         groups = [asdict(group) for group in self.inventory.groups.values()]
         blocks = {name: block.layers for name, block in self.inventory.blocks.items()}
-        around = {name: asdict(found) for name, found in sorted(self.surroundings.items())}
-        text = json.dumps([layers, groups, blocks, around, self.structure], sort_keys=True)
+        text = json.dumps([layers, groups, blocks, self.structure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
-    def _fixed(self) -> dict[str, tuple[str, int, int, int, int]]:
-        """Kind, area, groups, positions and role of each layer."""
-        roles: dict[tuple[object, ...], int] = {}
+    def _fixed(self) -> dict[str, tuple[str, int, int, int]]:
+        """Kind, area, groups and positions of each layer."""
         found = {}
         for name, layer in self.inventory.layers.items():
-            around = self.surroundings.get(name, Surroundings())
             area = 1
             for size in layer.kernel:
                 area *= size
             positions = max(1, layer.macs // (layer.in_channels // layer.groups * layer.out_channels * area))
             groups = layer.groups if layer.kind == "grouped" else 1
-            key = (around.ops, len(around.after), around.readers, layer.in_channels, layer.out_channels)
-            found[name] = (layer.kind, area, groups, positions, roles.setdefault(key, len(roles)))
+            found[name] = (layer.kind, area, groups, positions)
         return found
-
-    def unit(
-        self,
-        layer: str,
-        shape: LayerShape,
-        *,
-        inputs_int8: float,
-        outputs_int8: float,
-    ) -> Unit | None:
-        """Return the unit of one layer under these shapes and dtypes; None when the model has no such layer."""
-        if layer not in self._fixed:
-            return None
-        int8 = shape.dtype == "int8"
-        widths = (shape.in_channels, shape.out_channels, shape.ranks)
-        return Unit(layer, *self._fixed[layer], *widths, int8, inputs_int8, outputs_int8)
 
     def units(self, policy: CompressionPolicy) -> tuple[Unit, ...]:
         """Return the units of the network that `policy` makes, in the model's order; removed blocks left out."""
         shapes = network_shape(self.inventory, policy).layers
-        quantized = {name for name, shape in shapes.items() if shape.dtype == "int8"}
-
-        def share(names: Sequence[str]) -> float:
-            if not quantized or not names:
-                return 0.0
-            there = [name in quantized for name in names if name in shapes]
-            # No more digits than a table's row keeps, so that a unit read back is the same unit.
-            return round(sum(there) / len(there), 4) if there else 0.0
-
-        none = Surroundings()
-        found = []
-        for name, shape in shapes.items():
-            around = self.surroundings.get(name, none)
-            sides = (share(around.before), share(around.after))
-            widths = (shape.in_channels, shape.out_channels, shape.ranks)
-            found.append(Unit(name, *self._fixed[name], *widths, name in quantized, *sides))
-        return tuple(found)
+        int8 = {name for name, shape in shapes.items() if shape.dtype == "int8"}
+        contexts = self.wiring.contexts(int8, policy.removed_blocks)
+        none = Context()
+        return tuple(
+            Unit(
+                name, *self._fixed[name], shape.in_channels, shape.out_channels, shape.ranks, name in int8,
+                contexts.get(name, none),
+            )
+            for name, shape in shapes.items()
+        )  # fmt: skip
 
     def macs(self, policy: CompressionPolicy) -> int:
         """Return the multiply-accumulates of one sample of the network that `policy` makes."""

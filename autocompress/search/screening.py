@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction
+from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.search.fitting import Choices, Fitting
@@ -85,6 +86,7 @@ class Screen:
         self.reachable = True
         self._constraints = constraints
         self._new: list[Observation] = []
+        self._new_times: list[LayerTime] = []
         self._expected: dict[CompressionPolicy, float] = {}
         self._misses: deque[float] = deque(maxlen=_LAST)
         self._baselines: deque[float] = deque(maxlen=_RECENT)
@@ -99,6 +101,10 @@ class Screen:
         assert found is not None
         self.taken.add(record.policy)
         self._new.append(Observation.of(record.policy, found.ratio, found.ratio_low, found.ratio_high))
+        for unit in self.predictor.layout.units(record.policy) if record.layer_ms else ():
+            if unit.layer in record.layer_ms:
+                time_ms = record.layer_ms[unit.layer]
+                self._new_times.append(LayerTime(unit, time_ms / found.baseline_ms, time_ms, record.policy.hash))
         self._baselines.append(found.baseline_ms)
         if record.predicted_ratio is not None:
             self._errors.append(abs(record.predicted_ratio / found.ratio - 1))
@@ -108,7 +114,8 @@ class Screen:
         # Learning is cubic in what is known: one more network out of hundreds can wait for the next few.
         if 64 * len(self._new) >= self.predictor.size:
             self.predictor.observe(self._new)
-            self._new = []
+            self.predictor.observe_layers(self._new_times)
+            self._new, self._new_times = [], []
 
     # -- judging ------------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
-from autocompress.compress.shapes import LayerShape
-from autocompress.config import RunConfig
+from autocompress.config import ANY_TABLE, NO_TABLE, RunConfig
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
@@ -21,11 +20,10 @@ from autocompress.latency.protocol import DISTURBED
 from autocompress.latency.table import LatencyTable, find_table, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
-from autocompress.latency.units import Layout
+from autocompress.latency.units import Layout, Unit
 from autocompress.policy import CompressionPolicy
 from autocompress.search.observer import Observer
 
-AUTO, NONE = "auto", "none"
 # Relative error assumed of a measurement in which the uncompressed network was disturbed.
 _DOUBT = 0.15
 
@@ -51,14 +49,18 @@ def uncompressed(dense_dtype: str) -> Observation:
     return Observation(CompressionPolicy(dense_dtype=dense_dtype), 1.0, 0.003)
 
 
-def layer_times(rows: Sequence[LayerRow], layout: Layout) -> list[LayerTime]:
-    """Return what a predictor learns from layers' rows; layers that the model does not have are left out."""
+def layer_times(rows: Sequence[LayerRow], networks: Sequence[NetworkRow], layout: Layout) -> list[LayerTime]:
+    """Return the layers' times of a table for a predictor; rows of networks that are not among these are left out."""
+    policies = {row.policy.hash: row.policy for row in networks}
+    known: dict[str, dict[str, Unit]] = {}
     found = []
     for row in rows:
-        shape = LayerShape(row.in_channels, row.out_channels, row.ranks, row.dtype)
-        unit = layout.unit(row.layer, shape, inputs_int8=row.inputs_int8, outputs_int8=row.outputs_int8)
-        if unit is not None:
-            found.append(LayerTime(unit, row.time_ms / row.baseline_ms, row.time_ms))
+        if row.policy not in known:
+            units = layout.units(policies[row.policy]) if row.policy in policies else ()
+            known[row.policy] = {unit.layer: unit for unit in units}
+        if row.layer in known[row.policy]:
+            unit = known[row.policy][row.layer]
+            found.append(LayerTime(unit, row.time_ms / row.baseline_ms, row.time_ms, row.policy))
     return found
 
 
@@ -72,7 +74,7 @@ def predictor_from(table: LatencyTable, layout: Layout, dense_dtype: str, *, hel
     own = table.of_network(layout.hash)
     known = [row for row in own.networks if row.policy.dense_dtype == dense_dtype]
     predictor.observe(observations([row for row in known if held_out or not row.held_out]))
-    predictor.observe_layers(layer_times([row for row in own.layers if row.dense_dtype == dense_dtype], layout))
+    predictor.observe_layers(layer_times(own.layers, known, layout))
     return predictor
 
 
@@ -170,11 +172,11 @@ def open_predictor(
         ConfigError: It is damaged, or knows nothing of this model.
         ExportError: The model's structure cannot be read off a graph.
     """
-    if config.table == NONE:
+    if config.table == NO_TABLE:
         return None
     layout = graphs.layout
     device = device_fingerprint()
-    named = config.table != AUTO
+    named = config.table != ANY_TABLE
     path: Path | None = Path(config.table)
     if not named:
         path = find_table(

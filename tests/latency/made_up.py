@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.engines.surroundings import Surroundings
+from autocompress.engines.wiring import OUTPUT, Wiring
 from autocompress.inventory import Block, Group, Inventory, Layer
-from autocompress.latency.predictor import Observation
+from autocompress.latency.predictor import LatencyPredictor, Observation
 from autocompress.latency.unit_times import LayerTime
 from autocompress.latency.units import Layout, Unit
 from autocompress.policy import CompressionPolicy
@@ -37,16 +37,11 @@ def make_layout() -> Layout:
         before = width
     layers["fc"] = Layer("fc", "linear", before, 10, (), 10 * before, 10 * before + 10, True, True)
     names = list(layers)
-    around = {
-        name: Surroundings(
-            before=tuple(names[max(i - 1, 0) : i]), after=tuple(names[i + 1 : i + 2]),
-            ops=("Relu",) if name != "fc" else (), readers=1,
-        )
-        for i, name in enumerate(names)
-    }  # fmt: skip
+    reads = {name: (before,) for name, before in zip([*names, OUTPUT], ["", *names], strict=True)}
+    wiring = Wiring(reads, {"b": ("c3", "c2", frozenset({"c3"}))}, frozenset(names))
     blocks = {"b": Block("b", ("c3",))}
     macs = sum(layer.macs for layer in layers.values())
-    return Layout(Inventory(layers, groups, blocks, {}, macs, 1), around)
+    return Layout(Inventory(layers, groups, blocks, {}, macs, 1), wiring)
 
 
 LAYOUT = make_layout()
@@ -75,7 +70,7 @@ def unit_cost(unit: Unit, *, uneven: bool = False) -> float:
         work = unit.positions * math.ceil(ins / 16) * math.ceil(outs / 16) * 256 * area
         cost += 0.004 + work * (1.2e-9 if unit.int8 else 3e-9) + 1.5e-7 * unit.positions * outs
     if unit.int8:
-        cost += 4e-7 * unit.positions * unit.in_channels * (1 - unit.inputs_int8)
+        cost += 4e-7 * unit.positions * unit.in_channels * (1 - unit.context.siblings_int8)
     return cost * (0.5 + zlib.crc32(unit.layer.encode()) % 1000 / 666) if uneven else cost
 
 
@@ -106,5 +101,13 @@ def measure(count: int, seed: int, noise: float = 0.005, *, uneven: bool = False
         ratio = latency_ms(policy, uneven=uneven) / base_ms * (1 + noise * numbers.standard_normal())
         observations.append(Observation(policy, float(ratio), noise * ratio / 2))
         times = [(unit, round(unit_cost(unit, uneven=uneven), 3)) for unit in LAYOUT.units(policy)]
-        layers.append([LayerTime(unit, time / base_ms, time) for unit, time in times if time > 0])
+        layers.append([LayerTime(unit, time / base_ms, time, policy.hash) for unit, time in times if time > 0])
     return Measured(observations, layers)
+
+
+def predictor(known: Measured) -> LatencyPredictor:
+    """Return a predictor that learned networks and the times of their layers."""
+    made = LatencyPredictor(LAYOUT)
+    made.observe(known.observations)
+    made.observe_layers([time for network in known.layers for time in network])
+    return made

@@ -51,7 +51,7 @@ def layer_row(**changes: Any) -> LayerRow:
         "network": "aaaa000000000001", "name": "cifar10 resnet20", "layer": "layer1.0.conv1", "op": "conv",
         "in_channels": 16, "out_channels": 24, "kernel": "3x3", "positions": 256, "ranks": (8, 12), "dtype": "int8",
         "inputs_int8": 1.0, "outputs_int8": 0.5, "macs": 884_736, "time_ms": 0.0123, "baseline_ms": 0.02,
-        "spread_ms": 0.0004, "n": 2000, "dense_dtype": "bf16",
+        "spread_ms": 0.0004, "n": 2000, "policy": "0123456789abcdef", "dense_dtype": "bf16",
     }  # fmt: skip
     return LayerRow(**{**values, **changes})
 

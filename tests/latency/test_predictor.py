@@ -19,15 +19,7 @@ from autocompress.latency.predictor import (
     PredictionError,
 )
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from tests.latency.made_up import BASE_MS, LAYOUT, Measured, latency_ms, measure
-
-
-def predictor(known: Measured, *, layers: bool = False) -> LatencyPredictor:
-    made = LatencyPredictor(LAYOUT)
-    made.observe(known.observations)
-    if layers:
-        made.observe_layers([time for network in known.layers for time in network])
-    return made
+from tests.latency.made_up import BASE_MS, LAYOUT, Measured, latency_ms, measure, predictor
 
 
 def error(made: LatencyPredictor, fresh: Measured) -> PredictionError:
@@ -79,14 +71,13 @@ def test_leaving_one_out_tells_the_error_on_new_networks(trained: LatencyPredict
 
 
 def test_leaving_one_out_is_what_a_predictor_without_it_says() -> None:
-    """Equation against refitting: with the variances kept, they are the same up to the mean and scale of the rest."""
     known = measure(60, seed=5)
-    whole = predictor(known)
-    own = whole.leave_one_out()
+    own = predictor(known).leave_one_out()
     errors = []
     for index in range(0, 60, 6):
         left = known.observations[index]
-        rest = predictor(Measured([o for o in known.observations if o is not left], []))
+        others = [i for i in range(60) if i != index]
+        rest = predictor(Measured([known.observations[i] for i in others], [known.layers[i] for i in others]))
         errors.append(abs(rest.predict(left.policy).ratio / left.ratio - 1))
     assert 0.3 * own.mape < float(np.mean(errors)) < 3 * own.mape
 
@@ -98,18 +89,24 @@ def test_more_networks_make_it_better_and_surer() -> None:
     assert np.mean([many.moments(p)[1] for p in policies]) < np.mean([few.moments(p)[1] for p in policies])
 
 
-def test_the_times_of_layers_help_when_networks_are_few_and_counts_do_not_tell() -> None:
+def test_layers_that_are_faster_for_no_reason_that_shows_are_learned() -> None:
     fresh = measure(40, seed=1, uneven=True)
-    found = []
-    for seed in range(3, 9):
-        known = measure(30, seed=seed, uneven=True)
-        found.append((error(predictor(known, layers=True), fresh).mape, error(predictor(known), fresh).mape))
-    with_layers, without = np.mean(found, axis=0)
-    assert with_layers < without, found
+    found = np.mean([error(predictor(measure(30, seed=seed, uneven=True)), fresh).mape for seed in range(3, 6)])
+    assert found < 0.04
 
 
-def test_the_times_of_layers_do_no_harm_where_counts_tell_all() -> None:
-    assert error(predictor(measure(80, seed=0), layers=True), FRESH).mape < 0.03
+def test_what_a_network_as_a_whole_does_to_its_layers_is_learned() -> None:
+    def crowded(made: Measured) -> Measured:
+        # Layers of a large network take longer than they would in a small one, and the profiler tells them so.
+        observations, layers = [], []
+        for o, times in zip(made.observations, made.layers, strict=True):
+            factor = o.ratio**0.25
+            observations.append(replace(o, ratio=o.ratio * factor))
+            layers.append([replace(t, ratio=t.ratio * factor) for t in times])
+        return Measured(observations, layers)
+
+    fresh = crowded(measure(40, seed=1))
+    assert error(predictor(crowded(measure(80, seed=0))), fresh).mape < 0.03
 
 
 def test_two_networks_that_share_most_are_compared_better_than_each_is_known(trained: LatencyPredictor) -> None:
@@ -117,12 +114,12 @@ def test_two_networks_that_share_most_are_compared_better_than_each_is_known(tra
     other = replace(policy, pruning={**policy.pruning, "c2": 0.5 if policy.pruning.get("c2") != 0.5 else 0.25})
     found, deviation = trained.difference(policy, other)
     means = trained.predict(policy).ratio - trained.predict(other).ratio
-    assert found == pytest.approx(means, abs=1e-6)
+    assert found == pytest.approx(means, abs=1e-4)
     assert deviation <= trained.moments(policy)[1] + trained.moments(other)[1]
     true = (latency_ms(policy) - latency_ms(other)) / BASE_MS
     assert abs(found - true) < 4 * deviation + 0.01
     back = trained.difference(other, policy)
-    assert back == (pytest.approx(-found), pytest.approx(deviation))
+    assert back == (pytest.approx(-found, abs=1e-4), pytest.approx(deviation, rel=0.05))
     assert trained.difference(policy, policy) == (0.0, 0.0)
 
 
@@ -140,9 +137,11 @@ def test_it_refuses_to_guess_from_too_few() -> None:
         lambda: made.difference(CompressionPolicy(), known[0].policy),
         made.leave_one_out,
     ):
-        with pytest.raises(ValueError, match=f"{LEAST_NETWORKS - 1} measured networks are too few"):
+        with pytest.raises(ValueError, match=f"{LEAST_NETWORKS - 1} measured networks and 0 layers' times"):
             ask()
     made.observe(known[-1:])
+    assert not made.ready
+    made.observe_layers(measure(LEAST_NETWORKS, seed=0).layers[0])
     assert made.ready and made.predict(CompressionPolicy("bf16")).ratio > 0
 
 
@@ -153,24 +152,23 @@ def test_a_network_measured_again_replaces_what_was_known() -> None:
     made.predict(known.observations[0].policy)
     made.observe(wrong)
     assert made.size == 40
-    only = predictor(Measured(wrong, []))
+    only = predictor(Measured(wrong, known.layers))
     for o in FRESH.observations[:5]:
         assert made.predict(o.policy).ratio == pytest.approx(only.predict(o.policy).ratio, rel=0.02)
 
 
 def test_a_bad_measurement_counts_little() -> None:
-    known = measure(60, seed=7).observations
+    made = measure(60, seed=7)
+    known = made.observations
     bad = replace(known[0], ratio=3 * known[0].ratio)
-    honest = LatencyPredictor(LAYOUT)
-    honest.observe([replace(bad, deviation=bad.ratio), *known[1:]])
-    fooled = LatencyPredictor(LAYOUT)
-    fooled.observe([bad, *known[1:]])
+    honest = predictor(Measured([replace(bad, deviation=bad.ratio), *known[1:]], made.layers))
+    fooled = predictor(Measured([bad, *known[1:]], made.layers))
     assert error(honest, FRESH).mape < error(fooled, FRESH).mape
     assert error(honest, FRESH).mape < 0.04
 
 
 def test_the_same_networks_in_the_same_order_give_the_same_figures() -> None:
-    first, second = predictor(measure(40, seed=8), layers=True), predictor(measure(40, seed=8), layers=True)
+    first, second = predictor(measure(40, seed=8)), predictor(measure(40, seed=8))
     assert [first.predict(o.policy) for o in FRESH.observations] == [
         second.predict(o.policy) for o in FRESH.observations
     ]
@@ -187,11 +185,10 @@ def test_asking_changes_nothing(trained: LatencyPredictor) -> None:
 # -- edges ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", [False, True])
-def test_no_difference_between_networks_is_learned_as_none(layers: bool) -> None:
+def test_no_difference_between_networks_is_learned_as_none() -> None:
     known = measure(40, seed=9)
-    made = predictor(Measured([replace(o, ratio=0.7, deviation=0.0) for o in known.observations], known.layers),
-                     layers=layers)  # fmt: skip
+    layers = [[replace(time, ratio=0.1) for time in network[:7]] for network in known.layers]
+    made = predictor(Measured([replace(o, ratio=0.7, deviation=0.0) for o in known.observations], layers))
     for o in FRESH.observations:
         found = made.predict(o.policy)
         assert found.ratio == pytest.approx(0.7, rel=0.02)
@@ -213,7 +210,7 @@ def test_every_figure_is_a_number_and_every_ratio_positive(trained: LatencyPredi
 
 def test_one_class_of_layers_timed_and_the_others_not() -> None:
     known = measure(40, seed=10)
-    made = predictor(known)
+    made = predictor(Measured(known.observations, []))
     made.observe_layers([t for network in known.layers for t in network if t.unit.kind == "pointwise"])
     found = error(made, FRESH)
     assert found.mape < 0.1 and math.isfinite(found.mape)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
 
 from autocompress.compress import CompressionContext, apply_policy
-from autocompress.compress.shapes import LayerShape, network_shape
-from autocompress.engines.surroundings import Surroundings
 from autocompress.engines.template import GraphTemplate
+from autocompress.engines.wiring import Context
 from autocompress.inventory import count_macs, take_inventory
 from autocompress.latency.units import Layout, Unit
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -23,7 +21,7 @@ def layout(model: nn.Module) -> Layout:
     x = networks.images(1)
     inventory = take_inventory(model, networks.images(2))
     template = GraphTemplate(model.eval(), x, inventory.blocks)
-    return Layout(inventory, template.surroundings, template.structure)
+    return Layout(inventory, template.wiring, template.structure)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_the_hash_is_of_the_structure_and_not_of_the_weights(residual: Layout) -
 
 
 def test_a_change_of_anything_that_costs_time_changes_the_hash() -> None:
-    inventory, around = LAYOUT.inventory, LAYOUT.surroundings
+    inventory, wired = LAYOUT.inventory, LAYOUT.wiring
     layers, groups = dict(inventory.layers), dict(inventory.groups)
     changed = [
         replace(inventory, layers={**layers, "c1": replace(layers["c1"], out_channels=40)}),
@@ -60,11 +58,9 @@ def test_a_change_of_anything_that_costs_time_changes_the_hash() -> None:
         replace(inventory, blocks={}),
         replace(inventory, blocks={"b": replace(inventory.blocks["b"], layers=("c2", "c3"))}),
     ]
-    hashes = [Layout(other, around).hash for other in changed]
-    hashes.append(Layout(inventory, around, "another graph").hash)
-    hashes.append(Layout(inventory, {**around, "c1": replace(around["c1"], ops=("Gelu",))}).hash)
+    hashes = [Layout(other, wired).hash for other in changed]
+    hashes.append(Layout(inventory, wired, "another graph").hash)
     assert len({LAYOUT.hash, *hashes}) == 1 + len(hashes)
-    assert Layout(inventory, dict(reversed(around.items()))).hash == LAYOUT.hash
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
@@ -86,7 +82,7 @@ def test_every_layer_of_the_uncompressed_network_in_order(residual: Layout) -> N
 def test_multiply_accumulates_are_those_of_the_compressed_model(model: type[nn.Module]) -> None:
     base, x = networks.randomize(model()), networks.images(2)
     inventory = take_inventory(base, x)
-    whole = Layout(inventory, {})
+    whole = Layout(inventory)
     ranks = {name: LayerPolicy(rank_ratio=0.5) for name, layer in inventory.layers.items() if layer.kind == "linear"}
     policy = CompressionPolicy(pruning=dict.fromkeys(inventory.groups, 0.5), layers=ranks)
     made = apply_policy(base, policy, CompressionContext(x))
@@ -102,60 +98,41 @@ def test_the_chains_of_factors() -> None:
     assert unit._replace(kind="depthwise", in_channels=64).chain == ((1, 64, 9),)
 
 
-def test_shares_of_int8_around_a_layer(residual: Layout) -> None:
+def test_how_the_tensors_around_a_layer_are_kept(residual: Layout) -> None:
     dense = by_name(residual, CompressionPolicy("bf16"))
-    assert all((u.inputs_int8, u.outputs_int8, u.int8) == (0, 0, False) for u in dense.values())
-    # wider.conv1 and the downsample both read the sum of stem's result and same.conv2's.
-    around = residual.surroundings
-    assert set(around["wider.conv1"].before) == {"stem", "same.conv2"} and around["wider.conv1"].readers == 2
-    assert set(around["same.conv2"].after) == {"wider.conv1", "wider.downsample.0"}
+    # The stem's result is read by same.conv1 and by the sum; that sum's by wider.conv1 and the downsample.
+    assert {name: u.context.joins for name, u in dense.items() if u.context.joins} == {
+        "stem": 1, "same.conv2": 1, "wider.conv2": 1, "wider.downsample.0": 1,
+    }  # fmt: skip
+    assert all(u.context[:3] == (0, 0, 0) and u.context.beyond_int8 == 0 and not u.int8 for u in dense.values())
     half = by_name(residual, int8("same.conv2", "wider.conv1"))
-    assert half["wider.conv1"].int8 and half["wider.conv1"].inputs_int8 == 0.5
-    assert half["same.conv2"].outputs_int8 == 0.5 and half["wider.downsample.0"].inputs_int8 == 0.5
-    assert half["same.conv1"].outputs_int8 == 1.0 and not half["same.conv1"].int8
+    assert half["wider.conv1"].int8 and half["wider.conv1"].context.inputs_int8 == 0.5
+    assert half["wider.conv1"].context.siblings_int8 == half["wider.downsample.0"].context.siblings_int8 == 0.5
+    # A sum alone reads what same.conv2 gives; beyond it, one of two wants int8.
+    assert half["same.conv2"].context[2:] == (0.0, 1, 0.5)
+    assert half["same.conv1"].context.outputs_int8 == 1.0 and not half["same.conv1"].int8
     every = by_name(residual, int8(*residual.inventory.layers))
-    assert every["stem"].inputs_int8 == 0.0 and every["fc"].outputs_int8 == 0.0
-    assert all(u.inputs_int8 == 1.0 for name, u in every.items() if name != "stem")
+    assert every["stem"].context == (0.0, 1.0, 0.5, 1, 1.0) and every["fc"].context.outputs_int8 == 0.0
+    assert all(u.context.inputs_int8 == u.context.siblings_int8 == 1.0 for n, u in every.items() if n in ("fc",))
 
 
-def test_layers_of_removed_blocks_are_gone_and_share_nothing(residual: Layout) -> None:
-    policy = replace(int8("stem"), removed_blocks=("same",))
+def test_a_removed_block_leaves_its_input_to_whoever_read_its_result(residual: Layout) -> None:
+    policy = replace(int8("stem", "wider.conv1", "wider.downsample.0"), removed_blocks=("same",))
     found = by_name(residual, policy)
     assert set(found) == {name for name in residual.inventory.layers if not name.startswith("same.")}
-    # Of the two that fed it, one is gone.
-    assert found["wider.conv1"].inputs_int8 == 1.0
+    # No sum reads the stem's result any more: it is kept in int8.
+    assert found["stem"].context == (0.0, 1.0, 1.0, 0, 0.0)
+    assert found["wider.conv1"].context.inputs_int8 == found["wider.conv1"].context.siblings_int8 == 1.0
+    assert residual.units(policy) == residual.units(policy)
 
 
-def test_shares_have_no_more_digits_than_a_table_keeps(residual: Layout) -> None:
-    stem = by_name(residual, int8("same.conv1", "wider.conv1"))["stem"]
-    assert stem.outputs_int8 == 0.6667 == float(f"{stem.outputs_int8:.7g}")
+def test_a_layer_that_the_graph_does_not_have_stands_alone() -> None:
+    units = Layout(LAYOUT.inventory).units(int8("c1", "c2"))
+    assert all(unit.context == Context() for unit in units) and sum(unit.int8 for unit in units) == 2
 
 
-def test_one_unit_by_itself_is_the_one_in_the_network(residual: Layout) -> None:
-    policy = CompressionPolicy(
-        "bf16", {"stem": 0.25, "wider.conv1": 0.5},
-        {"wider.conv1": LayerPolicy("int8"), "wider.conv2": LayerPolicy("int8", 0.5), "fc": LayerPolicy("dense", 0.5)},
-    )  # fmt: skip
-    shapes = network_shape(residual.inventory, policy).layers
-    for unit in residual.units(policy):
-        alone = residual.unit(
-            unit.layer, shapes[unit.layer], inputs_int8=unit.inputs_int8, outputs_int8=unit.outputs_int8
-        )
-        assert alone == unit
-    assert residual.unit("nowhere", LayerShape(1, 1, (), "int8"), inputs_int8=0, outputs_int8=0) is None
-
-
-def test_layers_that_stand_alike_have_one_role_and_others_do_not() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(),
-                          *(part for _ in range(3) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())),
-                          nn.Conv2d(8, 8, 3, padding=1))  # fmt: skip
-    torch.manual_seed(0)
-    roles = {unit.layer: unit.role for unit in layout(model).units(CompressionPolicy())}
-    assert roles["2"] == roles["4"] == roles["6"] and len({roles["0"], roles["2"], roles["8"]}) == 3
-
-
-def test_a_layer_without_surroundings_stands_alone() -> None:
-    bare = Layout(LAYOUT.inventory, {})
-    units = bare.units(int8("c1", "c2"))
-    assert all((u.inputs_int8, u.outputs_int8) == (0.0, 0.0) for u in units)
-    assert Surroundings() == Surroundings((), (), (), 1)
+def test_a_grouped_convolution_has_its_true_positions() -> None:
+    grouped = layout(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4)))
+    first, second = grouped.units(CompressionPolicy())
+    assert first.positions == second.positions == 64 and (first.groups, second.groups) == (1, 4)
+    assert second.macs == grouped.inventory.layers["1"].macs == 64 * 8 * 2 * 9

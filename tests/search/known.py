@@ -9,10 +9,12 @@ from typing import Any
 
 from autocompress.config import RunConfig
 from autocompress.latency.predictor import Observation, Prediction
+from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
 from autocompress.search.pareto import Constraints
 from autocompress.search.screening import Screen
 from autocompress.search.space import Choice
+from tests.latency import made_up
 from tests.search.conftest import BASELINE, Bench, figures
 
 RATIOS: dict[str, Any] = {"pruning": {"ratios": [0, 0.25, 0.5, 0.75]}}
@@ -25,6 +27,8 @@ class Known:
         self.width, self.error, self.int8 = width, error, int8
         self.ready, self.off = True, 1.0
         self.learned: list[Observation] = []
+        self.learned_times: list[LayerTime] = []
+        self.layout = made_up.LAYOUT
         self.asked = 0
 
     @property
@@ -33,6 +37,9 @@ class Known:
 
     def observe(self, observations: Iterable[Observation]) -> None:
         self.learned += observations
+
+    def observe_layers(self, times: Iterable[LayerTime]) -> None:
+        self.learned_times += times
 
     def leave_one_out(self) -> Any:
         return SimpleNamespace(mape=self.error)

@@ -7,7 +7,6 @@ from statistics import median
 
 import pytest
 
-from autocompress.latency.predictor import LatencyPredictor
 from autocompress.search.fitting import severity
 from autocompress.search.profiling import random_choices
 from autocompress.search.screening import Screen
@@ -102,8 +101,7 @@ def test_fitting_asks_for_a_bounded_number_of_predictions(bench: Bench) -> None:
 
 
 def test_a_learned_machine_is_fitted_as_well() -> None:
-    predictor = LatencyPredictor(made_up.LAYOUT)
-    predictor.observe(made_up.measure(80, seed=0).observations)
+    predictor = made_up.predictor(made_up.measure(80, seed=0))
     made = Screen(predictor, made_up.SPACE, limits("0.6x"), random.Random(0))
     assert made.trusted
     rng = random.Random(3)

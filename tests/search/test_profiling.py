@@ -196,7 +196,7 @@ def test_layers_of_measured_networks_are_in_it_and_held_out_ones_teach_nothing(w
     assert {len(row.ranks) for row in rows} >= {0, 2}
     assert found.predictor.size == 1 + learned
     units = {unit for row in found.table.networks for unit in found.predictor.layout.units(row.policy)}
-    assert {time.unit for time in layer_times(rows, found.predictor.layout)} <= units
+    assert {time.unit for time in layer_times(rows, found.table.networks, found.predictor.layout)} <= units
 
 
 def test_the_error_is_that_of_the_held_out_networks(whole: tuple[Profile, Told]) -> None:
@@ -388,8 +388,9 @@ def test_drawn_networks_are_of_the_space_and_of_all_amounts() -> None:
 
 def test_layers_of_another_model_are_left_out(whole: tuple[Profile, Told]) -> None:
     found, _ = whole
-    rows = found.table.layers[:2]
-    times = layer_times([rows[0], replace(rows[1], layer="nowhere")], found.predictor.layout)
+    rows = found.table.layers[:3]
+    strange = [replace(rows[1], layer="nowhere"), replace(rows[2], policy="0" * 16)]
+    times = layer_times([rows[0], *strange], found.table.networks, found.predictor.layout)
     assert [time.unit.layer for time in times] == [rows[0].layer]
     assert times[0].ratio == pytest.approx(rows[0].time_ms / rows[0].baseline_ms)
 

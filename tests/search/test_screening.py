@@ -105,6 +105,17 @@ def test_networks_are_learned_with_their_own_noise_and_in_batches_once_many_are_
     assert known.size == 204
 
 
+def test_the_times_of_a_trials_layers_are_learned(bench: Bench) -> None:
+    known = Known()
+    made = screen(bench, known)
+    found = replace(record(1, 0.9, 5), layer_ms={"c1": 0.5, "nowhere": 1.0})
+    made.observe(found)
+    assert found.measurement is not None
+    (time,) = known.learned_times
+    assert (time.unit.layer, time.time_ms, time.network) == ("c1", 0.5, found.policy.hash)
+    assert time.ratio == pytest.approx(0.5 / found.measurement.baseline_ms)
+
+
 # -- between sampler and study ----------------------------------------------------------------------------------------
 
 

@@ -149,9 +149,7 @@ def with_space(path: Path, predictor: Any, **options: Any) -> tuple[SearchSessio
 
 
 def table(count: int) -> LatencyPredictor:
-    predictor = LatencyPredictor(made_up.LAYOUT)
-    predictor.observe(made_up.measure(count, seed=0, noise=0.002).observations)
-    return predictor
+    return made_up.predictor(made_up.measure(count, seed=0, noise=0.002))
 
 
 def test_choices_that_cannot_pay_are_left_out_and_stay_so_on_resuming(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""A Gaussian process with a linear part, a smooth part of its own length for every coordinate, and one for each label.
+
+Numpy and scipy alone, for a few thousand points: what the latency predictor needs, hyperparameters chosen by marginal
+likelihood with exact gradients. (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006: automatic
+relevance determination in section 5.1, equation 5.9 for the gradient, 5.12 for leaving out.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.optimize import minimize
+
+Matrix = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+# Amplitudes: smooth, rough, smooth within a label, linear, noise. Their logs' spread, and that of the lengths'.
+_PARTS = 5
+_AMPLITUDE_SPREAD, _LENGTH_SPREAD = 2.5, 1.0
+# How much shorter the rough part's lengths are.
+_ROUGH = 1.5
+_JITTER = 1e-8
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the process is looked at.
+
+    Attributes:
+        smooth: Coordinates ``(N, D)``, each of a spread of about 1.
+        linear: Features of the linear part ``(N, P)``, likewise.
+        labels: Which points share what is a label's own ``(N,)``.
+    """
+
+    smooth: Matrix
+    linear: Matrix
+    labels: Whole
+
+    def __getitem__(self, rows: Whole | slice) -> Points:
+        return Points(self.smooth[rows], self.linear[rows], self.labels[rows])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class GaussianProcess:
+    """Regression on noisy values.
+
+    Args:
+        lengths: Number of smooth coordinates and their usual length.
+        amplitudes: Usual log variances of the smooth, the rough, the label's own and the linear part, and of the noise.
+        tuned_on: At most this many points choose the hyperparameters.
+    """
+
+    def __init__(self, lengths: tuple[int, float], amplitudes: Sequence[float], *, tuned_on: int = 500) -> None:
+        count, usual = lengths
+        self._start = np.concatenate([np.full(count, math.log(usual)), np.asarray(amplitudes, np.float64)])
+        self._spread = np.concatenate([np.full(count, _LENGTH_SPREAD), np.full(_PARTS, _AMPLITUDE_SPREAD)])
+        self._hyper = self._start
+        self._tuned_on = tuned_on
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def tune(self, points: Points, values: Matrix, noise: Matrix, *, steps: int = 40, seed: int = 0) -> None:
+        """Choose the hyperparameters for values ``(N,)`` whose noise has at least these variances ``(N,)``."""
+        rows = np.random.default_rng(seed).permutation(len(points))[: self._tuned_on]
+        points, noise = points[rows], noise[rows]
+        values = values[rows] - values.mean()
+
+        def loss(hyper: Matrix) -> tuple[float, Matrix]:
+            far = (hyper - self._start) / self._spread
+            found = _evidence(hyper, points, values, noise)
+            if found is None:
+                return 1e12, np.asarray(far)
+            return found[0] + 0.5 * float(far @ far), np.asarray(found[1] + far / self._spread)
+
+        bounds = [
+            (start - 3 * spread, start + 3 * spread) for start, spread in zip(self._start, self._spread, strict=True)
+        ]
+        found = minimize(loss, self._hyper, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps})
+        self._hyper = np.asarray(found.x)
+
+    def condition(self, points: Points, values: Matrix, noise: Matrix) -> None:
+        """Learn values ``(N,)``, with the hyperparameters as they are."""
+        self._points, self._mean = points, float(values.mean())
+        self._values = values - self._mean
+        covariance = _covariance(self._hyper, points, points)
+        covariance[np.diag_indices_from(covariance)] += noise + self.noise + _JITTER
+        self._factor = cho_factor(covariance, lower=True)
+        self._weights: Matrix = cho_solve(self._factor, self._values)
+
+    @property
+    def noise(self) -> float:
+        """Variance of what the parts do not explain."""
+        return math.exp(self._hyper[-1])
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    def mean(self, points: Points) -> Matrix:
+        """Return the expected values ``(N,)``."""
+        return np.asarray(_covariance(self._hyper, points, self._points) @ self._weights + self._mean)
+
+    def moments(self, points: Points) -> tuple[Matrix, Matrix]:
+        """Return the expected values ``(N,)`` and their covariance ``(N, N)``, noise left out."""
+        across = _covariance(self._hyper, points, self._points)
+        explained = across @ cho_solve(self._factor, across.T)
+        covariance = np.asarray(_covariance(self._hyper, points, points) - explained)
+        return np.asarray(across @ self._weights + self._mean), covariance
+
+    def left_out(self, groups: Sequence[Whole]) -> list[tuple[Matrix, Matrix]]:
+        """Return for each group of learned points what all others say of them: values, and variances with noise."""
+        inverse = cho_solve(self._factor, np.eye(len(self._points)))
+        found = []
+        for rows in groups:
+            own = np.linalg.inv(inverse[np.ix_(rows, rows)])
+            found.append((self._values[rows] + self._mean - own @ self._weights[rows], np.diag(own)))
+        return found
+
+
+def _squares(left: Matrix, right: Matrix) -> Matrix:
+    found = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
+    return np.asarray(np.maximum(found, 0.0))
+
+
+def _covariance(hyper: Matrix, left: Points, right: Points) -> Matrix:
+    lengths, (smooth, rough, own, linear, _) = np.exp(hyper[:-_PARTS]), np.exp(hyper[-_PARTS:])
+    squares = _squares(left.smooth / lengths, right.smooth / lengths)
+    near = np.exp(-0.5 * squares)
+    away = math.sqrt(3) * _ROUGH * np.sqrt(squares)
+    found = near * (smooth + own * (left.labels[:, None] == right.labels[None]))
+    found += rough * (1 + away) * np.exp(-away)
+    found += (linear / max(left.linear.shape[1], 1)) * (left.linear @ right.linear.T)
+    return np.asarray(found)
+
+
+def _evidence(hyper: Matrix, points: Points, values: Matrix, noise: Matrix) -> tuple[float, Matrix] | None:
+    """Return the negative log marginal likelihood and its gradient; None where it is not to be had."""
+    lengths, (smooth, rough, own, linear, free) = np.exp(hyper[:-_PARTS]), np.exp(hyper[-_PARTS:])
+    scaled = points.smooth / lengths
+    squares = _squares(scaled, scaled)
+    near = np.exp(-0.5 * squares)
+    away = math.sqrt(3) * _ROUGH * np.sqrt(squares)
+    fading = np.exp(-away)
+    alike = near * (points.labels[:, None] == points.labels[None])
+    wide = (1 + away) * fading
+    straight = points.linear @ points.linear.T / max(points.linear.shape[1], 1)
+    covariance = smooth * near + rough * wide + own * alike + linear * straight
+    covariance[np.diag_indices_from(covariance)] += noise + free + _JITTER
+    try:
+        factor = cho_factor(covariance, lower=True)
+    except LinAlgError:
+        return None
+    inverse = cho_solve(factor, np.eye(len(values)))
+    weights = inverse @ values
+    loss = 0.5 * float(values @ weights) + float(np.log(np.diag(factor[0])).sum())
+    slope = 0.5 * (inverse - np.outer(weights, weights))
+    # How the covariance of two points moves with their squared distance along one coordinate.
+    pull = slope * (smooth * near + own * alike + 3 * _ROUGH**2 * rough * fading)
+    by_length = 2 * (pull.sum(1) @ scaled**2 - np.einsum("nd,nd->d", scaled, pull @ scaled))
+    parts = [smooth * near, rough * wide, own * alike, linear * straight]
+    by_amplitude = [float((slope * part).sum()) for part in parts] + [free * float(np.trace(slope))]
+    return loss, np.concatenate([by_length, by_amplitude])
