@@ -347,8 +347,10 @@ class Pipeline:
             accuracy = self.accuracy(file)
         with ledger.spend("measure"):
             measurement = self.measure(file, protocol)
-        with ledger.spend("profile"):
-            layer_ms = self._layer_ms(file, measurement) if stage == "proxy" else {}
+        layer_ms: dict[str, float] = {}
+        if stage == "proxy":
+            with ledger.spend("profile"):
+                layer_ms = self._layer_ms(file, measurement)
         record = TrialRecord(
             number=number, policy=policy, state="complete", stage=stage, accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=sum(count_macs(model, self.data.reference[:1]).values()),

@@ -162,7 +162,10 @@ def test_evaluating_writes_the_whole_artefact(line: Pipeline, record: TrialRecor
     assert record.macs is not None
     assert record.macs < line.baseline.macs
     assert (record.number, record.stage) == (7, "proxy")
-    assert set(record.seconds) == {"apply", "proxy", "export", "build", "verify", "measure"}
+    assert set(record.seconds) == {"apply", "proxy", "export", "build", "verify", "measure", "profile"}
+    assert record.measurement is not None
+    assert {"stem", "wider.conv1"} <= set(record.layer_ms) <= set(line.inventory.layers)
+    assert 0 < sum(record.layer_ms.values()) <= 1.001 * record.measurement.latency_ms
 
 
 def test_accuracy_is_what_the_engine_file_gives(line: Pipeline, record: TrialRecord) -> None:
