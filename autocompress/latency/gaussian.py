@@ -47,6 +47,10 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def in_single_precision(self) -> Points:
+        """Return the same points in half the memory."""
+        return Points(self.smooth.astype(np.float32), self.linear.astype(np.float32), self.labels)  # type: ignore[arg-type]
+
 
 class GaussianProcess:
     """Regression on noisy values.
@@ -93,6 +97,8 @@ class GaussianProcess:
         covariance[np.diag_indices_from(covariance)] += noise + self.noise + _JITTER
         self._factor = cho_factor(covariance, lower=True)
         self._weights: Matrix = cho_solve(self._factor, self._values)
+        # Means alone are asked for far more often than moments, and seven digits are plenty.
+        self._short = points.in_single_precision(), self._weights.astype(np.float32)
 
     @property
     def noise(self) -> float:
@@ -102,8 +108,10 @@ class GaussianProcess:
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def mean(self, points: Points) -> Matrix:
-        """Return the expected values ``(N,)``."""
-        return np.asarray(_covariance(self._hyper, points, self._points) @ self._weights + self._mean)
+        """Return the expected values ``(N,)``, in single precision."""
+        known, weights = self._short
+        across = _covariance(self._hyper.astype(np.float32), points.in_single_precision(), known)
+        return np.asarray((across @ weights).astype(np.float64) + self._mean)
 
     def moments(self, points: Points) -> tuple[Matrix, Matrix]:
         """Return the expected values ``(N,)`` and their covariance ``(N, N)``, noise left out."""
@@ -131,8 +139,9 @@ def _covariance(hyper: Matrix, left: Points, right: Points) -> Matrix:
     lengths, (smooth, rough, own, linear, _) = np.exp(hyper[:-_PARTS]), np.exp(hyper[-_PARTS:])
     squares = _squares(left.smooth / lengths, right.smooth / lengths)
     near = np.exp(-0.5 * squares)
-    away = math.sqrt(3) * _ROUGH * np.sqrt(squares)
-    found = near * (smooth + own * (left.labels[:, None] == right.labels[None]))
+    away = np.sqrt(squares) * np.float32(math.sqrt(3) * _ROUGH)
+    found = near * smooth
+    found += own * near * (left.labels[:, None] == right.labels[None])
     found += rough * (1 + away) * np.exp(-away)
     found += (linear / max(left.linear.shape[1], 1)) * (left.linear @ right.linear.T)
     return np.asarray(found)

@@ -34,6 +34,8 @@ _INTERVAL = 1.96
 # of dtype.
 _COORDINATES, _LENGTH = 6, 2.0
 _AMPLITUDES = (-5.5, -9.0, -9.0, -5.5, -7.0)
+# Beyond so many standard deviations of what was seen, a network is taken to lie there.
+_EDGE = 4.0
 # Hyperparameters are chosen anew when there are so many times as many networks.
 _RETUNE = 1.34
 
@@ -294,11 +296,15 @@ class _Fit:
 
 
 class _Scale:
-    """Brings columns to a spread of 1; one that hardly varies is left out, as it cannot be told from a constant."""
+    """Brings columns to a spread of 1, and what lies far out to the edge: there a straight line leads anywhere.
+
+    A column that hardly varies is left out, as it cannot be told from a constant.
+    """
 
     def __init__(self, values: Matrix) -> None:
         self._centre, self._width = values.mean(0), values.std(0)
         self._varies = self._width > 1e-9 * (np.abs(values).mean(0) + 1e-12)
 
     def __call__(self, values: Matrix) -> Matrix:
-        return np.where(self._varies, (values - self._centre) / (self._width + 1e-300), 0.0)
+        scaled = np.where(self._varies, (values - self._centre) / (self._width + 1e-300), 0.0)
+        return np.clip(scaled, -_EDGE, _EDGE)

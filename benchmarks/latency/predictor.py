@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -45,6 +46,8 @@ from autocompress.worker import EngineWorker
 HERE = Path(__file__).parent
 # What predictions are compared with is timed twice as long as what they are learned from.
 _CAREFUL = Protocol.quick(min_seconds=0.4, max_seconds=0.8)
+# Two networks further apart were measured by two calls.
+_PAUSE_S = 60
 
 
 def vit_tiny() -> nn.Module:
@@ -191,9 +194,10 @@ def held_out(
 
 
 def seconds_of(known: Profile) -> float:
-    """Return how long the table of this model took to measure: its rows' own dates."""
-    dates = [datetime.fromisoformat(row.measured_at) for row in known.table.of_network(known.network).networks]
-    return (max(dates) - min(dates)).total_seconds()
+    """Return how long the table of this model took to measure, by its rows' dates; pauses between calls left out."""
+    rows = known.table.of_network(known.network).networks
+    dates = sorted(datetime.fromisoformat(row.measured_at) for row in rows)
+    return sum(gap for one, other in pairwise(dates) if (gap := (other - one).total_seconds()) < _PAUSE_S)
 
 
 def space_of(task: ClassificationTask, config: RunConfig, dense_dtype: str) -> SearchSpace:

@@ -205,6 +205,8 @@ def test_every_figure_is_a_number_and_every_ratio_positive(trained: LatencyPredi
         found = trained.predict(policy)
         assert found.ratio > 0 and 0 <= found.low <= found.ratio <= found.high < math.inf
         assert 0 <= trained.moments(policy)[1] < math.inf
+    # Far from all that was measured, nothing leads away without bound.
+    assert trained.predict(least).ratio < 2 * min(o.ratio for o in FRESH.observations)
     json.dumps(trained.leave_one_out().to_dict(), allow_nan=False)
 
 
