@@ -49,7 +49,7 @@ class Points:
 
     def in_single_precision(self) -> Points:
         """Return the same points in half the memory."""
-        return Points(self.smooth.astype(np.float32), self.linear.astype(np.float32), self.labels)  # type: ignore[arg-type]
+        return Points(self.smooth.astype(np.float32), self.linear.astype(np.float32), self.labels)
 
 
 class GaussianProcess:
