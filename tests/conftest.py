@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord
 
-# Tests that open ONNX Runtime themselves send nothing either.
+# Tests that open runtimes themselves send nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ the runtime, which would otherwise choose bf16 by itself where the processor has
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -29,6 +30,10 @@ _RT_INFO = "autocompress"
 
 
 def _runtime() -> Any:
+    if "openvino" not in sys.modules:
+        # Importing it reports to its makers, from a forked process that hangs for good when another thread was reading
+        # stdin. Without this package its own stub takes its place; whoever imported it before, meant it.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return optional("openvino", OpenVINOEngine.extra, "The engine 'openvino'")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,22 @@ def test_a_signal_after_engines_are_gone_ends_nothing(tmp_path: Path) -> None:
     words = [sys.executable, "-X", "faulthandler", "-c", _SIGNALS, graph, tmp_path]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "alive\n"), ended.stderr
+
+
+_SILENT = """
+import multiprocessing, os, sys
+from autocompress.engines import get_engine
+
+def refuse(*_, **__):
+    raise SystemExit("a process was started")
+
+multiprocessing.Process.start = os.fork = refuse
+print(get_engine("openvino").version())
+assert "openvino.tools.ovc" in sys.modules and sys.modules["openvino_telemetry"] is None
+"""
+
+
+def test_the_runtime_reports_to_nobody() -> None:
+    kept = {key: value for key, value in os.environ.items() if key != "CI"}
+    ended = subprocess.run([sys.executable, "-c", _SILENT], env=kept, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and ended.stdout.strip(), ended.stderr
