@@ -7,10 +7,8 @@ the order of the stations, the check that all forms of a model agree, and where 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -39,6 +37,7 @@ from autocompress.errors import (
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
+from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.results import Measurement, TrialRecord, write_bytes
@@ -59,31 +58,6 @@ _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
 _KERNEL_SECONDS = 0.2
-
-
-class Ledger:
-    """Wall time by activity; activities do not nest."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def spend(self, activity: str) -> Iterator[None]:
-        """Charge the block to `activity`."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(activity, time.monotonic() - start)
-
-    def add(self, activity: str, seconds: float) -> None:
-        """Charge seconds measured elsewhere."""
-        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
-
-    def merge(self, other: Ledger) -> None:
-        """Take over another ledger's seconds."""
-        for activity, seconds in other.seconds.items():
-            self.add(activity, seconds)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from autocompress.engines.template import GraphTemplate
 from autocompress.errors import CompressionError, ConfigError, VerificationError
 from autocompress.graphs import GraphBuilder
 from autocompress.latency.measure import Protocol
-from autocompress.pipeline import Ledger, Pipeline, load_compressed
+from autocompress.ledger import Ledger
+from autocompress.pipeline import Pipeline, load_compressed
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-# Whose result the network's input and no layer at all are.
+# What stands for the network's input, as the maker of a tensor, and for its output, as a reader.
 INPUT, OUTPUT = "", "(output)"
 # Sets of removed blocks whose graph is remembered.
-_REMEMBERED = 4096
+_REMEMBERED = 256
 _Rewired = tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]
 
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.stats import kendalltau
 
-from autocompress.latency.gaussian import GaussianProcess, Matrix, Points
+from autocompress.latency.gaussian import GaussianProcess, Matrix, Points, Whole
 from autocompress.latency.kernel_model import UnitTable
 from autocompress.latency.unit_times import LayerTime, UnitTimes
 from autocompress.latency.units import Layout, Unit
@@ -219,7 +219,7 @@ class _Fit:
             process.tune(points, self._errors, noise)
         process.condition(points, self._errors, noise)
 
-    def _described(self, units: Sequence[Unit], numbers: Any, times: Matrix) -> tuple[float, Matrix, Matrix]:
+    def _described(self, units: Sequence[Unit], numbers: Whole, times: Matrix) -> tuple[float, Matrix, Matrix]:
         """Return the sum of the layers' times, all counts over it, and where the network lies among others."""
         total = float(times.sum())
         counts, logs = self._table.counts(numbers), self._table.logs(numbers)

@@ -176,11 +176,6 @@ class Profiler:
         spent = time.monotonic() - self._started
         return Profile.of(self.table, self.path, self.predictor, self.dense_dtype, seconds=spent, added=added)
 
-    @property
-    def known(self) -> frozenset[CompressionPolicy]:
-        """Forms of this model that have been measured."""
-        return frozenset(self._known)
-
     def measure(self, policy: CompressionPolicy, protocol: Protocol | None = None) -> NetworkRow:
         """Build and measure a network; it is neither put in the table nor learned from."""
         try:

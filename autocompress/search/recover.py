@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from autocompress.config import RecoveryConfig
 from autocompress.errors import EngineError, VerificationError
-from autocompress.pipeline import Ledger, Pipeline, load_compressed
+from autocompress.ledger import Ledger
+from autocompress.pipeline import Pipeline, load_compressed
 from autocompress.recovery import fast_dtype
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune

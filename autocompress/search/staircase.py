@@ -76,7 +76,7 @@ class _Stairs:
         policy = self._space.policy
         fastest = min(wider, key=lambda c: self._predictor.predict(policy({**others, name: c})).ratio)
         narrow, wide = policy({**others, name: choice}), policy({**others, name: fastest})
-        macs = [sum(unit.macs for unit in self._predictor.layout.units(p)) for p in (narrow, wide)]
+        macs = [self._predictor.layout.macs(p) for p in (narrow, wide)]
         worth = self._predictor.predict(wide).ratio * (1 - macs[0] / macs[1]) if macs[1] else 0.0
         return self._slower(name, choice, fastest, others) > -_STEP * worth
 

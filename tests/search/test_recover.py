@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.config import RecoveryConfig, RunConfig
 from autocompress.errors import BuildError, CompressionError
-from autocompress.pipeline import Ledger
+from autocompress.ledger import Ledger
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search import recover

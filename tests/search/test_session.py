@@ -11,7 +11,7 @@ import pytest
 
 from autocompress.config import RunConfig
 from autocompress.latency.predictor import LatencyPredictor
-from autocompress.pipeline import Ledger
+from autocompress.ledger import Ledger
 from autocompress.results import TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.search.observer import Observer

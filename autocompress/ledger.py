@@ -1,0 +1,32 @@
+"""Where a run's seconds went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Ledger:
+    """Wall time by activity; activities do not nest."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def spend(self, activity: str) -> Iterator[None]:
+        """Charge the block to `activity`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(activity, time.monotonic() - start)
+
+    def add(self, activity: str, seconds: float) -> None:
+        """Charge seconds measured elsewhere."""
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
+
+    def merge(self, other: Ledger) -> None:
+        """Take over another ledger's seconds."""
+        for activity, seconds in other.seconds.items():
+            self.add(activity, seconds)
