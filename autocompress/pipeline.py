@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from autocompress.errors import (
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
+from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
@@ -307,9 +307,9 @@ class Pipeline:
 
     @property
     def usual_ms(self) -> float:
-        """The baseline's latency in the last measurements; 0 before any."""
+        """The baseline's latency in the last undisturbed measurements; 0 before any."""
         recorded = self.baseline.measurement if self.baseline is not None else None
-        return median(self._baselines_ms or ([recorded.latency_ms] if recorded is not None else [0.0]))
+        return usual(list(self._baselines_ms) or [recorded.latency_ms if recorded is not None else 0.0])
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,

@@ -47,10 +47,6 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def in_single_precision(self) -> Points:
-        """Return the same points in half the memory."""
-        return Points(self.smooth.astype(np.float32), self.linear.astype(np.float32), self.labels)
-
 
 class GaussianProcess:
     """Regression on noisy values.
@@ -97,8 +93,7 @@ class GaussianProcess:
         covariance[np.diag_indices_from(covariance)] += noise + self.noise + _JITTER
         self._factor = cho_factor(covariance, lower=True)
         self._weights: Matrix = cho_solve(self._factor, self._values)
-        # Means alone are asked for far more often than moments, and seven digits are plenty.
-        self._short = points.in_single_precision(), self._weights.astype(np.float32)
+        self._short = _Short(self._hyper, points, self._weights)
 
     @property
     def noise(self) -> float:
@@ -109,9 +104,7 @@ class GaussianProcess:
 
     def mean(self, points: Points) -> Matrix:
         """Return the expected values ``(N,)``, in single precision."""
-        known, weights = self._short
-        across = _covariance(self._hyper.astype(np.float32), points.in_single_precision(), known)
-        return np.asarray((across @ weights).astype(np.float64) + self._mean)
+        return self._short.mean(points) + self._mean
 
     def moments(self, points: Points) -> tuple[Matrix, Matrix]:
         """Return the expected values ``(N,)`` and their covariance ``(N, N)``, noise left out."""
@@ -130,6 +123,33 @@ class GaussianProcess:
         return found
 
 
+class _Short:
+    """What means alone take: asked for far more often than moments, and seven digits are plenty.
+
+    All that does not depend on where the process is asked for is computed once.
+    """
+
+    def __init__(self, hyper: Matrix, points: Points, weights: Matrix) -> None:
+        self._lengths = np.exp(hyper[:-_PARTS])
+        self._smooth, self._rough, self._own, linear = (float(value) for value in np.exp(hyper[-_PARTS:-1]))
+        self._scaled = (points.smooth / self._lengths).astype(np.float32)
+        self._norms = (self._scaled**2).sum(1)
+        self._labels, self._weights = points.labels, weights.astype(np.float32)
+        self._slope = points.linear.T @ weights * (linear / max(points.linear.shape[1], 1))
+
+    def mean(self, points: Points) -> Matrix:
+        """Return the expected values ``(N,)`` less the learned ones' mean."""
+        scaled = (points.smooth / self._lengths).astype(np.float32)
+        squares = (scaled**2).sum(1)[:, None] + self._norms - 2 * (scaled @ self._scaled.T)
+        np.maximum(squares, 0, out=squares)
+        away = np.sqrt(squares) * (math.sqrt(3) * _ROUGH)
+        found = (1 + away) * np.exp(-away) * self._rough
+        near = np.exp(-0.5 * squares)
+        found += near * self._smooth
+        found += near * (points.labels[:, None] == self._labels) * self._own
+        return np.asarray((found @ self._weights).astype(np.float64) + points.linear @ self._slope)
+
+
 def _squares(left: Matrix, right: Matrix) -> Matrix:
     found = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
     return np.asarray(np.maximum(found, 0.0))
@@ -139,7 +159,7 @@ def _covariance(hyper: Matrix, left: Points, right: Points) -> Matrix:
     lengths, (smooth, rough, own, linear, _) = np.exp(hyper[:-_PARTS]), np.exp(hyper[-_PARTS:])
     squares = _squares(left.smooth / lengths, right.smooth / lengths)
     near = np.exp(-0.5 * squares)
-    away = np.sqrt(squares) * np.float32(math.sqrt(3) * _ROUGH)
+    away = np.sqrt(squares) * (math.sqrt(3) * _ROUGH)
     found = near * smooth
     found += own * near * (left.labels[:, None] == right.labels[None])
     found += rough * (1 + away) * np.exp(-away)

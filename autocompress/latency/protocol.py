@@ -46,7 +46,7 @@ class Protocol:
     mode: str = LATENCY
     streams: int | None = None
     usual_ms: float = 0.0
-    patience_s: float = 4.0
+    patience_s: float = 6.0
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -84,6 +84,7 @@ class Protocol:
             "rounds": 10,
             "max_seconds": 0.25,
             "noise_limit": 0.03,
+            "patience_s": 8.0,
         }
         return cls(**{**values, **changes})
 
@@ -93,7 +94,7 @@ class Protocol:
 
         It orders candidates; those that are to be fine-tuned or offered are measured by the standard one.
         """
-        return cls(warm_up_s=0.1, min_iterations=40, min_seconds=0.4, max_seconds=1.2, patience_s=2.0)
+        return cls(warm_up_s=0.1, min_iterations=40, min_seconds=0.4, max_seconds=1.2, patience_s=4.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

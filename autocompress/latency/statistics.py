@@ -17,9 +17,19 @@ RESAMPLES = 2000
 # A round enters the interval of the median as this many quantiles, so that the cost does not grow with iterations.
 _QUANTILES = 33
 _CONFIDENCE = (2.5, 97.5)
+_USUAL = 0.2
 _TREND_Z = 3.0
 # Fewer rounds than this show no trend beyond three standard deviations, whatever they are.
 _TREND_LEAST = 6
+
+
+def usual(latencies: Sequence[float]) -> float:
+    """Return the latency that the same engine has when nothing disturbs it, from measurements of different moments.
+
+    Their 20th percentile: on a shared machine neighbours take the memory's bandwidth for seconds, half of the time at
+    bad hours, and a network that lives on it then takes twice as long; the median says little there.
+    """
+    return float(np.quantile(np.asarray(latencies, dtype=np.float64), _USUAL, method="lower"))
 
 
 def ratio_interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.latency import fingerprint
+from autocompress.latency.statistics import usual
 from autocompress.latency.table_file import append_text, not_written, read_cells
 from autocompress.latency.table_rows import COLUMNS, DEVICE, LAYER, NETWORK, Cells, LayerRow, NetworkRow
 from autocompress.results import write_text
@@ -185,9 +185,9 @@ class LatencyTable:
         )
 
     def baseline_ms(self, network: str) -> float | None:
-        """Return the median latency of the uncompressed network over all runs, what ratios are multiplied by."""
+        """Return the uncompressed network's usual latency, what ratios are multiplied by."""
         found = [row.baseline_ms for row in self.networks if row.network == network and row.ok]
-        return median(found) if found else None
+        return usual(found) if found else None
 
     def check(
         self,

@@ -35,6 +35,7 @@ from autocompress.inventory import take_inventory
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import Observation
 from autocompress.latency.protocol import DISTURBED, Protocol
+from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
@@ -278,7 +279,7 @@ class Profiler:
     @property
     def _usual_ms(self) -> float:
         """The uncompressed network's usual latency."""
-        return median(self._baselines)
+        return usual(list(self._baselines))
 
     def _kernels(self, file: EngineFile, latency_ms: float) -> list[KernelTime]:
         """Return the kernels' times from a moment in which they add up to as much as usual."""

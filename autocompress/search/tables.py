@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 from autocompress.config import ANY_TABLE, NO_TABLE, RunConfig
@@ -17,6 +16,7 @@ from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
 from autocompress.latency.protocol import DISTURBED
+from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, find_table, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
@@ -31,13 +31,13 @@ _DOUBT = 0.15
 def observations(rows: Sequence[NetworkRow], usual_ms: float | None = None) -> list[Observation]:
     """Return what a predictor learns from rows of one network; those that the engine refused teach nothing.
 
-    `usual_ms` is the uncompressed network's usual latency, by default its median over the rows.
+    `usual_ms` is the uncompressed network's usual latency, by default as the rows tell it.
     """
     known = [row for row in rows if row.ok]
     if not known:
         return []
-    usual = usual_ms or median(row.baseline_ms for row in known)
-    doubts = [_DOUBT if row.baseline_ms > DISTURBED * usual else 0.0 for row in known]
+    quiet = usual_ms or usual([row.baseline_ms for row in known])
+    doubts = [_DOUBT if row.baseline_ms > DISTURBED * quiet else 0.0 for row in known]
     return [
         Observation.of(row.policy, row.ratio, row.ratio_low, row.ratio_high, least=doubt)
         for row, doubt in zip(known, doubts, strict=True)
