@@ -32,7 +32,7 @@ from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.measure import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
-from autocompress.results import Measurement, TrialRecord, write_bytes
+from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, write_artifact
 from autocompress.tasks.base import Task
 from autocompress.units import format_bytes
@@ -267,7 +267,10 @@ class Pipeline:
             with quantization_mode(model, "off"):
                 graph = to_onnx(model, self.inputs)
             layers = {n: InputQuantization(r.scale, r.signed) for n, r in ranges.items()}
-            insert_qdq(graph, layers, self.engine)
+            dense = insert_qdq(graph, layers, self.engine)
+            if dense:
+                # Why an int8 layer of the policy is not one in this engine.
+                write_json(folder / "placement.json", dense)
             save_onnx(graph, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))

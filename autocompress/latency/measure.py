@@ -109,7 +109,7 @@ def measure(
         spent = [0.0] * len(runners)
         for number in itertools.count():
             for index in _order(len(runners), number):
-                samples = _slice(runners[index].run, protocol)
+                samples = _slice(runners[index], protocol)
                 rounds[index].append(samples)
                 spent[index] += float(samples.sum()) / 1e3
             if number + 1 < protocol.rounds:
@@ -176,9 +176,9 @@ def _warm_up(run: Callable[[], None], protocol: Protocol) -> None:
         run()
 
 
-def _slice(run: Callable[[], None], protocol: Protocol) -> Samples:
+def _slice(runner: Runner, protocol: Protocol) -> Samples:
     """Time one runner's share of a round and return its samples in ms."""
-    clock = time.perf_counter_ns
+    clock, run, time_run = time.perf_counter_ns, runner.run, runner.time_run
     start = clock()
     for _ in range(_SETTLE_ITERATIONS):
         run()
@@ -189,11 +189,8 @@ def _slice(run: Callable[[], None], protocol: Protocol) -> Samples:
     took: list[int] = []
     start = clock()
     while True:
-        begin = clock()
-        run()
-        end = clock()
-        took.append(end - begin)
-        if end - start >= budget and len(took) >= least:
+        took.append(time_run())
+        if clock() - start >= budget and len(took) >= least:
             return (np.asarray(took, dtype=np.float64) / 1e6).astype(np.float32)
 
 
