@@ -90,7 +90,7 @@ class _Conversion:
     def _is_island(self, node: ir.Node) -> bool:
         if node.op_type in ISLAND_OPS or (node.name or "") in self._fp32_nodes:
             return any(_floats(value) for value in (*node.inputs, *node.outputs))
-        return node.op_type not in _QDQ and any(
+        return any(
             _floats(v) and v.const_value is not None and _largest(v) > LIMITS[self._dtype] for v in node.inputs if v
         )
 
@@ -147,8 +147,9 @@ class _Conversion:
             return
         exact = _numbers(scale)
         rounded = self._half(exact)
-        smallest = np.float32(2.0**-24 if self._dtype == "fp16" else np.finfo(np.float32).tiny)
-        rounded = self._half(np.maximum(rounded.astype(np.float32), smallest))
+        # Up, never down: the largest values still fit 127 steps, and no step becomes zero.
+        above = np.nextafter(rounded, np.full_like(rounded, np.inf))
+        rounded = np.where(rounded.astype(np.float32) < exact, above, rounded)
         if codes is not None and codes.const_value is not None and node.op_type == "DequantizeLinear":
             self._round_codes(node, codes, exact, rounded.astype(np.float32))
         node.replace_input_with(1, self._shared(scale, lambda: self._register(f"{scale.name}_{self._dtype}", rounded)))

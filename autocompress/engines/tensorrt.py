@@ -186,16 +186,16 @@ class TensorRTRTXEngine(TensorRTEngine):
     def _targets(self, settings: TensorRTOptions) -> tuple[Sequence[ComputeCapability], Gpu | None]:
         if settings.version_compatible:
             raise ConfigError(
-                "TensorRT-RTX has no version_compatible engines (its wheel lacks the lean runtime); build again for each "
-                "version, which takes seconds, or use --engine tensorrt."
+                "TensorRT-RTX has no version_compatible engines (its wheel lacks the lean runtime); build again for "
+                "each version, which takes seconds, or use --engine tensorrt."
             )
         targets, gpu = super()._targets(settings)
         self._check_targets(targets)
         if settings.refit and gpu is None:
             # 1.7 fails with CUDA_SUCCESS checks deep in its compiler; on a GPU this is for the user to find out.
             raise ConfigError(
-                "TensorRT-RTX cannot build a refittable engine without a GPU. Leave refit away, or build on the GPU without "
-                "compute_capability."
+                "TensorRT-RTX cannot build a refittable engine without a GPU. Leave refit away, or build on the GPU "
+                "without compute_capability."
             )
         return targets, gpu
 

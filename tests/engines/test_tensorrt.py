@@ -146,13 +146,13 @@ def test_bad_settings(engine: TensorRTRTXEngine, tmp_path: Path, settings: dict[
 
 def test_a_plugin_library_that_is_none(engine: TensorRTRTXEngine, tmp_path: Path) -> None:
     library = tmp_path / "plugin.so"
-    library.write_bytes(b"not a library")
-    with pytest.raises(BuildError, match=r"plugin\.so cannot be loaded.*invalid ELF"):
+    library.write_bytes(b"not a library" * 99)
+    with pytest.raises(BuildError, match=r"plugin\.so cannot be loaded.*ELF"):
         engine.build(graphs.convnet(tmp_path / "m.onnx"), options(plugins=[str(library)]), tmp_path / "m")
 
 
 def test_sparse_weights_need_ampere(engine: TensorRTRTXEngine, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedDtypeError, match="2:4 sparse weights need compute capability 8.0"):
+    with pytest.raises(UnsupportedDtypeError, match=r"2:4 sparse weights need compute capability 8\.0"):
         engine.build(graphs.convnet(tmp_path / "m.onnx"), options("fp16", "7.5", sparse_weights=True), tmp_path / "m")
 
 
