@@ -139,16 +139,27 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--trial", type=int, help="A trial of the front; the best result by default.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option(
+    "--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also write it into this Triton model repository."
+)
+@click.option("--triton-name", default="model", show_default=True, metavar="NAME", help="Of the model in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 @_plain_errors
-def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
-    """Package the measured engine of RUN, verified again in a fresh process."""
+def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, triton_name: str, as_json: bool) -> None:
+    """Package the measured engine of RUN, verified again in a fresh process.
+
+    DIR/run.py loads the engine and answers a request without autocompress. --triton serves it with NVIDIA Triton.
+    """
     from autocompress.deploy import package
+    from autocompress.deploy.triton import write_triton_repository
     from autocompress.latency.fingerprint import device_fingerprint
     from autocompress.run_directory import RunDirectory
     from autocompress.units import format_ms
 
     manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
+    if triton is not None:
+        model = write_triton_repository(to, triton, triton_name)
+        err.print(f"Triton model: {model}", highlight=False)
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=2))
         return

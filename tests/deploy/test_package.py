@@ -24,7 +24,7 @@ from autocompress.worker import EngineWorker
 
 SHIPPED = {
     "manifest.json", "engine.json", "policy.json", "model.xml", "model.bin", "model.onnx", "weights.safetensors",
-    "reference.safetensors",
+    "reference.safetensors", "run.py",
 }  # fmt: skip
 
 
