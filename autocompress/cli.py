@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from autocompress import __version__
-from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError
+from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError, UnavailableError
 
 out = Console()
 err = Console(stderr=True)
@@ -212,6 +212,80 @@ def benchmark(
         out.print(benchmark_table(found, measured))
 
 
+@main.command(
+    short_help="Build for another engine, also without its GPU.",
+    epilog="Example: autocompress build RUN --engine tensorrt-rtx --compute-capability 8.9 --to engines",
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--engine", required=True, help="Any of `autocompress devices`.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: GPUs to build for, such as 8.9 or 8.6,12.0.")
+@click.option("--dtype", help="Of layers without Q/DQ; fp16 for TensorRT by default.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Samples of one inference call.")
+@click.option("--trial", "trials", type=int, multiple=True, help="Of a run; repeatable. The best by default.")
+@click.option("--front", is_flag=True, help="Every model of a run's Pareto front.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Engine option, such as workspace=2GB.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def build(
+    source: Path,
+    *,
+    engine: str,
+    to: Path,
+    compute_capability: str | None,
+    dtype: str | None,
+    batch_size: int,
+    trials: tuple[int, ...],
+    front: bool,
+    options: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Build engines from SOURCE, an ONNX file or a run directory, without running them.
+
+    Nothing is measured: an engine that builds proves the graph, not the speed. Exit code 5: nothing could be built.
+    """
+    from autocompress import api
+    from autocompress.errors import EngineError
+    from autocompress.units import format_bytes
+
+    settings = _settings(options)
+    if compute_capability is not None:
+        settings["compute_capability"] = compute_capability
+    numbers = list(trials) or None
+    if front:
+        numbers = [int(n) for n in api.open_run(source).front["trial"] if n]
+    found = api.build(source, engine, to, dtype=dtype, batch_size=batch_size, settings=settings, trials=numbers)
+    if as_json:
+        rows = [
+            {"trial": b.trial, "file": str(b.file.path) if b.file else None, "error": b.error, "dense": dict(b.dense)}
+            for b in found
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for made in found:
+            name = "" if made.trial is None else f"trial {made.trial}: "
+            said = f"{made.file.path}, {format_bytes(made.file.size_bytes)}" if made.file else f"{made.error}"
+            kept = f" ({len(made.dense)} int8 layers stay dense)" if made.dense else ""
+            out.print(f"{name}{said}{kept}", markup=False, highlight=False, soft_wrap=True)
+    if not any(made.file for made in found):
+        sys.exit(EngineError.exit_code)
+
+
+def _settings(options: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` texts, values as YAML scalars."""
+    import yaml
+
+    from autocompress.errors import ConfigError
+
+    settings = {}
+    for text in options:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--option {text!r} must be written key=value, such as --option workspace=2GB.")
+        settings[key.strip()] = yaml.safe_load(value)
+    return settings
+
+
 @main.command(short_help="List what can be compressed in a model.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
@@ -246,6 +320,32 @@ def devices(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         out.print(devices_table(found))
+
+
+@main.command(short_help="Check that an engine works here.")
+@click.option("--engine", default="openvino", show_default=True, help="Any of `autocompress devices`.")
+@click.option(
+    "--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs without one, such as 8.6,8.9."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def doctor(engine: str, *, compute_capability: str | None, as_json: bool) -> None:
+    """Build, run and time a small network in every dtype that an engine offers here; say how to mend what fails.
+
+    Exit code 4 says that something failed.
+    """
+    from autocompress.doctor import FAILED, examine
+    from autocompress.report.tables import doctor_table
+
+    settings = {} if compute_capability is None else {"compute_capability": compute_capability}
+    with err.status("Examining", spinner="dots"):
+        checks = list(examine(engine, settings))
+    if as_json:
+        click.echo(json.dumps([check.to_dict() for check in checks], indent=2))
+    else:
+        out.print(doctor_table(checks))
+    if any(check.state == FAILED for check in checks):
+        sys.exit(UnavailableError.exit_code)
 
 
 @main.command(short_help="Print versions and hardware as JSON.")

@@ -111,7 +111,7 @@ class Pipeline:
         self._importance = importance
         self.ledger = Ledger()
         with self.ledger.spend("profile"):
-            described = worker.describe(config.engine)
+            described = worker.describe(config.engine, config.engine_options)
             self.engine_version: str = described["version"]
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
@@ -261,7 +261,8 @@ class Pipeline:
         """
         folder.mkdir(parents=True, exist_ok=True)
         onnx = folder / "model.onnx"
-        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        settings = tuple(self._config.engine_options.items())
+        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size, settings)
         with ledger.spend("export"):
             ranges = activation_ranges(model)
             with quantization_mode(model, "off"):

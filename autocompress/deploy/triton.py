@@ -1,8 +1,9 @@
 """A deployed directory as a model repository of NVIDIA Triton Inference Server: ``NAME/config.pbtxt`` and ``NAME/1/``.
 
-Field names are those of Triton's ``model_config.proto``. Nothing is converted: the file that was measured is copied under
-the name that Triton's backend expects. Files of CPU engines and of fixed batch are served with ``max_batch_size: 0``,
-which is how Triton says that the batch axis is the model's own; a TensorRT engine with ``max_batch`` gets dynamic batching.
+Field names are those of Triton's ``model_config.proto``. Nothing is converted: the file that was measured is copied
+under the name that Triton's backend expects. Files of CPU engines and of fixed batch are served with
+``max_batch_size: 0``, which is how Triton says that the batch axis is the model's own; a TensorRT engine with
+``max_batch`` gets dynamic batching.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from autocompress.errors import ConfigError
+
 Array = NDArray[Any]
 Settings = Sequence[tuple[str, Any]]
 
@@ -146,7 +148,14 @@ class Engine(abc.ABC):
         """Return the dtypes that the runtime really computes in on this device, dense dtypes first."""
 
     def describe(self, settings: Settings = ()) -> tuple[str, Sequence[str]]:
-        """Return `device` and `capabilities` under these engine settings; engines without settings ignore them."""
+        """Return `device` and `capabilities` under these engine settings.
+
+        Raises:
+            ConfigError: The engine has no settings, and some were given.
+        """
+        if settings:
+            given = ", ".join(name for name, _ in settings)
+            raise ConfigError(f"The engine {self.name!r} has no engine_options, but {given} was given. Remove it.")
         return self.device(), self.capabilities()
 
     @abc.abstractmethod
