@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Run, benchmark, open_run, search
+    from autocompress.api import Run, benchmark, build, open_run, search
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.tasks import ClassificationTask, Task, load_task
@@ -24,6 +24,7 @@ _HOMES = {
     "Run": "autocompress.api",
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
+    "build": "autocompress.api",
     "load_task": "autocompress.tasks",
     "open_run": "autocompress.api",
     "search": "autocompress.api",
@@ -37,6 +38,7 @@ __all__ = [
     "Run",
     "Task",
     "benchmark",
+    "build",
     "load_task",
     "open_run",
     "search",

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +19,11 @@ from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import (
-    ConfigError,
-    EngineError,
-    MissingDependencyError,
-    NoFeasibleTrialError,
-    UnavailableError,
-    UnsupportedDtypeError,
-    nearest,
-)
+from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError, nearest
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
 from autocompress.report.html import write_report
-from autocompress.results import Measurement, TrialRecord, read_json, write_json
+from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory
 from autocompress.worker import EngineWorker
 
@@ -41,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from autocompress.deploy.aot import Build
     from autocompress.search.observer import Observer
     from autocompress.tasks import Task
 
@@ -161,11 +153,6 @@ class Run:
     def report(self) -> Path:
         """Write ``report.html`` and return its path."""
         return write_report(self.directory)
-
-    @property
-    def records_by_number(self) -> dict[int, TrialRecord]:
-        """The latest record of every trial."""
-        return self.directory.records()
 
     @property
     def task(self) -> Task:
@@ -339,23 +326,6 @@ def benchmark(
         return files, worker.measure(files, _inputs_of(files[0]), protocol or Protocol())
 
 
-@dataclass(frozen=True)
-class Build:
-    """One engine built by `build`, or why it was not.
-
-    Attributes:
-        trial: Of the run; None for a bare ONNX file.
-        file: The engine file; None when it could not be built.
-        error: Why not.
-        dense: int8 layers of the policy that the engine's placement rules leave dense, with the reason.
-    """
-
-    trial: int | None
-    file: EngineFile | None
-    error: str | None = None
-    dense: Mapping[str, str] = field(default_factory=dict)
-
-
 def build(
     source: Path | str | Run,
     engine: str,
@@ -371,10 +341,10 @@ def build(
     With ``settings={"compute_capability": "8.9"}`` TensorRT-RTX builds for a GPU that is not here. Nothing is measured.
 
     Args:
-        source: An ONNX file, or a run.
+        source: An ONNX file, a run, or its directory.
         engine: What to build for.
         to: New or empty directory. A run's models go into ``trial-00042`` inside it.
-        dtype: Of layers without Q/DQ; by default fp16 for TensorRT, else the trial's own (fp32 for an ONNX file).
+        dtype: Of layers without Q/DQ; by default fp16 for TensorRT, else fp32.
         batch_size: Samples of one call.
         settings: The engine's own options (``engine_options`` of the run file).
         trials: Of a run; None takes the best.
@@ -382,55 +352,17 @@ def build(
     Raises:
         ConfigError: The source or an option cannot be used.
         UnavailableError: The engine is not installed, or needs a device that is not here.
-        EngineError, UnsupportedDtypeError: A single ONNX file could not be built. Of a run's models the error is returned.
+        EngineError: An ONNX file cannot be built. A run's model that cannot is returned with its error.
     """
-    target = Path(to)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--to {target} already exists and is not an empty directory; nothing is overwritten.")
+    from autocompress.deploy import aot
+
     given = tuple((settings or {}).items())
-    with EngineWorker() as worker:
-        worker.describe(engine, settings)
-        if not isinstance(source, Run) and Path(source).is_file():
-            options = EngineOptions(dtype or _default_dtype(engine, "fp32"), 1, batch_size, given)
-            target.mkdir(parents=True, exist_ok=True)
-            onnx = Path(shutil.copy(source, target / "model.onnx"))
-            return [Build(None, worker.build(engine, onnx, options, target / "model"))]
-        run = source if isinstance(source, Run) else open_run(source)
-        numbers = [run.best.number] if trials is None else list(trials)
-        built = []
-        for number in numbers:
-            folder = target / f"trial-{number:05d}"
-            record = run.records_by_number[number] if number in run.records_by_number else None
-            if record is None:
-                raise ConfigError(f"{run.path} has no trial {number}.")
-            options = EngineOptions(dtype or _default_dtype(engine, record.policy.dense_dtype), 1, batch_size, given)
-            built.append(_build_trial(run, number, engine, options, folder, worker))
-        return built
-
-
-def _default_dtype(engine: str, otherwise: str) -> str:
-    return "fp16" if engine.startswith("tensorrt") else otherwise
-
-
-def _build_trial(
-    run: Run, number: int, engine: str, options: EngineOptions, folder: Path, worker: EngineWorker
-) -> Build:
-    from autocompress.compress.quantization import activation_ranges, quantization_mode
-    from autocompress.engines.export import save_onnx, to_onnx
-    from autocompress.engines.qdq import InputQuantization, insert_qdq
-
-    model = run.load_model(number)
-    with quantization_mode(model, "off"):
-        graph = to_onnx(model, run.task.example_inputs(options.batch_size))
-    layers = {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(model).items()}
-    dense = insert_qdq(graph, layers, engine)
-    onnx = folder / "model.onnx"
-    save_onnx(graph, onnx)
-    write_json(folder / "policy.json", run.records_by_number[number].policy.to_dict())
-    try:
-        return Build(number, worker.build(engine, onnx, options, folder / "model"), None, dense)
-    except (EngineError, UnsupportedDtypeError) as error:
-        return Build(number, None, f"{type(error).__name__}: {error}", dense)
+    options = aot.with_default_dtype(EngineOptions("fp32", 1, batch_size, given), engine, dtype)
+    if not isinstance(source, Run) and Path(source).is_file():
+        return [aot.build_onnx(Path(source), engine, options, Path(to))]
+    run = source if isinstance(source, Run) else open_run(source)
+    numbers = [run.best.number] if trials is None else list(trials)
+    return aot.build_trials(run.directory, run.task, numbers, engine=engine, options=options, to=Path(to))
 
 
 def _inputs_of(file: EngineFile) -> np.ndarray:

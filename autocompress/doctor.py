@@ -156,8 +156,8 @@ def _run(worker: EngineWorker, file: EngineFile, inputs: NDArray[np.float32], na
 def _weights() -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(0)
     return {
-        "stem": rng.standard_normal((_CHANNELS, 3, 3, 3)).astype(np.float32) / 5,
-        "conv": rng.standard_normal((_CHANNELS, _CHANNELS, 3, 3)).astype(np.float32) / 17,
+        "stem": (rng.standard_normal((_CHANNELS, 3, 3, 3)) / 5).astype(np.float32),
+        "conv": (rng.standard_normal((_CHANNELS, _CHANNELS, 3, 3)) / 17).astype(np.float32),
         "head": rng.standard_normal((_CHANNELS, _CLASSES)).astype(np.float32),
     }
 

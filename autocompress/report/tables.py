@@ -22,10 +22,14 @@ from autocompress.results import Measurement
 class Check(Protocol):
     """One step of `autocompress.doctor.examine`."""
 
-    name: str
-    state: str
-    detail: str
-    remedy: str
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def detail(self) -> str: ...  # noqa: D102
+    @property
+    def remedy(self) -> str: ...  # noqa: D102
 
 
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
