@@ -60,7 +60,7 @@ def main(debug: bool) -> None:
 @click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
 @click.option("--sampler", help="tpe (default), nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
-@click.option("--engine", help="openvino (default) or onnxruntime.")
+@click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
 @click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
 @click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
@@ -175,7 +175,7 @@ def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, trito
 
 @main.command(short_help="Time engines against each other, interleaved.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--engine", help="For bare ONNX files: openvino (default) or onnxruntime.")
+@click.option("--engine", help="For bare ONNX files: openvino (default), onnxruntime, tensorrt…")
 @click.option("--dtype", default="fp32", show_default=True, help="For bare ONNX files: fp32, bf16 or fp16.")
 @click.option("--threads", type=int, default=1, show_default=True, help="For bare ONNX files.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="For bare ONNX files.")
