@@ -256,6 +256,6 @@ class _BuildingRunner(Runner):
         """Run once."""
         self._opened.run()
 
-    def time_run(self) -> int:
+    def time_run(self, clock: Callable[[], int]) -> int:
         """Run once and return the GPU's nanoseconds."""
-        return self._opened.time_run()
+        return self._opened.time_run(clock)

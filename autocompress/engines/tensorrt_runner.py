@@ -221,7 +221,7 @@ class TensorRTRunner(Runner):
         self._start()
         self._stream.synchronize()
 
-    def time_run(self) -> int:
+    def time_run(self, clock: Callable[[], int]) -> int:
         """Run once and return the nanoseconds between two events on the stream around it."""
         self._before()
         return round(self._stream.time(self._start) * 1e6)

@@ -189,7 +189,7 @@ def _slice(runner: Runner, protocol: Protocol) -> Samples:
     took: list[int] = []
     start = clock()
     while True:
-        took.append(time_run())
+        took.append(time_run(clock))
         if clock() - start >= budget and len(took) >= least:
             return (np.asarray(took, dtype=np.float64) / 1e6).astype(np.float32)
 
