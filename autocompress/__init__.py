@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, open_profile, profile, search
+    from autocompress.api import benchmark, build, open_profile, profile, search
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
@@ -25,6 +25,7 @@ _HOMES = {
     "Run": "autocompress.run",
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
+    "build": "autocompress.api",
     "load_task": "autocompress.tasks",
     "open_profile": "autocompress.api",
     "open_run": "autocompress.run",
@@ -40,6 +41,7 @@ __all__ = [
     "Run",
     "Task",
     "benchmark",
+    "build",
     "load_task",
     "open_profile",
     "open_run",

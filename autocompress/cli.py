@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from autocompress import __version__
-from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError
+from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError, UnavailableError
 
 out = Console()
 err = Console(stderr=True)
@@ -60,7 +60,7 @@ def main(debug: bool) -> None:
 @click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
 @click.option("--sampler", help="tpe (default), nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
-@click.option("--engine", help="openvino (default) or onnxruntime.")
+@click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
 @click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
 @click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
@@ -141,16 +141,27 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--trial", type=int, help="A trial of the front; the best result by default.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option(
+    "--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also write it into this Triton model repository."
+)
+@click.option("--triton-name", default="model", show_default=True, metavar="NAME", help="Of the model in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 @_plain_errors
-def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
-    """Package the measured engine of RUN, verified again in a fresh process."""
+def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, triton_name: str, as_json: bool) -> None:
+    """Package the measured engine of RUN, verified again in a fresh process.
+
+    DIR/run.py loads the engine and answers a request without autocompress. --triton serves it with NVIDIA Triton.
+    """
     from autocompress.deploy import package
+    from autocompress.deploy.triton import write_triton_repository
     from autocompress.latency.fingerprint import device_fingerprint
     from autocompress.run_directory import RunDirectory
     from autocompress.units import format_ms
 
     manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
+    if triton is not None:
+        model = write_triton_repository(to, triton, triton_name)
+        err.print(f"Triton model: {model}", highlight=False)
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=2))
         return
@@ -166,7 +177,7 @@ def deploy(run: Path, trial: int | None, to: Path, as_json: bool) -> None:
 
 @main.command(short_help="Time engines against each other, interleaved.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--engine", help="For bare ONNX files: openvino (default) or onnxruntime.")
+@click.option("--engine", help="For bare ONNX files: openvino (default), onnxruntime, tensorrt…")
 @click.option("--dtype", default="fp32", show_default=True, help="For bare ONNX files: fp32, bf16 or fp16.")
 @click.option("--threads", type=int, default=1, show_default=True, help="For bare ONNX files.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="For bare ONNX files.")
@@ -273,6 +284,81 @@ def profile(
         out.print(profile_summary(found))
 
 
+@main.command(
+    short_help="Build for another engine, also without its GPU.",
+    epilog="Example: autocompress build RUN --engine tensorrt-rtx --compute-capability 8.9 --to engines",
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--engine", required=True, help="Any of `autocompress devices`.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: GPUs to build for, such as 8.9 or 8.6,12.0.")
+@click.option("--dtype", help="Of layers without Q/DQ; fp16 for TensorRT by default.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Samples of one inference call.")
+@click.option("--trial", "trials", type=int, multiple=True, help="Of a run; repeatable. The best by default.")
+@click.option("--front", is_flag=True, help="Every model of a run's Pareto front.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Engine option, such as workspace=2GB.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def build(
+    source: Path,
+    *,
+    engine: str,
+    to: Path,
+    compute_capability: str | None,
+    dtype: str | None,
+    batch_size: int,
+    trials: tuple[int, ...],
+    front: bool,
+    options: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Build engines from SOURCE, an ONNX file or a run directory, without running them.
+
+    Nothing is measured: an engine that builds proves the graph, not the speed. Exit code 5: nothing could be built.
+    """
+    from autocompress import api
+    from autocompress.errors import EngineError
+    from autocompress.run import open_run
+    from autocompress.units import format_bytes
+
+    settings = _settings(options)
+    if compute_capability is not None:
+        settings["compute_capability"] = compute_capability
+    numbers = list(trials) or None
+    if front:
+        numbers = [int(n) for n in open_run(source).front["trial"]]
+    found = api.build(source, engine, to, dtype=dtype, batch_size=batch_size, settings=settings, trials=numbers)
+    if as_json:
+        rows = [
+            {"trial": b.trial, "file": str(b.file.path) if b.file else None, "error": b.error, "dense": dict(b.dense)}
+            for b in found
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for made in found:
+            name = "" if made.trial is None else f"trial {made.trial}: "
+            said = f"{made.file.path}, {format_bytes(made.file.size_bytes)}" if made.file else f"{made.error}"
+            kept = f" ({len(made.dense)} int8 layers stay dense)" if made.dense else ""
+            out.print(f"{name}{said}{kept}", markup=False, highlight=False, soft_wrap=True)
+    if not any(made.file for made in found):
+        sys.exit(EngineError.exit_code)
+
+
+def _settings(options: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` texts, values as YAML scalars."""
+    import yaml
+
+    from autocompress.errors import ConfigError
+
+    settings = {}
+    for text in options:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--option {text!r} must be written key=value, such as --option workspace=2GB.")
+        settings[key.strip()] = yaml.safe_load(value)
+    return settings
+
+
 @main.command(short_help="List what can be compressed in a model.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
@@ -307,6 +393,32 @@ def devices(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         out.print(devices_table(found))
+
+
+@main.command(short_help="Check that an engine works here.")
+@click.option("--engine", default="openvino", show_default=True, help="Any of `autocompress devices`.")
+@click.option(
+    "--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs without one, such as 8.6,8.9."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def doctor(engine: str, *, compute_capability: str | None, as_json: bool) -> None:
+    """Build, run and time a small network in every dtype that an engine offers here; say how to mend what fails.
+
+    Exit code 4 says that something failed.
+    """
+    from autocompress.doctor import FAILED, examine
+    from autocompress.report.tables import doctor_table
+
+    settings = {} if compute_capability is None else {"compute_capability": compute_capability}
+    with err.status("Examining", spinner="dots"):
+        checks = list(examine(engine, settings))
+    if as_json:
+        click.echo(json.dumps([check.to_dict() for check in checks], indent=2))
+    else:
+        out.print(doctor_table(checks))
+    if any(check.state == FAILED for check in checks):
+        sys.exit(UnavailableError.exit_code)
 
 
 @main.command(short_help="Print versions and hardware as JSON.")

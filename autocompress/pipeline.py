@@ -40,7 +40,7 @@ from autocompress.latency.measure import Protocol
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
-from autocompress.results import Measurement, TrialRecord, write_bytes
+from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, write_artifact
 from autocompress.tasks.base import Task
 from autocompress.units import format_bytes
@@ -97,7 +97,7 @@ class Pipeline:
         self._importance = importance
         self.ledger = Ledger()
         with self.ledger.spend("profile"):
-            described = worker.describe(config.engine)
+            described = worker.describe(config.engine, config.engine_options)
             self.engine_version: str = described["version"]
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
@@ -253,9 +253,14 @@ class Pipeline:
 
     def _build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
         onnx = folder / "model.onnx"
-        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        settings = tuple(self._config.engine_options.items())
+        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size, settings)
         with ledger.spend("export"):
-            save_onnx(self.graphs.build(model, activation_ranges(model), policy.removed_blocks), onnx)
+            graph = self.graphs.build(model, activation_ranges(model), policy.removed_blocks)
+            if graph.dense:
+                # Why an int8 layer of the policy is not one in this engine.
+                write_json(folder / "placement.json", graph.dense)
+            save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
         with ledger.spend("build"):

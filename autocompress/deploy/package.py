@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from autocompress.deploy import runscript
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
 from autocompress.deploy.verify import (
     REFERENCE_NAME,
@@ -75,7 +76,11 @@ def deploy(
     try:
         with _writing(to):
             hashes = _copy(source, measured_file, folder)
-        manifest = _manifest(run, source, measured_file, hashes, device)
+            manifest = _manifest(run, source, measured_file, hashes, device)
+            script = folder / runscript.NAME
+            shape = read_reference(folder / REFERENCE_NAME)[0].shape
+            script.write_text(runscript.run_script(manifest, (measured_file.options.batch_size, *shape[1:])))
+            manifest = replace(manifest, files={**manifest.files, script.name: describe_file(script)})
         # The copies are checked as anyone will who receives them, from disk.
         manifest.check_files(folder)
         with fresh(worker) as running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -20,6 +20,20 @@ from autocompress.results import Measurement
 
 if TYPE_CHECKING:
     from autocompress.search.tables import Profile
+
+
+class Check(Protocol):
+    """One step of `autocompress.doctor.examine`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def detail(self) -> str: ...  # noqa: D102
+    @property
+    def remedy(self) -> str: ...  # noqa: D102
+
 
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
 _STAGE_WIDTH, _MACS_WIDTH = 96, 104
@@ -255,6 +269,20 @@ def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
             skipped.add_row(Text(name), Text(reason))
         tables.append(skipped)
     return tables
+
+
+def doctor_table(checks: Sequence[Check]) -> Table:
+    """Return what `autocompress doctor` prints: every step, what was found, and how to mend it."""
+    table = _table("What works here")
+    table.add_column("step", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("to mend it", overflow="fold")
+    styles = {"ok": "green", "failed": "bold red", "skipped": "dim", "note": "yellow"}
+    for check in checks:
+        state = Text(check.state, style=styles[check.state])
+        table.add_row(Text(check.name), state, Text(check.detail), Text(check.remedy))
+    return table
 
 
 def devices_table(found: Mapping[str, Any]) -> Table:

@@ -103,7 +103,7 @@ class Profiler:
         self._observer = observer or Observer()
         self._started = time.monotonic()
         self._observer.stage("Reading the model")
-        described = worker.describe(config.engine)
+        described = worker.describe(config.engine, config.engine_options)
         self._example = task.example_inputs(2)
         self._inputs = task.example_inputs(config.batch_size)
         self._base = rewrite(task.model())
@@ -249,8 +249,9 @@ class Profiler:
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
         path = self._scratch / f"network-{self._files % 2}.onnx"
-        save_onnx(graph, path)
-        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        save_onnx(graph.model, path)
+        settings = tuple(self._config.engine_options.items())
+        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size, settings)
         return EngineFile(self._config.engine, path, options)
 
     def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:

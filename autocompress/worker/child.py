@@ -73,15 +73,12 @@ class Child:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def describe(self, engine: str) -> dict[str, Any]:
-        """Return what an engine is on this machine."""
+    def describe(self, engine: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an engine is on this machine, or on the one that its settings name."""
         found = self._engine(engine)
-        return {
-            "name": found.name,
-            "version": found.version(),
-            "device": found.device(),
-            "capabilities": list(found.capabilities()),
-        }
+        version = found.version()
+        device, capabilities = found.describe(EngineOptions(settings=settings).settings)  # type: ignore[arg-type]
+        return {"name": found.name, "version": version, "device": device, "capabilities": list(capabilities)}
 
     def build(self, engine: str, onnx: str, options: Mapping[str, Any], output: str) -> str:
         """Build an engine file and return its path."""
