@@ -41,7 +41,7 @@ from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
-from autocompress.run_directory import RunDirectory, write_artifact
+from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
 from autocompress.units import format_bytes
 from autocompress.worker.client import EngineWorker
@@ -356,9 +356,23 @@ class Pipeline:
         hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()}
         write_artifact(folder, record, file, self.engine_version, {"sha256": hashes})
 
+    def measure_again(self, record: TrialRecord) -> TrialRecord:
+        """Return a finished record measured anew by the standard protocol; its artefact says so too."""
+        assert record.artifact is not None
+        folder, ledger = self.run.path / record.artifact, Ledger()
+        file = read_artifact(folder)
+        try:
+            with ledger.spend("measure"):
+                measurement = self.measure(file)
+        finally:
+            self.ledger.merge(ledger)
+        again = replace(record, measurement=measurement)
+        self._write_artifact(folder, again, file)
+        return again
+
     def evaluate(self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None) -> TrialRecord:
-        """Score one policy without fine-tuning; what a search trial does."""
-        ledger = Ledger()
+        """Score one policy without fine-tuning, by `Protocol.trial`; what a search trial does."""
+        ledger, protocol = Ledger(), protocol or Protocol.trial()
         try:
             model = self.compress(policy, ledger)
             return self.score(

@@ -153,8 +153,9 @@ def test_a_killed_and_an_interrupted_search_go_on_and_miss_an_unreachable_target
     assert summary["best"]["feasible"] is False and summary["n_trials"] == len(second) + 1
     assert (tmp_path / summary["best"]["path"]).is_file()
     third = run.history()
-    assert third[: len(second)] == second and len({r.number for r in third}) == len(third)
-    assert len({r.policy for r in third}) == len(third)
+    # The last line is the closest one measured again.
+    assert third[: len(second)] == second and third[-1].number == summary["best"]["trial"]
+    assert len({r.policy for r in third}) == len({r.number for r in third}) == len(second) + 1
 
 
 # -- looking at a run -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from autocompress.latency.measure import Protocol
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline, load_compressed
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.results import TrialRecord, read_json
+from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.tasks import ClassificationTask
 from autocompress.worker import EngineWorker
@@ -106,6 +107,17 @@ def test_the_baseline_is_the_uncompressed_model(line: Pipeline) -> None:
     assert set(record.seconds) == {"export", "build", "verify", "measure", "proxy"}
     assert line.baseline_file == read_artifact(line.run.baseline)
     assert line.baseline_file.size_bytes == record.size_bytes
+
+
+def test_a_finished_candidate_is_measured_again(line: Pipeline) -> None:
+    record = line.evaluate(CompressionPolicy(removed_blocks=("same",)), 12, BRIEF)
+    again = line.measure_again(record)
+    assert again.measurement is not None and record.measurement is not None
+    assert again.measurement != record.measurement and again.measurement.n >= BRIEF.min_iterations
+    assert replace(again, measurement=record.measurement) == record
+    folder = line.run.artifact(record.number)
+    assert TrialRecord.from_dict(read_json(folder / "record.json")) == again
+    assert Measurement.from_dict(read_json(folder / "latency.json")) == again.measurement
 
 
 def test_the_fastest_dense_dtype_becomes_the_baseline(

@@ -87,6 +87,14 @@ class Protocol:
         }
         return cls(**{**values, **changes})
 
+    @classmethod
+    def trial(cls) -> Self:
+        """Return the protocol of a search's trials: 0.5 s of each engine, 1.2 s when noisy.
+
+        It orders candidates; those that are to be fine-tuned or offered are measured by the standard one.
+        """
+        return cls(warm_up_s=0.1, min_iterations=40, min_seconds=0.4, max_seconds=1.2, patience_s=2.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return asdict(self)

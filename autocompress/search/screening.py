@@ -44,6 +44,10 @@ _LAST, _ENOUGH = 16, 8
 _LEAST_MISS, _MOST_MISS = 0.95, 1.08
 # What is this far below the aim, as a share of the limit, is near enough.
 _NEAR = 0.02
+# What is to be gained by using what the best network left of the limit, and what is left when it has been used.
+_WORTH, _LEAVE = 0.03, 0.01
+# Every how many trials the best network's room is used.
+_IMPROVE_EVERY = 3
 # Every how many trials one is not fitted, so that predictor and sampler see other places too.
 _EXPLORE_EVERY = 8
 # Proposals drawn for one trial before the last one is taken as it is.
@@ -53,6 +57,11 @@ _DRAWS = 3
 def explores(number: int) -> bool:
     """Whether a trial runs as it was proposed, unless that cannot meet the limit."""
     return number % _EXPLORE_EVERY == _EXPLORE_EVERY - 1
+
+
+def improves(number: int) -> bool:
+    """Whether a trial starts from the best network so far, if that leaves room below the limit."""
+    return number % _IMPROVE_EVERY == 1 and not explores(number)
 
 
 def cautious(prediction: Prediction) -> float:
@@ -72,6 +81,7 @@ class Screen:
     Attributes:
         taken: Networks that have been measured or are about to be, which `fit` does not return.
         blocks: Those that may be removed, the one whose removal changes least first, as far as that is known.
+        best: Choices and record of the best network so far; None while none is inside the limit.
         reachable: Whether some network is predicted to meet the limit, as far as the last `fit` saw.
     """
 
@@ -83,6 +93,7 @@ class Screen:
         self._rng = rng
         self.taken: set[CompressionPolicy] = set()
         self.blocks: Sequence[str] = ()
+        self.best: tuple[Choices, TrialRecord] | None = None
         self.reachable = True
         self._constraints = constraints
         self._new: list[Observation] = []
@@ -210,6 +221,38 @@ class Screen:
         self.taken.add(policy)
         return fitting.choices
 
+    def improve(self) -> Choices | None:
+        """Return choices like the best network's that use what it left of the limit; None where that is too little.
+
+        Predictions of networks that are alike are equally wrong, so they are corrected by what was measured of the best
+        one. `trusted` must hold.
+        """
+        limit = self.limit
+        if limit is None or self.best is None:
+            return None
+        choices, record = self.best
+        expected, measured = self.predict(record.policy), record.measurement
+        if expected is None or measured is None or measured.ratio_high > limit * (1 - _WORTH):
+            return None
+        off = measured.ratio_high / expected.ratio
+
+        def corrected(policy: CompressionPolicy) -> float:
+            found = self.predict(policy)
+            return float("inf") if found is None else found.ratio * off
+
+        top = limit * (1 - _LEAVE)
+        bottom = top - _NEAR * limit
+        fitting = Fitting(choices, self.space, corrected, self._rng, self.blocks)
+        fitting.loosen(top)
+        fitting.polish(bottom, top)
+        fitting.exchange(bottom, top)
+        fitting.renew(bottom, top, self.taken)
+        policy = self.space.policy(fitting.choices)
+        if policy in self.taken:
+            return None
+        self.taken.add(policy)
+        return fitting.choices
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -262,6 +305,10 @@ class FittedSampler(optuna.samplers.BaseSampler):
 
     def _screened(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Drawn:
         screen = self._screen
+        if improves(trial.number) and screen.trusted and screen.best is not None:
+            improved = screen.improve()
+            if improved is not None:
+                return Drawn(screen.best[0], improved, 0, hopeless=False)
         exploring = explores(trial.number)
         screened_out, impossible, proposed = 0, False, Choices()
         for attempt in range(_DRAWS):

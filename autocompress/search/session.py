@@ -6,6 +6,7 @@ Owns the order of the stages and the time each may take. What is reported and de
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ from autocompress.worker.client import EngineWorker
 
 # What a latency table left of the space's choices, in the run directory.
 _OFFERED = "offered.json"
+# How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
+_CONFIRMATIONS = 4
 # Kept back of the timeout for the test data, the verification in a fresh process and the report.
 _RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
 
@@ -67,6 +70,8 @@ class SearchSession:
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
         self._space_file = space
+        # Trials that the standard protocol measured.
+        self._confirmed: set[int] = set()
 
     @property
     def deadline(self) -> float | None:
@@ -110,9 +115,15 @@ class SearchSession:
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
         self.loop.run(self.config.n_trials, until, progress)
+        self.observer.stage("Measuring the best again")
+        self._confirm(lambda: [self._best] if self._best is not None else [])
         if recovery.enabled and not self._settled(baseline):
-            proxies = list(self.loop.records.values())
-            chosen = finalists(proxies, self.constraints, baseline, recovery.candidates)
+
+            def choose() -> list[TrialRecord]:
+                records = list(self.loop.records.values())
+                return finalists(records, self.constraints, baseline, recovery.candidates)
+
+            chosen = self._confirm(choose)
             tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
             tuning.run(chosen, self.deadline)
         self._write_front()
@@ -156,6 +167,29 @@ class SearchSession:
         bounded = self.constraints.latency is not None or self.constraints.size_bytes is not None
         best = self._best
         return bounded and best is not None and self.constraints.within_budget(best) and is_lossless(best, baseline)
+
+    def _confirm(self, choose: Callable[[], list[TrialRecord]]) -> list[TrialRecord]:
+        """Return what is chosen when all of it has been measured by the standard protocol.
+
+        A trial's measuring is short, and what comes out best of many is so partly by luck. What turns out to be over
+        the limit gives way to the next.
+        """
+        for _ in range(_CONFIRMATIONS if self.constraints.latency is not None else 0):
+            fresh = [r for r in choose() if r.stage == "proxy" and r.number not in self._confirmed]
+            if not fresh:
+                break
+            for record in fresh:
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    return choose()
+                again = self.pipeline.measure_again(record)
+                self._confirmed.add(again.number)
+                self.run.append(again)
+                self.loop.records[again.number] = again
+                if self._best is record:
+                    # What its trial measured counts no more.
+                    self._best = None
+                self._improve(again)
+        return choose()
 
     def _baseline(self) -> TrialRecord:
         self.observer.stage("Measuring the baseline")

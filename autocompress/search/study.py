@@ -23,7 +23,7 @@ from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
-from autocompress.search.pareto import Constraints
+from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.sampler import make_sampler
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
@@ -136,6 +136,7 @@ class TrialLoop:
         self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
         self._on_trial = on_trial
         self._by_policy = {r.policy: r for r in self.records.values() if r.state == "complete"}
+        self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.screen: Screen | None = None
         self._sampler: FittedSampler | None = None
         if predictor is not None:
@@ -144,8 +145,17 @@ class TrialLoop:
             for record in pipeline.run.history():
                 if record.state == "complete":
                     self.screen.observe(record)
+            self.screen.best = self._best()
             if constraints.latency is not None:
                 self._sampler = study.sampler = FittedSampler(study.sampler, self.screen)
+
+    def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
+        """Return choices and record of the best trial; None while none is inside the limits."""
+        assert self.pipeline.baseline is not None
+        best = best_record(self.records.values(), self.constraints, self.pipeline.baseline)
+        if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
+            return None
+        return self._choices[best.number], best
 
     def enqueue_seeds(self, block_order: list[str]) -> None:
         """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit."""
@@ -244,8 +254,10 @@ class TrialLoop:
             self.pipeline.run.append(record)
             self.records[number] = record
             self._by_policy[policy] = record
+            self._choices[number] = choices
             if self.screen is not None:
                 self.screen.observe(record)
+                self.screen.best = self._best()
         self.study.tell(trial, values)
         if known is None:
             self._on_trial(record)

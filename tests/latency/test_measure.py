@@ -226,6 +226,12 @@ def test_quick_takes_a_fraction_of_a_second_of_each(clock: Clock) -> None:
     assert Protocol.quick(rounds=3).rounds == 3
 
 
+def test_a_trial_takes_half_a_second_of_each(clock: Clock) -> None:
+    runners = [FakeRunner(clock, lambda now, ms=ms: ms) for ms in (1.0, 0.2)]
+    measure(runners, [BATCH] * 2, Protocol.trial())
+    assert 2 * 0.4e9 < clock.ns < 2 * 0.6e9
+
+
 def test_a_device_that_disappears_is_an_error_with_its_words(clock: Clock) -> None:
     def gone(now: float) -> float:
         if now > 0.9:

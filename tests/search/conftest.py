@@ -81,6 +81,7 @@ class FakePipeline:
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
+        self.baseline = BASELINE
         self.asked: list[CompressionPolicy] = []
         self.fails: Callable[[int, CompressionPolicy], Exception | None] = lambda number, policy: None
 

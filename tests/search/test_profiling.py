@@ -153,7 +153,7 @@ def profile(
         profiler.close()
 
 
-COUNT = LEAST_NETWORKS * 4 // 3 + 4
+COUNT = 3 * LEAST_NETWORKS
 
 
 @pytest.fixture(scope="module")

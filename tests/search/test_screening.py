@@ -119,6 +119,33 @@ def test_the_times_of_a_trials_layers_are_learned(bench: Bench) -> None:
 # -- between sampler and study ----------------------------------------------------------------------------------------
 
 
+def test_what_the_best_network_left_of_the_limit_is_used(bench: Bench) -> None:
+    known = Known()
+    made = screen(bench, known, target="0.7x")
+    choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
+    policy = made.space.policy(choices)
+    assert made.improve() is None  # there is no best one yet
+    made.best = choices, measured(policy, 0.69)
+    assert made.improve() is None  # nothing is left
+    # The prediction says 0.5; 0.6 was measured, so others are taken to be slower than predicted by as much.
+    made.best = choices, measured(policy, 0.6)
+    improved = made.improve()
+    assert improved is not None
+    assert sum(float(v) for v in improved.values()) < sum(float(v) for v in choices.values())
+    assert 0.66 * 0.5 / 0.6 < ratio(made, improved) <= 0.693 * 0.5 / 0.6
+    again = made.improve()
+    assert again is None or again != improved
+
+
+def test_every_third_trial_starts_from_the_best_network(bench: Bench) -> None:
+    made = screen(bench, target="0.7x")
+    choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
+    made.best = choices, measured(made.space.policy(choices), 0.5)
+    found = trials(made, "random", 11)[1]
+    # The eighth explores.
+    assert [number for number, (_, drawn) in enumerate(found) if drawn.proposed == choices] == [1, 4, 10]
+
+
 def trials(made: Screen, sampler: str, count: int) -> tuple[optuna.Study, list[tuple[dict[str, Any], Drawn]]]:
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, 0, count))
     fitted = study.sampler = FittedSampler(study.sampler, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints
 from autocompress.search.session import SearchSession
 from tests.latency import made_up
-from tests.search.conftest import BASELINE, record
+from tests.search.conftest import BASELINE, make_measurement, record
 
 
 def make(path: Path, **options: Any) -> SearchSession:
@@ -68,6 +69,42 @@ def test_best_always_holds_the_best_so_far(tmp_path: Path) -> None:
     assert held(session) == (3, 0.7)
     front = json.loads((tmp_path / "pareto.json").read_text())
     assert front["front"] == [4, 3] and [r["number"] for r in front["records"]] == [4, 3]
+
+
+def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    found = [record(number, 0.9 - number / 100, 5.6 - number / 100) for number in range(6)]
+    session.loop = SimpleNamespace(records={r.number: r for r in found})  # type: ignore[assignment]
+    session._confirmed = set()
+    asked = []
+    # Trials 0 and 1 had been lucky.
+    slow = {0: 5.9, 1: 5.8}
+
+    def measure_again(one: TrialRecord) -> TrialRecord:
+        asked.append(one.number)
+        again = replace(one, measurement=make_measurement(slow.get(one.number, 5.5)))
+        write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
+        return again
+
+    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again)  # type: ignore[assignment]
+    for one in found:
+        session._finished(finish(session, one))
+    assert held(session)[0] == 0
+
+    def best() -> list[TrialRecord]:
+        assert session._best is not None
+        return [session._best]
+
+    assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
+    assert held(session)[0] == 2 and session.run.records()[0].latency_ms == 5.9
+    # What is known is not measured once more.
+    assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
+
+
+def test_without_a_latency_limit_nothing_is_measured_again(tmp_path: Path) -> None:
+    session = make(tmp_path, max_drop="1pp")
+    found = record(1, 0.9, 5)
+    assert session._confirm(lambda: [found]) == [found]
 
 
 def test_ties_do_not_lead_downwards_step_by_step(tmp_path: Path) -> None:

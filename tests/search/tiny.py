@@ -23,9 +23,18 @@ from autocompress.deploy import summary
 from autocompress.latency.measure import Protocol
 from autocompress.tasks import load_weights
 
-pipeline.Protocol = api.Protocol = summary.Protocol = partial(
-    Protocol, warm_up_s=0.01, min_iterations=20, min_seconds=0.05, max_seconds=0.1, rounds=5
-)
+
+class Brief(Protocol):
+    def __init__(self, **changes):
+        brief = dict(warm_up_s=0.01, min_iterations=20, min_seconds=0.05, max_seconds=0.1, rounds=5)
+        super().__init__(**{**brief, **changes})
+
+    @classmethod
+    def trial(cls):
+        return cls()
+
+
+pipeline.Protocol = api.Protocol = summary.Protocol = Brief
 
 
 def images(count, seed):
