@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, open_profile, profile, search
+    from autocompress.api import benchmark, build, measure, open_profile, profile, search
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
@@ -25,7 +25,9 @@ _HOMES = {
     "Run": "autocompress.run",
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
+    "build": "autocompress.api",
     "load_task": "autocompress.tasks",
+    "measure": "autocompress.api",
     "open_profile": "autocompress.api",
     "open_run": "autocompress.run",
     "profile": "autocompress.api",
@@ -40,7 +42,9 @@ __all__ = [
     "Run",
     "Task",
     "benchmark",
+    "build",
     "load_task",
+    "measure",
     "open_profile",
     "open_run",
     "profile",

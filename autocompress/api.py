@@ -22,12 +22,14 @@ from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleT
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
 from autocompress.results import Measurement
-from autocompress.run import Run
+from autocompress.run import Run, open_run
 from autocompress.run_directory import RunDirectory
 from autocompress.units import parse_duration
 from autocompress.worker import EngineWorker
 
 if TYPE_CHECKING:
+    from autocompress.deploy.aot import Build
+    from autocompress.deploy.remeasure import Remeasured
     from autocompress.search.observer import Observer
     from autocompress.search.tables import Profile
     from autocompress.tasks import Task
@@ -177,6 +179,86 @@ def benchmark(
     files = [resolve(Path(p), engine, options or EngineOptions()) for p in paths]
     with EngineWorker() as worker:
         return files, worker.measure(files, _inputs_of(files[0]), protocol)
+
+
+def measure(
+    run: Path | str | Run,
+    trials: Sequence[int] | None = None,
+    *,
+    protocol: Protocol | None = None,
+    observer: Observer | None = None,
+) -> list[Remeasured]:
+    """Measure a run's front on this machine, and rank the run anew: one that was searched elsewhere, or predicted.
+
+    Engine files that do not open here are built again from their ONNX files. What was measured on another device no
+    longer counts: the front, the best result and the report are of what is measured here.
+
+    Args:
+        run: A run or its directory.
+        trials: Which; None takes the front and the best.
+        protocol: How long to measure.
+        observer: Is told of progress.
+
+    Raises:
+        ConfigError: There is no such run or trial.
+        UnavailableError: The engine or its device is not here.
+        EngineError: The baseline does not run here.
+        NoFeasibleTrialError: No trial could be measured.
+    """
+    from autocompress.deploy.remeasure import measure_run
+    from autocompress.report.html import write_report
+
+    directory = run.directory if isinstance(run, Run) else RunDirectory.open(run)
+    if observer is not None:
+        observer.stage("Measuring")
+    found = measure_run(
+        directory, trials, protocol=protocol, progress=observer.progress if observer is not None else _silent
+    )
+    write_report(directory)
+    return found
+
+
+def _silent(fraction: float, text: str) -> None:
+    """Tell nobody."""
+
+
+def build(
+    source: Path | str | Run,
+    engine: str,
+    to: Path | str,
+    *,
+    dtype: str | None = None,
+    batch_size: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    trials: Sequence[int] | None = None,
+) -> list[Build]:
+    """Build engines without running them: of an ONNX file, or of models of a run for another engine than the run's.
+
+    With ``settings={"compute_capability": "8.9"}`` TensorRT-RTX builds for a GPU that is not here. Nothing is measured.
+
+    Args:
+        source: An ONNX file, a run, or its directory.
+        engine: What to build for.
+        to: New or empty directory. A run's models go into ``trial-00042`` inside it.
+        dtype: Of layers without Q/DQ; by default fp16 for TensorRT, else fp32.
+        batch_size: Samples of one call.
+        settings: The engine's own options (``engine_options`` of the run file).
+        trials: Of a run; None takes the best.
+
+    Raises:
+        ConfigError: The source or an option cannot be used.
+        UnavailableError: The engine is not installed, or needs a device that is not here.
+        EngineError: An ONNX file cannot be built. A run's model that cannot is returned with its error.
+    """
+    from autocompress.deploy import aot
+
+    given = tuple((settings or {}).items())
+    options = aot.with_default_dtype(EngineOptions("fp32", 1, batch_size, given), engine, dtype)
+    if not isinstance(source, Run) and Path(source).is_file():
+        return [aot.build_onnx(Path(source), engine, options, Path(to))]
+    run = source if isinstance(source, Run) else open_run(source)
+    numbers = [run.best.number] if trials is None else list(trials)
+    return aot.build_trials(run.directory, run.task, numbers, engine=engine, options=options, to=Path(to))
 
 
 def _inputs_of(file: EngineFile) -> np.ndarray:

@@ -60,6 +60,7 @@ class RunConfig(_Section):
     engine: str = "openvino"
     threads: int = Field(default=1, ge=1)
     batch_size: int = Field(default=1, ge=1)
+    engine_options: dict[str, Any] = Field(default_factory=dict)
     dense_dtype: Literal["best", "fp32", "bf16", "fp16"] = "best"
     space: str = "default"
     target_latency: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import onnx_ir as ir
 from torch import Tensor, nn
@@ -15,6 +16,18 @@ from autocompress.engines.qdq import InputQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
 from autocompress.inventory import Inventory
 from autocompress.latency.units import Layout
+
+
+class Graph(NamedTuple):
+    """An ONNX graph for one engine.
+
+    Attributes:
+        model: Shapes fixed, with Q/DQ.
+        dense: Layers that were to be int8 and are not, with the engine's reason.
+    """
+
+    model: ir.Model
+    dense: dict[str, str]
 
 
 class GraphBuilder:
@@ -79,7 +92,7 @@ class GraphBuilder:
 
     def build(
         self, model: nn.Module, ranges: Mapping[str, ActivationRange], removed_blocks: Iterable[str] = ()
-    ) -> ir.Model:
+    ) -> Graph:
         """Return the graph of `model`, a compressed form of the base, with Q/DQ for the layers of `ranges`.
 
         Raises:
@@ -90,5 +103,4 @@ class GraphBuilder:
             with quantization_mode(model, "off"):
                 graph = to_onnx(model, self._inputs)
         layers = {name: InputQuantization(found.scale, found.signed) for name, found in ranges.items()}
-        insert_qdq(graph, layers, self._engine)
-        return graph
+        return Graph(graph, insert_qdq(graph, layers, self._engine))

@@ -6,9 +6,8 @@ the order of the stations, the check that all forms of a model agree, and where 
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from autocompress.agreement import agree
 from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import NO_TABLE, RunConfig
@@ -35,22 +35,18 @@ from autocompress.errors import (
 )
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
+from autocompress.latency.forecast import Forecast
 from autocompress.latency.measure import Protocol
 from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
-from autocompress.results import Measurement, TrialRecord, write_bytes
+from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
 from autocompress.units import format_bytes
 from autocompress.worker.client import EngineWorker
 
-# Largest relative error (RMS of the difference over RMS of the expected outputs) between two forms of one model on the
-# reference inputs. The torch model computes in fp32 with int8 simulated; bf16 keeps 8 bits of mantissa in every layer,
-# and one rounding flipped by it moves an int8 code by a whole step, so those bounds are wide. They catch a wrong graph
-# (errors near 1), not rounding: accuracy is always computed by the engine itself.
-TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 0.1, "int8": 0.1}
 REFERENCE_SAMPLES = 32
 _BATCH = 256
 # Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
@@ -97,10 +93,12 @@ class Pipeline:
         self._importance = importance
         self.ledger = Ledger()
         with self.ledger.spend("profile"):
-            described = worker.describe(config.engine)
+            described = worker.describe(config.engine, config.engine_options)
             self.engine_version: str = described["version"]
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
+            # Engines are built for a device that is not here.
+            self.ahead: bool = not described["runs_here"]
             self.original = task.model()
             self.base = rewrite(self.original).to(memory_format=torch.channels_last)
             self.inputs = task.example_inputs(config.batch_size)
@@ -112,6 +110,8 @@ class Pipeline:
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
+        # What latencies are taken from when the device is not here; to be set before anything is scored then.
+        self.forecast: Forecast | None = None
 
     def close(self) -> None:
         """Remove the validation inputs that were laid out for the worker."""
@@ -169,13 +169,12 @@ class Pipeline:
         ledger = Ledger()
         files = []
         where = f"{self.engine} ({self.device})"
-        for dtype in dense_dtypes(self.capabilities, self._config.dense_dtype, where):
+        wanted = self._config.dense_dtype if self.forecast is None else self.forecast.dense_dtype
+        for dtype in dense_dtypes(self.capabilities, wanted, where):
             policy = CompressionPolicy(dense_dtype=dtype)
             target = folder / dtype
             files.append((policy, self.build(self.original, policy, target, ledger)))
-        with ledger.spend("measure"):
-            measured = self.worker.measure([f for _, f in files], self._latency_inputs(), Protocol())
-        policy, file = min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)[0]
+        policy, file = files[0] if len(files) == 1 else self._fastest(files, ledger)
         for path in (folder / policy.dense_dtype).iterdir():
             path.replace(folder / path.name)
         file = replace(file, path=folder / file.path.name)
@@ -188,7 +187,11 @@ class Pipeline:
             accuracy = self.accuracy(file)
         with ledger.spend("measure"):
             # Against itself: the ratio is 1 by definition and its interval shows the noise.
-            measurement = self.worker.measure([file], self._latency_inputs(), Protocol())[0]
+            measurement = (
+                self.worker.measure([file], self._latency_inputs(), Protocol())[0]
+                if self.forecast is None
+                else self._predicted(policy)
+            )
         self.baseline = TrialRecord(
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=self.inventory.macs,
@@ -196,9 +199,16 @@ class Pipeline:
             seconds=dict(ledger.seconds), artifact="baseline",
         )  # fmt: skip
         self._baseline_file = file
-        self._write_artifact(folder, self.baseline, file)
+        write_artifact(folder, self.baseline, file, self.engine_version)
         self.ledger.merge(ledger)
         return self.baseline
+
+    def _fastest(
+        self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: Ledger
+    ) -> tuple[CompressionPolicy, EngineFile]:
+        with ledger.spend("measure"):
+            measured = self.worker.measure([file for _, file in files], self._latency_inputs(), Protocol())
+        return min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)[0]
 
     def reopen_baseline(self, record: TrialRecord, file: EngineFile) -> None:
         """Take the baseline that an interrupted run left."""
@@ -253,9 +263,13 @@ class Pipeline:
 
     def _build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
         onnx = folder / "model.onnx"
-        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
+        options = engine_options(policy, self._config, self.capabilities)
         with ledger.spend("export"):
-            save_onnx(self.graphs.build(model, activation_ranges(model), policy.removed_blocks), onnx)
+            graph = self.graphs.build(model, activation_ranges(model), policy.removed_blocks)
+            if graph.dense:
+                # Why an int8 layer of the policy is not one in this engine.
+                write_json(folder / "placement.json", graph.dense)
+            save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
         with ledger.spend("build"):
@@ -267,30 +281,33 @@ class Pipeline:
     def _verify(self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path) -> None:
         with torch.no_grad():
             expected = model(self.data.reference).float().numpy()
-        inputs = self.data.reference.numpy()
-        kinds = {"int8"} if policy.int8_layers else set()
-        graph = EngineFile(self.engine, onnx, replace(file.options, dtype="fp32"))
-        _agree(
-            "the ONNX graph",
-            expected,
-            self.worker.infer(graph, inputs, threads=self._config.threads),
-            {"fp32", *kinds},
-            onnx,
-        )
-        outputs = self.worker.infer(file, inputs, threads=self._config.threads)
-        _agree("the engine", expected, outputs, {policy.dense_dtype, *kinds}, onnx)
+        inputs, threads = self.data.reference.numpy(), self._config.threads
+        graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
+        agree(
+            "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
+            dense_dtype="fp32",
+        )  # fmt: skip
+        outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
+        agree("the engine", expected, outputs, policy, onnx)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
+    def _runnable(self, file: EngineFile) -> EngineFile:
+        """Return what gives a file's outputs here: itself, or where its device is not here its graph on the CPU."""
+        if not self.ahead:
+            return file
+        options = EngineOptions("fp32", file.options.threads, file.options.batch_size)
+        return EngineFile("onnxruntime", file.path.parent / "model.onnx", options)
+
     def accuracy(self, file: EngineFile) -> float:
-        """Return the metric of the engine file itself on the validation data."""
-        outputs = self.worker.infer(file, self.data.inputs)
+        """Return the metric on the validation data of the engine file itself, or of its graph (`ahead`)."""
+        outputs = self.worker.infer(self._runnable(file), self.data.inputs)
         return self.task.metric(torch.from_numpy(outputs), self.data.targets)
 
     def test_accuracy(self, file: EngineFile) -> float:
         """Return the metric on the test data. To be called once per file, when every choice has been made."""
         outputs, targets = [], []
         for inputs, target in self.task.test(4 * _BATCH):
-            outputs.append(torch.from_numpy(self.worker.infer(file, inputs.float().numpy())))
+            outputs.append(torch.from_numpy(self.worker.infer(self._runnable(file), inputs.float().numpy())))
             targets.append(target)
         return self.task.metric(torch.cat(outputs), torch.cat(targets))
 
@@ -304,6 +321,10 @@ class Pipeline:
         found = self.worker.measure(files, self._latency_inputs(), timing, keep_samples=kept)[1]
         self._baselines_ms.append(found.baseline_ms)
         return found
+
+    def _predicted(self, policy: CompressionPolicy) -> Measurement:
+        assert self.forecast is not None
+        return self.forecast.measurement(policy, batch_size=self._config.batch_size, threads=self._config.threads)
 
     @property
     def usual_ms(self) -> float:
@@ -320,9 +341,9 @@ class Pipeline:
         with ledger.spend("proxy" if stage == "proxy" else "recovery"):
             accuracy = self.accuracy(file)
         with ledger.spend("measure"):
-            measurement = self.measure(file, protocol)
+            measurement = self.measure(file, protocol) if self.forecast is None else self._predicted(policy)
         layer_ms: dict[str, float] = {}
-        if stage == "proxy":
+        if stage == "proxy" and self.forecast is None:
             with ledger.spend("profile"):
                 layer_ms = self._layer_ms(file, measurement)
         record = TrialRecord(
@@ -331,7 +352,7 @@ class Pipeline:
             params=sum(p.numel() for p in model.parameters()), seconds=dict(ledger.seconds),
             artifact=str(folder.relative_to(self.run.path)), layer_ms=layer_ms,
         )  # fmt: skip
-        self._write_artifact(folder, record, file)
+        write_artifact(folder, record, file, self.engine_version)
         return record
 
     def _layer_ms(self, file: EngineFile, measurement: Measurement) -> dict[str, float]:
@@ -346,11 +367,6 @@ class Pipeline:
             return {}
         return {name: float(f"{time_ms:.7g}") for name, time_ms in found.items()}
 
-    def _write_artifact(self, folder: Path, record: TrialRecord, file: EngineFile) -> None:
-        # Hashed when measured, so that deploying can tell that the file is still the one.
-        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()}
-        write_artifact(folder, record, file, self.engine_version, {"sha256": hashes})
-
     def measure_again(self, record: TrialRecord) -> TrialRecord:
         """Return a finished record measured anew by the standard protocol; its artefact says so too."""
         assert record.artifact is not None
@@ -362,7 +378,7 @@ class Pipeline:
         finally:
             self.ledger.merge(ledger)
         again = replace(record, measurement=measurement)
-        self._write_artifact(folder, again, file)
+        write_artifact(folder, again, file, self.engine_version)
         return again
 
     def evaluate(self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None) -> TrialRecord:
@@ -377,17 +393,12 @@ class Pipeline:
             self.ledger.merge(ledger)
 
 
-def _agree(what: str, expected: np.ndarray, found: np.ndarray, kinds: set[str], onnx: Path) -> None:
-    if expected.shape != found.shape:
-        raise VerificationError(f"{what} gives outputs {found.shape}, the torch model {expected.shape} ({onnx}).")
-    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
-    error = float(np.sqrt(np.mean(np.square(expected - found, dtype=np.float64)))) / max(scale, 1e-12)
-    tolerance = max(TOLERANCES[kind] for kind in kinds)
-    if not error <= tolerance:
-        raise VerificationError(
-            f"{what} differs from the torch model: relative error {error:.3g}, allowed {tolerance:g} for "
-            f"{'/'.join(sorted(kinds))}. The graph is kept at {onnx}."
-        )
+def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:
+    """Return how a policy's engine is built; 2:4 sparse weights are run as such where the device can."""
+    settings = dict(config.engine_options)
+    if policy.sparse_layers and "2:4" in capabilities:
+        settings["sparse_weights"] = True
+    return EngineOptions(policy.dense_dtype, config.threads, config.batch_size, tuple(settings.items()))
 
 
 def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:

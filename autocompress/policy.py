@@ -18,6 +18,7 @@ from autocompress.errors import ConfigError, nearest
 POLICY_VERSION = 1
 DENSE_DTYPES = ("fp32", "bf16", "fp16")
 LAYER_DTYPES = ("dense", "int8")
+SPARSITIES = ("none", "2:4")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class LayerPolicy:
         dtype: ``"dense"`` (the policy's `dense_dtype`) or ``"int8"`` (weights per output channel, symmetric;
             activations per tensor).
         rank_ratio: Fraction of the full rank that is kept, in (0, 1]. 1 leaves the layer unfactorized.
+        sparsity: ``"none"``, or ``"2:4"``: of every four weights along the input channels two are zero.
     """
 
     dtype: str = "dense"
     rank_ratio: float = 1.0
+    sparsity: str = "none"
 
     def __post_init__(self) -> None:
         if self.dtype not in LAYER_DTYPES:
             raise ConfigError(f"Unknown layer dtype {self.dtype!r}.{nearest(self.dtype, LAYER_DTYPES)}")
+        if self.sparsity not in SPARSITIES:
+            raise ConfigError(f"Unknown sparsity {self.sparsity!r}.{nearest(self.sparsity, SPARSITIES)}")
         if not 0 < self.rank_ratio <= 1:
             raise ConfigError(f"rank_ratio is {self.rank_ratio}; it is the fraction of the rank kept, in (0, 1].")
         # 1 and 1.0 are equal and must hash equal, though JSON writes them differently.
@@ -44,7 +49,13 @@ class LayerPolicy:
     @property
     def is_identity(self) -> bool:
         """Whether the layer is left as it is."""
-        return self.dtype == "dense" and self.rank_ratio == 1
+        return self == _UNTOUCHED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        # What says nothing is left out, so that policies hash as they did before it existed.
+        sparsity = {} if self.sparsity == "none" else {"sparsity": self.sparsity}
+        return {"dtype": self.dtype, "rank_ratio": self.rank_ratio, **sparsity}
 
 
 _UNTOUCHED = LayerPolicy()
@@ -103,13 +114,18 @@ class CompressionPolicy:
         """Names of the layers that run in int8."""
         return tuple(name for name, p in self.layers.items() if p.dtype == "int8")
 
+    @property
+    def sparse_layers(self) -> tuple[str, ...]:
+        """Names of the layers whose weights are 2:4 sparse."""
+        return tuple(name for name, p in self.layers.items() if p.sparsity == "2:4")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; `from_dict` reads it back."""
         return {
             "version": POLICY_VERSION,
             "dense_dtype": self.dense_dtype,
             "pruning": dict(self.pruning),
-            "layers": {n: {"dtype": p.dtype, "rank_ratio": p.rank_ratio} for n, p in self.layers.items()},
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "removed_blocks": list(self.removed_blocks),
         }
 
@@ -161,4 +177,6 @@ class CompressionPolicy:
             parts.append(f"rank {len(ranks)}l ~{sum(ranks) / len(ranks):.0%}")
         if self.int8_layers:
             parts.append(f"int8 {len(self.int8_layers)}l")
+        if self.sparse_layers:
+            parts.append(f"2:4 {len(self.sparse_layers)}l")
         return f"{self.dense_dtype}" + (", " + ", ".join(parts) if parts else "")

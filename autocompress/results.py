@@ -19,6 +19,7 @@ from autocompress.errors import ConfigError
 from autocompress.policy import CompressionPolicy
 
 SCHEMA_VERSION = 1
+MEASURED, PREDICTED, ELSEWHERE = "measured", "predicted", "elsewhere"
 # Two opened copies of one file differ by up to this: where their memory lies differs.
 SAME_FILE = 0.01
 # What nobody would notice.
@@ -63,6 +64,10 @@ class Measurement(_Json):
         streams: Calls in flight at once.
         throughput_per_s: Samples a second; None in results of old releases.
         energy_mj: Energy of one call, idle share included; None where the device does not tell.
+        gpu: Of a GPU: clocks (``sm_mhz``: lowest and highest), temperature, power, why the driver held it back, and
+            whether its clock was locked; None for engines of the processor.
+        source: ``"measured"`` on the run's device; ``"predicted"`` from a latency table, without running anything; or
+            ``"elsewhere"``, measured on another device than the run's other figures.
     """
 
     latency_ms: float
@@ -88,9 +93,23 @@ class Measurement(_Json):
     streams: int = 1
     throughput_per_s: float | None = None
     energy_mj: float | None = None
+    gpu: Mapping[str, Any] | None = None
+    source: str = MEASURED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise", tuple(self.noise))
+
+    @classmethod
+    def predicted(
+        cls, ratio: tuple[float, float, float], baseline_ms: float, *, batch_size: int, threads: int
+    ) -> Measurement:
+        """Return what a prediction of a ratio, with the bounds of its 95 % interval, comes to; `n` is 0."""
+        middle, low, high = (one * baseline_ms for one in ratio)
+        return cls(
+            latency_ms=middle, p90_ms=middle, p95_ms=middle, p99_ms=middle, mad_ms=0.0, n=0, low_ms=low, high_ms=high,
+            ratio=ratio[0], ratio_low=ratio[1], ratio_high=ratio[2], baseline_ms=baseline_ms, noisy=False,
+            batch_size=batch_size, threads=threads, source=PREDICTED,
+        )  # fmt: skip
 
     @property
     def verdict(self) -> str:

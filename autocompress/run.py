@@ -124,13 +124,19 @@ class Run:
             numbers = ", ".join(str(r.number) for r in self.records if r.state == "complete") or "none"
             raise ConfigError(f"{self.path} has no model of trial {trial}. Finished trials: {numbers}.")
         record = TrialRecord.from_dict(read_json(folder / "record.json"))
-        return load_compressed(self._load_task(), folder, record)
+        return load_compressed(self.task, folder, record)
 
     def report(self) -> Path:
         """Write ``report.html`` and return its path."""
         return write_report(self.directory)
 
-    def _load_task(self) -> Task:
+    @property
+    def task(self) -> Task:
+        """The task it ran on.
+
+        Raises:
+            ConfigError: It cannot be loaded from the run file.
+        """
         if self._task is None:
             from autocompress.tasks import load_task
 

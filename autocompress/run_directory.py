@@ -10,10 +10,10 @@ atomic; ``trials.jsonl`` is append-only. Reading a run imports neither torch nor
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,11 @@ class RunDirectory:
         return {record.number: record for record in self.history()}
 
 
-def write_artifact(
-    folder: Path, record: TrialRecord, file: EngineFile, engine_version: str, extra: Mapping[str, Any] | None = None
-) -> None:
-    """Write an engine file's JSON companions: ``engine.json``, ``record.json``, ``policy.json``, ``latency.json``."""
+def write_artifact(folder: Path, record: TrialRecord, file: EngineFile, engine_version: str) -> None:
+    """Write an engine file's JSON companions: ``engine.json``, ``record.json``, ``policy.json``, ``latency.json``.
+
+    ``engine.json`` holds the hashes of the engine's files, so that deploying can tell that they are still the ones.
+    """
     write_json(
         folder / "engine.json",
         {
@@ -177,7 +178,7 @@ def write_artifact(
             "engine_version": engine_version,
             "file": file.path.name,
             "options": file.options.to_dict(),
-            **(extra or {}),
+            "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()},
         },
     )
     write_json(folder / "policy.json", record.policy.to_dict())

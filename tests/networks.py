@@ -84,12 +84,12 @@ class BasicBlock(nn.Module):
 class Residual(nn.Module):
     """Stem, one block with an identity shortcut, one with a projection, head."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.same = BasicBlock(8, 8)
-        self.wider = BasicBlock(8, 16, stride=2)
-        self.fc = nn.Linear(16, 5)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.same = BasicBlock(width, width)
+        self.wider = BasicBlock(width, 2 * width, stride=2)
+        self.fc = nn.Linear(2 * width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.wider(self.same(functional.relu(self.stem(x)))).mean((2, 3)))

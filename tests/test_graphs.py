@@ -80,11 +80,11 @@ def test_edited_and_exported_graphs_compute_the_same(engine: str, tmp_path: Path
     build = builder(base, engine)
     model, ranges = made(base, POLICY)
     assert build.edits
-    edited = run(build.build(model, ranges, POLICY.removed_blocks), tmp_path)
+    edited = run(build.build(model, ranges, POLICY.removed_blocks).model, tmp_path)
     assert exports == []
     build.export_from_now_on()
     assert not build.edits
-    exported = run(build.build(model, ranges, POLICY.removed_blocks), tmp_path)
+    exported = run(build.build(model, ranges, POLICY.removed_blocks).model, tmp_path)
     assert exports == [model]
     with torch.no_grad():
         simulated = model(networks.images(2, seed=4)).numpy()
@@ -101,12 +101,12 @@ def test_what_cannot_be_edited_is_exported_and_the_next_is_edited_again(
     base = networks.randomize(Padded())
     build = builder(base)
     factorized, _ = made(base, CompressionPolicy(layers={"conv": LayerPolicy(rank_ratio=0.5)}))
-    found = run(build.build(factorized, {}), tmp_path)
+    found = run(build.build(factorized, {}).model, tmp_path)
     assert exports == [factorized]
     with torch.no_grad():
         np.testing.assert_allclose(found, factorized(networks.images(2, seed=4)).numpy(), atol=1e-4)
     pruned, _ = made(base, CompressionPolicy(pruning={"conv": 0.5}))
-    found = run(build.build(pruned, {}), tmp_path)
+    found = run(build.build(pruned, {}).model, tmp_path)
     assert exports == [factorized] and build.edits
     with torch.no_grad():
         np.testing.assert_allclose(found, pruned(networks.images(2, seed=4)).numpy(), atol=1e-4)
@@ -119,13 +119,13 @@ def test_quantizers_are_left_out_of_an_export_and_come_back(exports: list[nn.Mod
     model, ranges = made(base, POLICY)
     with torch.no_grad():
         before = model(networks.images())
-    graph = build.build(model, {}, POLICY.removed_blocks)
+    graph = build.build(model, {}, POLICY.removed_blocks).model
     assert exports == [model] and not [n for n in graph.graph if n.op_type == "QuantizeLinear"]
     with torch.no_grad():
         assert torch.equal(model(networks.images()), before)
         with quantization_mode(model, "off"):
             assert not torch.equal(model(networks.images()), before)
-    int8 = build.build(model, ranges, POLICY.removed_blocks)
+    int8 = build.build(model, ranges, POLICY.removed_blocks).model
     assert len({n.name for n in int8.graph if n.op_type == "QuantizeLinear"}) >= 3
 
 
@@ -138,7 +138,7 @@ def test_a_range_of_a_layer_that_is_not_there_is_an_error() -> None:
 def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models() -> None:
     base = networks.randomize(networks.Residual())
     build = builder(base)
-    graph = build.build(base, {})
+    graph = build.build(base, {}).model
     told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
     assert told == set(build.layout.inventory.layers) == set(build.layout.wiring.layers)
     assert build.layout is build.layout

@@ -62,7 +62,7 @@ def used() -> dict[str, set[str]]:
     for path in Path(autocompress.__path__[0]).rglob("*.py"):
         for name in imported(ast.parse(path.read_text())):
             if name not in sys.stdlib_module_names and name != "autocompress":
-                owner = known.get(name, [ALIASES.get(name, name)])[0].lower()
+                owner = known.get(name, [ALIASES.get(name, name)])[0].lower().replace("_", "-")
                 found.setdefault(owner, set()).add(str(path.relative_to(ROOT)))
     return found
 

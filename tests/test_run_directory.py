@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -151,9 +152,10 @@ def engine_file(folder: Path) -> EngineFile:
 def test_an_artifact_round_trips(run: RunDirectory, make_record: Callable[..., TrialRecord]) -> None:
     folder, record = run.artifact(0), make_record(0)
     file = engine_file(folder)
-    write_artifact(folder, record, file, "1.2", {"why": "test"})
+    write_artifact(folder, record, file, "1.2")
     assert read_artifact(folder) == file
-    assert read_json(folder / "engine.json")["why"] == "test"
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()}
+    assert read_json(folder / "engine.json")["sha256"] == hashes and hashes
     assert TrialRecord.from_dict(read_json(folder / "record.json")) == record
     assert read_json(folder / "policy.json") == record.policy.to_dict()
     assert record.measurement is not None

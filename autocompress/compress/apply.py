@@ -9,11 +9,18 @@ from autocompress.compress.blocks import BlockRemoval
 from autocompress.compress.lowrank import LowRank
 from autocompress.compress.pruning import ChannelPruning
 from autocompress.compress.quantization import Quantization
+from autocompress.compress.sparsity import SemiStructuredSparsity
 from autocompress.policy import CompressionPolicy
 
-# Blocks go first, since their channels need no pruning then; ranks are taken of what pruning left; quantization last,
-# since it quantizes whatever layers there are in the end.
-TRANSFORMS: tuple[Transform, ...] = (BlockRemoval(), ChannelPruning(), LowRank(), Quantization())
+# Blocks go first, since their channels need no pruning then; ranks are taken of what pruning left, zeros of what the
+# ranks left; quantization last, since it quantizes whatever layers there are in the end.
+TRANSFORMS: tuple[Transform, ...] = (
+    BlockRemoval(),
+    ChannelPruning(),
+    LowRank(),
+    SemiStructuredSparsity(),
+    Quantization(),
+)
 
 
 def apply_policy(model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:

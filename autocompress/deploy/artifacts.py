@@ -16,7 +16,7 @@ from autocompress.run_directory import RunDirectory, read_artifact
 
 _DEFAULT_ENGINE = "openvino"
 # Which engines open a bare file of this suffix.
-_OPENED_BY = {".onnx": ("openvino", "onnxruntime"), ".xml": ("openvino",)}
+_OPENED_BY = {".onnx": ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"), ".xml": ("openvino",)}
 
 
 def resolve(path: Path, engine: str | None, options: EngineOptions) -> EngineFile:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from autocompress.deploy import runscript
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
 from autocompress.deploy.verify import (
     REFERENCE_NAME,
@@ -30,7 +31,7 @@ from autocompress.engines.base import EngineFile
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.latency.measure import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.results import TrialRecord, read_json
+from autocompress.results import PREDICTED, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
@@ -65,6 +66,7 @@ def deploy(
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
     source = _source(run, trial)
+    _must_be_measured(run, source)
     measured_file = read_artifact(source)
     if not (run.baseline / "engine.json").exists():
         raise ConfigError(f"{run.path} has no baseline engine to compare with. Continue the run with --resume.")
@@ -75,7 +77,11 @@ def deploy(
     try:
         with _writing(to):
             hashes = _copy(source, measured_file, folder)
-        manifest = _manifest(run, source, measured_file, hashes, device)
+            manifest = _manifest(run, source, measured_file, hashes, device)
+            script = folder / runscript.NAME
+            shape = read_reference(folder / REFERENCE_NAME)[0].shape
+            script.write_text(runscript.run_script(manifest, (measured_file.options.batch_size, *shape[1:])))
+            manifest = replace(manifest, files={**manifest.files, script.name: describe_file(script)})
         # The copies are checked as anyone will who receives them, from disk.
         manifest.check_files(folder)
         with fresh(worker) as running:
@@ -122,6 +128,16 @@ def _source(run: RunDirectory, trial: int | None) -> Path:
     if folder is None:
         raise ConfigError(f"Trial {trial} of {run.path} cannot be deployed: {_why_not(run, trial)}. {listed}")
     return folder
+
+
+def _must_be_measured(run: RunDirectory, source: Path) -> None:
+    path = source / "record.json"
+    found = TrialRecord.from_dict(read_json(path)).measurement if path.exists() else None
+    if found is not None and found.source == PREDICTED:
+        raise ConfigError(
+            f"The latency of {source} is predicted; nothing was ever run, so nothing can be verified. Copy the run to "
+            f"the device, 'autocompress measure {run.path.name}' there, and deploy then."
+        )
 
 
 def _why_not(run: RunDirectory, trial: int) -> str:

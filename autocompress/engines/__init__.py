@@ -10,13 +10,23 @@ from importlib import import_module
 from autocompress.engines.base import Engine, EngineFile, EngineOptions, Runner
 from autocompress.errors import ConfigError, nearest
 
-__all__ = ["ENGINES", "Engine", "EngineFile", "EngineOptions", "Runner", "get_engine"]
+__all__ = ["ENGINES", "Engine", "EngineFile", "EngineOptions", "Runner", "get_engine", "runs_on_gpu"]
 
 # Name to "module:class"; adding an engine is one module and one line here.
 ENGINES = {
     "openvino": "autocompress.engines.openvino:OpenVINOEngine",
     "onnxruntime": "autocompress.engines.onnxruntime:ONNXRuntimeEngine",
+    "tensorrt": "autocompress.engines.tensorrt:TensorRTEngine",
+    "tensorrt-rtx": "autocompress.engines.tensorrt:TensorRTRTXEngine",
 }
+
+
+_ON_GPU = frozenset({"tensorrt", "tensorrt-rtx"})
+
+
+def runs_on_gpu(name: str) -> bool:
+    """Return `Engine.uses_gpu` of an engine without loading it."""
+    return name in _ON_GPU
 
 
 def get_engine(name: str) -> Engine:

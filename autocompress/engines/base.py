@@ -8,7 +8,7 @@ this package may import torch at module level unless it says so. Adding an engin
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from autocompress.errors import ConfigError, UnavailableError
 from autocompress.policy import DENSE_DTYPES
 
 Array = NDArray[Any]
+Settings = Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,29 @@ class EngineOptions:
         dtype: What layers without Q/DQ run in: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         threads: Threads of one inference call.
         batch_size: Samples of one inference call; the graph's batch axis is fixed to it.
+        settings: What this engine alone has, by name (`tensorrt_options.TensorRTOptions`); given as a mapping or pairs.
     """
 
     dtype: str = "fp32"
     threads: int = 1
     batch_size: int = 1
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        # Options are keys of caches: whatever mapping or JSON list came in becomes sorted pairs.
+        pairs = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
+        object.__setattr__(self, "settings", tuple(sorted((str(k), _frozen(v)) for k, v in pairs)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return asdict(self)
+        data = asdict(self)
+        # Left out when empty, so that what CPU engines write stays as every release reads it.
+        settings = dict(data.pop("settings"))
+        return {**data, "settings": settings} if settings else data
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class EngineFile:
 
 
 # Which files belong to an engine file of this suffix.
-COMPANION_SUFFIXES: Mapping[str, tuple[str, ...]] = {".xml": (".bin",)}
+COMPANION_SUFFIXES: Mapping[str, tuple[str, ...]] = {".xml": (".bin",), ".engine": (".json",)}
 
 
 def dense_dtypes(capabilities: Sequence[str], wanted: str, engine: str) -> tuple[str, ...]:
@@ -115,6 +130,12 @@ class Runner(abc.ABC):
     def run(self) -> None:
         """Run one synchronous inference on the bound inputs and drop the outputs. This is what is timed."""
 
+    def time_run(self, clock: Callable[[], int]) -> int:
+        """Call `run` once and return how long it took, in ns: by `clock`, or by the device's own where it has one."""
+        begin = clock()
+        self.run()
+        return clock() - begin
+
 
 class Engine(abc.ABC):
     """One inference runtime on this machine.
@@ -142,6 +163,21 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def capabilities(self) -> Sequence[str]:
         """Return the dtypes that the runtime really computes in on this device, dense dtypes first."""
+
+    def describe(self, settings: Settings = ()) -> tuple[str, Sequence[str]]:
+        """Return `device` and `capabilities` under these engine settings.
+
+        Raises:
+            ConfigError: The engine has no settings, and some were given.
+        """
+        if settings:
+            given = ", ".join(name for name, _ in settings)
+            raise ConfigError(f"The engine {self.name!r} has no engine_options, but {given} was given. Remove it.")
+        return self.device(), self.capabilities()
+
+    def runs_here(self, settings: Settings = ()) -> bool:
+        """Return whether what is built under these settings can be run on this machine."""
+        return True
 
     @abc.abstractmethod
     def build(self, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:

@@ -1,7 +1,7 @@
-"""Where QuantizeLinear/DequantizeLinear pairs go: one rule table per engine. Numpy and onnx-ir only.
+"""QuantizeLinear/DequantizeLinear pairs, put where an engine's rules (`placement.RULES`) want them.
 
 In an ONNX graph precision is expressed by Q/DQ alone. A pair stands on the input of every int8 layer, and its weight is
-stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates.
+stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates. Numpy and onnx-ir only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from autocompress.engines.export import layer_nodes
+from autocompress.engines.placement import (
+    RULES,
+    PlacementRules,
+    is_stored_weight,
+    multiplies_activations,
+    reason_to_stay_dense,
+    shortcut_of,
+)
 from autocompress.errors import ExportError
 
 
@@ -30,35 +38,14 @@ class InputQuantization:
     signed: bool
 
 
-@dataclass(frozen=True)
-class PlacementRules:
-    """How one engine wants its Q/DQ.
-
-    Attributes:
-        hoist: Ops that a pair moves above: rounding commutes with them exactly, and the op then runs on int8.
-        int32_bias: Whether biases are stored as int32 with the scale of the accumulator, as the engine's fusion needs.
-        signed_only: Whether activations must be int8, never uint8.
-    """
-
-    hoist: frozenset[str]
-    int32_bias: bool
-    signed_only: bool
-
-
+# Tensor, step and sign to the dequantized value of the pair that is there already.
+Pairs = dict[tuple[str, float, bool], ir.Value]
 # Smallest step of a channel as a share of the layer's largest. OpenVINO multiplies and divides by steps in fp32.
 _SMALLEST_STEP = 1e-4
 
-_MONOTONE = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
-RULES: Mapping[str, PlacementRules] = {
-    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False),
-    # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
-    "onnxruntime": PlacementRules(hoist=_MONOTONE, int32_bias=True, signed_only=False),
-}
-
-
-def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine: str) -> None:
-    """Express int8 for the named layers in the graph, in place.
+def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine: str) -> dict[str, str]:
+    """Express int8 for the named layers in the graph, in place; return those left dense, with the engine's reason.
 
     Weights become per-output-channel symmetric int8 in [-127, 127].
 
@@ -70,9 +57,14 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
     for name in layers:
         if name not in nodes:
             raise ExportError(f"Layer {name!r} cannot be found in the exported graph, so it cannot be set to int8.")
-    pairs: dict[tuple[str, float, bool], ir.Value] = {}
+    pairs: Pairs = {}
+    dense: dict[str, str] = {}
     for name, quantization in layers.items():
         node = nodes[name]
+        reason = reason_to_stay_dense(node, rules)
+        if reason is not None:
+            dense[name] = reason
+            continue
         codes = quantization
         if rules.signed_only and not codes.signed:
             codes = InputQuantization(codes.scale * 255 / 127, signed=True)
@@ -86,7 +78,10 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
         _quantize_input(model.graph, node, codes, rules, pairs)
         if bias is not None:
             _quantize_bias(model.graph, node, name, weight_scale * codes.scale)
+    if rules.share_residual:
+        _share_residuals(model.graph)
     model.graph.sort()
+    return dense
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -166,7 +161,7 @@ def _quantize_input(
     node: ir.Node,
     quantization: InputQuantization,
     rules: PlacementRules,
-    pairs: dict[tuple[str, float, bool], ir.Value],
+    pairs: Pairs,
 ) -> None:
     consumer, index = node, 0
     tensor = node.inputs[0]
@@ -176,14 +171,51 @@ def _quantize_input(
         producer = tensor.producer()
         if producer is None or producer.op_type not in rules.hoist or len(tensor.uses()) != 1:
             break
+        if rules.whole_attention and multiplies_activations(tensor):
+            break
         above = producer.inputs[0]
         if above is None or above.const_value is not None:
             break
         consumer, index, tensor = producer, 0, above
+    producer = tensor.producer()
+    if rules.hoist_concat and producer is not None and producer.op_type == "Concat" and len(tensor.uses()) == 1:
+        for part, value in enumerate(producer.inputs):
+            if value is not None:
+                producer.replace_input_with(part, _paired(graph, value, producer, quantization, pairs))
+        return
+    consumer.replace_input_with(index, _paired(graph, tensor, consumer, quantization, pairs))
+
+
+def _paired(
+    graph: ir.Graph, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization, pairs: Pairs
+) -> ir.Value:
+    """Return `tensor` behind a pair, the one it has already or a new one before `consumer`."""
     key = (tensor.name or "", quantization.scale, quantization.signed)
     if key not in pairs:
         pairs[key] = _pair(graph, tensor, consumer, quantization)
-    consumer.replace_input_with(index, pairs[key])
+    return pairs[key]
+
+
+def _share_residuals(graph: ir.Graph) -> None:
+    """Have shortcuts read the quantized tensor where there is one already, so that sums fuse into convolutions."""
+    for node in graph:
+        index = shortcut_of(node) if node.op_type == "Add" else None
+        shortcut = None if index is None else node.inputs[index]
+        if index is None or shortcut is None or not _fused_in_int8(node, 1 - index):
+            continue
+        readers = [use.node for use in shortcut.uses() if use.node.op_type == "QuantizeLinear"]
+        # Several scales of one tensor: any would do, the finest loses values; the first is the block's own layer.
+        if readers:
+            (use, *_) = readers[0].outputs[0].uses()
+            node.replace_input_with(index, use.node.outputs[0])
+
+
+def _fused_in_int8(add: ir.Node, index: int) -> bool:
+    """Return whether the convolution that ends in this input of the Add is an int8 one."""
+    value = add.inputs[index]
+    convolution = None if value is None else value.producer()
+    weight = None if convolution is None else convolution.inputs[1]
+    return weight is not None and is_stored_weight(weight)
 
 
 def _pair(graph: ir.Graph, tensor: ir.Value, before: ir.Node, quantization: InputQuantization) -> ir.Value:

@@ -18,7 +18,7 @@ from autocompress.latency.units import Unit
 # Widths at which vector and matrix units of present CPUs and GPUs change stride.
 _VECTOR, _TILE = 16, 32
 # How many numbers `counts`, `coordinates` and `log_amounts` give.
-_COUNTS, COORDINATES, _LOGS = 33, 21 + len(OPS), 6
+_COUNTS, COORDINATES, _LOGS = 33, 22 + len(OPS), 6
 
 
 def counts(unit: Unit) -> list[float]:
@@ -65,7 +65,7 @@ def coordinates(unit: Unit) -> list[float]:
     return [
         *(math.log2(width) for width in widths),
         *(math.log2(rank + 1) for rank in ranks[:2]),
-        len(unit.ranks), unit.int8, *around,
+        len(unit.ranks), unit.int8, unit.sparse, *around,
         # A tensor is kept in int8 alone only when all its readers want that.
         around.siblings_int8 == 1, around.outputs_int8 == 1,
         *(width % step > 0 for step in (_VECTOR, _TILE) for width in widths),

@@ -21,7 +21,9 @@ import numpy as np
 from autocompress.engines.base import Array, Runner
 from autocompress.errors import ConfigError
 from autocompress.latency.energy import EnergyMeter, per_call_mj
+from autocompress.latency.gpu_noise import GpuWatch
 from autocompress.latency.noise import Disturbance, Watch
+from autocompress.latency.nvml import Gpu
 from autocompress.latency.protocol import DISTURBED, LATENCY, WARM_UP_PATIENCE, Protocol
 from autocompress.latency.statistics import Samples, drift, half_width, mad, median_interval, ratio_interval
 from autocompress.latency.timers import LatencyTimer, Slice, ThroughputTimer, Timer
@@ -48,6 +50,7 @@ def measure(
     threads: int = 1,
     names: Sequence[str] | None = None,
     meter: EnergyMeter | None = None,
+    gpu: Gpu | None = None,
 ) -> list[tuple[Measurement, Samples]]:
     """Time opened runners against the first one, the baseline.
 
@@ -58,6 +61,7 @@ def measure(
         threads: Threads of one call; recorded, not set.
         names: Of the engines, for errors.
         meter: What reads the energy; None reads that of the processor.
+        gpu: What the engines run on, to be watched; None for the processor.
 
     Returns:
         For each engine the measurement and its samples ``(n,)`` in ms, in the order they were taken. The baseline's
@@ -76,7 +80,8 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())
         timers = [stack.enter_context(timer) for timer in made]
-        session = _Session(timers, protocol, threads * streams, meter or EnergyMeter())
+        watch = None if gpu is None else GpuWatch(gpu)
+        session = _Session(timers, protocol, threads * streams, meter or EnergyMeter(), watch)
         session.warm_up(inputs)
         session.run()
     return session.results([len(array) for array in inputs], threads, streams)
@@ -92,8 +97,10 @@ def _timer(runner: Runner | Sequence[Runner], name: str, protocol: Protocol) -> 
 class _Session:
     """One interleaved run: its rounds, and what they say. Engine 0 is the baseline."""
 
-    def __init__(self, timers: Sequence[Timer], protocol: Protocol, busy: int, meter: EnergyMeter) -> None:
-        self._timers, self._protocol, self._busy, self._meter = timers, protocol, busy, meter
+    def __init__(
+        self, timers: Sequence[Timer], protocol: Protocol, busy: int, meter: EnergyMeter, gpu: GpuWatch | None
+    ) -> None:
+        self._timers, self._protocol, self._busy, self._meter, self._gpu = timers, protocol, busy, meter, gpu
         # Of each engine; the baseline has two slices a round, before and after the candidates' one each.
         self._slices: list[list[Slice]] = [[] for _ in timers]
         self._unsettled: list[bool] = []
@@ -128,6 +135,8 @@ class _Session:
         """Take a round; when the baseline was disturbed in it, and there is patience, leave it out and return False."""
         known = [len(pieces) for pieces in self._slices]
         self._watch.look()
+        if self._gpu is not None:
+            self._gpu.look()
         self._take(0, share / 2, -(-least // 2))
         if not self._slowed():
             for index in _order(len(self._timers) - 1, number):
@@ -214,7 +223,9 @@ class _Session:
 
     def results(self, batch_sizes: Sequence[int], threads: int, streams: int) -> list[tuple[Measurement, Samples]]:
         """Return every engine's measurement and samples."""
-        around, itself = [*self._watch.found(), *self._itself()], self._against_itself()
+        device = [] if self._gpu is None else self._gpu.found()
+        around, itself = [*device, *self._watch.found(), *self._itself()], self._against_itself()
+        state = None if self._gpu is None else self._gpu.summary()
         baseline = float(np.median(self._samples(0)))
         # Rounds are of ms a call, or of ms a sample.
         calls = self._protocol.mode == LATENCY
@@ -232,7 +243,7 @@ class _Session:
                 batch_size=batch_size, threads=threads, noise=tuple(disturbance.reason for disturbance in found),
                 aa_ratio=itself[0], aa_low=itself[1], aa_high=itself[2], mode=self._protocol.mode, streams=streams,
                 throughput_per_s=1e3 / float(np.median(self._values(index))) * (batch_size if calls else 1),
-                energy_mj=per_call_mj([piece.energy_j for piece in self._slices[index]], len(samples)),
+                energy_mj=per_call_mj([piece.energy_j for piece in self._slices[index]], len(samples)), gpu=state,
             )  # fmt: skip
             made.append((measurement, samples))
         return made

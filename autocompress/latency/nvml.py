@@ -11,6 +11,17 @@ import os
 from functools import cache
 from typing import Any
 
+# Bits of nvmlClocksThrottleReasons (nvml.h); idling is none.
+_THROTTLE_REASONS = {
+    0x2: "clock set by a user",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
 
 class Gpu:
     """One GPU. Made by `first_gpu`."""
@@ -46,6 +57,20 @@ class Gpu:
         """Return the multiprocessors' clock now."""
         clock: int | None = self._ask("nvmlDeviceGetClockInfo", self._handle, self._nvml.NVML_CLOCK_SM)
         return clock
+
+    def state(self) -> dict[str, Any]:
+        """Return how it is now: ``temperature_c, power_w, memory_mhz``; None for what the driver does not tell."""
+        power = self._ask("nvmlDeviceGetPowerUsage", self._handle)
+        return {
+            "temperature_c": self._ask("nvmlDeviceGetTemperature", self._handle, self._nvml.NVML_TEMPERATURE_GPU),
+            "power_w": None if power is None else power / 1e3,
+            "memory_mhz": self._ask("nvmlDeviceGetClockInfo", self._handle, self._nvml.NVML_CLOCK_MEM),
+        }
+
+    def throttle_reasons(self) -> tuple[str, ...]:
+        """Return in words why the clock is not the highest; empty where it is, or where the driver does not tell."""
+        mask = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", self._handle) or 0
+        return tuple(words for bit, words in _THROTTLE_REASONS.items() if mask & bit)
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         try:

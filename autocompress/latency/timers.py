@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ from autocompress.errors import AutoCompressError, BuildError
 from autocompress.latency.protocol import WARM_UP_PATIENCE, Protocol
 from autocompress.latency.statistics import Samples
 
+Clock = Callable[[], int]
 # After a switch between engines the caches hold the other's weights: this many iterations, or this long, go untimed.
 _SETTLE_ITERATIONS = 3
 _SETTLE_NS = 10_000_000
@@ -138,7 +140,7 @@ class LatencyTimer(Timer):
 
         def fill() -> None:
             try:
-                _fill(took, self._runner.run, int(seconds * 1e9), least)
+                _fill(took, self._runner.time_run, int(seconds * 1e9), least)
             finally:
                 self._calls += len(took)
 
@@ -220,7 +222,7 @@ class _Streams:
         try:
             self._start.wait()
             took: list[int] = []
-            _fill(took, run, budget, least)
+            _fill(took, partial(_timed, run), budget, least)
             with self._lock:
                 self._left -= 1
             while self._left > 0:
@@ -241,16 +243,20 @@ def _settle(run: Callable[[], None]) -> None:
             return
 
 
-def _fill(took: list[int], run: Callable[[], None], budget: int, least: int) -> None:
+def _timed(run: Callable[[], None], clock: Clock) -> int:
+    """Return the ns of one call."""
+    begin = clock()
+    run()
+    return clock() - begin
+
+
+def _fill(took: list[int], time_run: Callable[[Clock], int], budget: int, least: int) -> None:
     """Append the ns of each call until `budget` ns have passed, and at least `least` of them."""
     clock = time.perf_counter_ns
     start = clock()
     while True:
-        begin = clock()
-        run()
-        end = clock()
-        took.append(end - begin)
-        if end - start >= budget and len(took) >= least:
+        took.append(time_run(clock))
+        if clock() - start >= budget and len(took) >= least:
             return
 
 

@@ -30,6 +30,7 @@ class Unit(NamedTuple):
         in_channels, out_channels, ranks: As `compress.shapes.LayerShape`; no ranks when not factorized.
         int8: Whether it runs in int8.
         context: How the tensors around it are kept.
+        sparse: Whether its weights are 2:4 sparse.
     """
 
     layer: str
@@ -42,6 +43,7 @@ class Unit(NamedTuple):
     ranks: tuple[int, ...]
     int8: bool
     context: Context
+    sparse: bool = False
 
     @property
     def chain(self) -> tuple[tuple[int, int, int], ...]:
@@ -98,13 +100,14 @@ class Layout:
     def units(self, policy: CompressionPolicy) -> tuple[Unit, ...]:
         """Return the units of the network that `policy` makes, in the model's order; removed blocks left out."""
         shapes = network_shape(self.inventory, policy).layers
+        sparse = set(policy.sparse_layers)
         int8 = {name for name, shape in shapes.items() if shape.dtype == "int8"}
         contexts = self.wiring.contexts(int8, policy.removed_blocks)
         none = Context()
         return tuple(
             Unit(
                 name, *self._fixed[name], shape.in_channels, shape.out_channels, shape.ranks, name in int8,
-                contexts.get(name, none),
+                contexts.get(name, none), name in sparse,
             )
             for name, shape in shapes.items()
         )  # fmt: skip

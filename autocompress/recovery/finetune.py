@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
+from autocompress.compress.sparsity import keep_zeros
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.recovery.distillation import Teacher, distillation_loss
@@ -99,11 +100,11 @@ def finetune(
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
     )
+    keep_zeros(model, optimizer)
     dtype = fast_dtype()
     steps = max(1, math.ceil(budget.epochs * max(1, task.train_size() // config.batch_size)))
     quantized = any(True for _ in quantized_layers(model))
-    simulate = False
-    step, fraction, running = round(done * steps), done, math.nan
+    step, fraction, running, simulate = round(done * steps), done, math.nan, False
     offset = done
     while fraction < 1:
         losses: list[float] = []

@@ -62,7 +62,10 @@ def pareto_figure(view: RunView) -> Any:
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": TEXT},
         xaxis={
             **axis,
-            "title": {"text": "latency (ms): measured ratio x baseline", "font": {"size": 13}},
+            "title": {
+                "text": f"latency (ms): {'predicted' if view.predicted else 'measured'} ratio x baseline",
+                "font": {"size": 13},
+            },
             "range": focus[0],
         },
         yaxis={

@@ -33,6 +33,17 @@ _FOOTER = (
 )
 
 
+# By whether latencies are predicted.
+_SOURCE = {
+    False: "Every candidate's own engine file, measured: validation accuracy against median latency.",
+    True: (
+        "<b class=warn>Latencies are PREDICTED from a latency table of a device that was not here; nothing was run on "
+        "it.</b> <code>autocompress measure</code> on the device measures the front. Accuracy is that of the same "
+        "graphs in ONNX Runtime."
+    ),
+}
+
+
 def write_report(run: RunDirectory) -> Path:
     """Write ``report.html`` of a finished or interrupted run and return its path.
 
@@ -78,9 +89,8 @@ def _plot(view: RunView) -> str:
         beyond = f" {hidden} of {len(view.points)} lie outside the first view."
     shaded = view.latency_limit_ms is not None or view.drop_limit is not None
     return (
-        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>Every candidate's own engine file, measured: "
-        "validation accuracy against median latency. Up and to the left is better"
-        f"{'; the shaded region meets the limits' if shaded else ''}.{beyond} "
+        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>{_SOURCE[view.predicted]} "
+        f"Up and to the left is better{'; the shaded region meets the limits' if shaded else ''}.{beyond} "
         "Drag to zoom, double-click to go back.</p>"
         f'<div class="plot">{drawn}</div></section>'
     )

@@ -13,7 +13,7 @@ from typing import Any
 from autocompress import units
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.results import Measurement, TrialRecord, read_json
+from autocompress.results import PREDICTED, Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory
 from autocompress.search import pareto
 
@@ -66,7 +66,7 @@ class RunView:
         config: The run file; None when unreadable.
         environment: The document of ``env.json``; empty when missing.
         baseline: The uncompressed model, or None.
-        points: Every measured candidate except the baseline, by trial number.
+        points: Every candidate except the baseline whose latency compares with the others', by trial number.
         failed: Records of the failed candidates, by trial number.
         front: The Pareto front of validation accuracy against latency, fastest first.
         best: The result, or None.
@@ -86,6 +86,11 @@ class RunView:
     def finished(self) -> bool:
         """Whether the run wrote its summary."""
         return bool(self.summary)
+
+    @property
+    def predicted(self) -> bool:
+        """Whether latencies come from a latency table and nothing was run."""
+        return bool(self.points) and all(point.measurement.source == PREDICTED for point in self.points)
 
     @property
     def summary_best(self) -> Mapping[str, Any]:
@@ -194,7 +199,8 @@ def read_run(run: RunDirectory) -> RunView:
     summary = _document(run.path / "summary.json")
     baseline = Point.of(_record(run.baseline))
     records = run.records()
-    points = {n: p for n, r in sorted(records.items()) if (p := Point.of(r)) is not None}
+    comparable = {r.number for r in pareto.counting(records.values())}
+    points = {n: p for n, r in sorted(records.items()) if n in comparable and (p := Point.of(r)) is not None}
     listed = _document(run.path / "pareto.json").get("records") if summary else None
     front = (Point.of(TrialRecord.from_dict(data)) for data in listed or ())
     number = (summary.get("best") or {}).get("trial")

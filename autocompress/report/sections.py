@@ -115,7 +115,7 @@ def _latency(view: RunView, best: Point) -> str:
     ratio = float(given.get("latency_ratio") or measured.ratio)
     now = float(given.get("latency_ms") or measured.latency_ms)
     value, word = _times(ratio, "faster", "slower")
-    said = f"measured, {ratio:.3f}× of the baseline"
+    said = f"{measured.source}, {ratio:.3f}× of the baseline"
     if ratio == measured.ratio:
         said += f" (95% {measured.ratio_low:.3f} to {measured.ratio_high:.3f})"
     said += ", noisy" if measured.noisy else ""
@@ -224,7 +224,9 @@ def policy_map(view: RunView) -> str:
         done = [("", ratio, _MINUS)] if ratio else []
         done += [("rank", layer.rank_ratio, "r ")] if layer.rank_ratio < 1 else []
         bar = "".join(f'<i class="{kind}" style="width:{share:.1%}"></i>' for kind, share, _ in done)
-        figure = ", ".join(f"{sign}{share:.0%}" for _, share, sign in done)
+        figure = ", ".join(
+            [*(f"{sign}{share:.0%}" for _, share, sign in done), *(["2:4"] if layer.sparsity == "2:4" else [])]
+        )
         dtype = "int8" if layer.dtype == "int8" else policy.dense_dtype
         # A name that is only a channel group runs in no dtype of its own.
         pill = "<span></span>" if name not in layers else f'<span class="pill {dtype}">{dtype}</span>'

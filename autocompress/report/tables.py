@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,10 +16,25 @@ from autocompress.engines.base import EngineFile
 from autocompress.policy import CompressionPolicy
 from autocompress.report.run_view import RunView
 from autocompress.report.sections import natural, signed_pp
-from autocompress.results import Measurement
+from autocompress.results import PREDICTED, Measurement
 
 if TYPE_CHECKING:
+    from autocompress.deploy.remeasure import Remeasured
     from autocompress.search.tables import Profile
+
+
+class Check(Protocol):
+    """One step of `autocompress.doctor.examine`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def state(self) -> str: ...  # noqa: D102
+    @property
+    def detail(self) -> str: ...  # noqa: D102
+    @property
+    def remedy(self) -> str: ...  # noqa: D102
+
 
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
 _STAGE_WIDTH, _MACS_WIDTH = 96, 104
@@ -40,26 +55,51 @@ def front_table(view: RunView, width: int = 80) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what was done", overflow="fold")
     best = view.best.record.number if view.best else None
-    proxies = False
+    proxies = predicted = False
     for point in (*((view.baseline,) if view.baseline else ()), *view.listed):
         base, record, drop = point is view.baseline, point.record, view.drop(point)
         marked = not base and record.number == best
         proxy = not base and record.stage == "proxy"
         proxies |= proxy
+        guessed = point.measurement.source == PREDICTED
+        predicted |= guessed and not base
         name = "base" if base else f"{'★ ' if marked else ''}{record.number}{'°' if proxy and not with_stage else ''}"
         cells = [name, *(("" if base else record.stage,) if with_stage else ())]
         cells += [f"{point.accuracy:.2%}", "" if base or drop is None else signed_pp(drop)]
-        cells += [units.format_ms(view.latency_ms(point)), f"{point.measurement.ratio:.2f}x"]
+        cells += [units.format_ms(view.latency_ms(point)), f"{'≈' if guessed else ''}{point.measurement.ratio:.2f}x"]
         cells += ["" if record.size_bytes is None else units.format_bytes(record.size_bytes)]
         if with_macs:
             macs = view.macs_ratio(point)
             cells.append("" if macs is None else f"{macs:.2f}x")
         cells.append(f"{record.policy.dense_dtype}, uncompressed" if base else record.policy.describe())
         table.add_row(*(Text(cell) for cell in cells), style="bold yellow" if marked else "dim" if base else "")
-    notes = ["val. acc.: validation accuracy", "ratio: measured latency over the baseline's, interleaved"]
+    ratio = "≈: predicted from a latency table, NOT measured" if predicted else ""
+    ratio = ratio or "ratio: measured latency over the baseline's, interleaved"
+    notes = ["val. acc.: validation accuracy", ratio]
     if proxies and not with_stage:
         notes.append("°: proxy, not fine-tuned")
     table.caption = Text("; ".join(notes), style="dim")
+    return table
+
+
+def remeasured_table(found: Sequence[Remeasured]) -> Table:
+    """Return what `autocompress measure` found: latency before and now, and what could not be measured."""
+    table = _table("Measured here")
+    table.add_column("trial", justify="right", no_wrap=True)
+    for name in ("ratio before", "ratio", "latency"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for one in found:
+        name = "base" if one.record.stage == "baseline" else str(one.record.number)
+        known, now = one.before, one.record.measurement
+        before = "" if known is None else f"{'≈' if known.source == PREDICTED else ''}{known.ratio:.2f}x"
+        if one.error is not None or now is None:
+            table.add_row(name, before, "", "", Text(str(one.error), style="red"))
+            continue
+        notes = [*(["built again from its ONNX file"] if one.rebuilt else []), *(["noisy"] if now.noisy else [])]
+        table.add_row(name, before, f"{now.ratio:.2f}x", units.format_ms(now.latency_ms), "; ".join(notes))
+    if any(one.before is not None and one.before.source == PREDICTED for one in found):
+        table.caption = Text("≈: had been predicted", style="dim")
     return table
 
 
@@ -83,13 +123,20 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     grid.add_column()
     latency = Text(f"{units.format_ms(base['latency_ms'])} → {units.format_ms(best['latency_ms'])}")
     latency.append(f"  {best['latency_ratio']:.2f}x", style="bold")
+    predicted = best.get("latency_source") == PREDICTED
+    if predicted:
+        latency.append("  predicted, NOT measured", style="yellow")
     _limit(latency, limits.get("latency_ms"), best["latency_ms"], units.format_ms)
     grid.add_row("latency", latency)
-    accuracy = Text(f"{base['accuracy']:.2%} → {best['accuracy']:.2%}")
+    tested = best["accuracy"] is not None
+    pair = (
+        (base["accuracy"], best["accuracy"]) if tested else (base["validation_accuracy"], best["validation_accuracy"])
+    )
+    accuracy = Text(f"{pair[0]:.2%} → {pair[1]:.2%}")
     drop = best["accuracy_drop_pp"] / 100
     accuracy.append(f"  {signed_pp(drop)}", style="bold")
     _limit(accuracy, limits.get("max_drop"), drop - 1e-9, lambda value: f"{100 * value:.3g} pp lost")
-    grid.add_row("accuracy, test", accuracy)
+    grid.add_row(f"accuracy, {'test' if tested else 'validation'}", accuracy)
     size = Text(f"{units.format_bytes(base['size_bytes'])} → {units.format_bytes(best['size_bytes'])}")
     size.append(f"  {best['size_bytes'] / base['size_bytes']:.2f}x", style="bold")
     _limit(size, limits.get("size_bytes"), best["size_bytes"], units.format_bytes)
@@ -102,7 +149,10 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
         grid.add_row("prediction", said)
     grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
     checked = "" if best.get("verified") else " (the deployed file is verified again in a fresh process)"
-    grid.add_row("next", Text(f"autocompress deploy {summary.get('run_dir')} --to DIR{checked}", overflow="fold"))
+    command = f"autocompress deploy {summary.get('run_dir')} --to DIR{checked}"
+    if predicted:
+        command = f"autocompress measure {summary.get('run_dir')}, on the device itself"
+    grid.add_row("next", Text(command, overflow="fold"))
     feasible = bool(best.get("feasible"))
     if feasible:
         title = "result: limits met, verified" if best.get("verified") else "result: limits met"
@@ -200,6 +250,7 @@ def policy_table(policy: CompressionPolicy, layers: Sequence[str] = ()) -> Table
         bar = Text("█" * max(round(_BAR * ratio), 1) + f" {ratio:.0%}" if ratio else "", style="blue")
         group = name not in layers and name not in policy.layers
         dtype = "" if group else "int8" if layer.dtype == "int8" else policy.dense_dtype
+        dtype += " 2:4" if layer.sparsity == "2:4" else ""
         rank = f"{layer.rank_ratio:.0%}" if layer.rank_ratio < 1 else ""
         table.add_row(Text(name), bar, rank, dtype, style="dim" if not ratio and layer.is_identity else "")
     return table
@@ -255,6 +306,20 @@ def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
             skipped.add_row(Text(name), Text(reason))
         tables.append(skipped)
     return tables
+
+
+def doctor_table(checks: Sequence[Check]) -> Table:
+    """Return what `autocompress doctor` prints: every step, what was found, and how to mend it."""
+    table = _table("What works here")
+    table.add_column("step", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("to mend it", overflow="fold")
+    styles = {"ok": "green", "failed": "bold red", "skipped": "dim", "note": "yellow"}
+    for check in checks:
+        state = Text(check.state, style=styles[check.state])
+        table.add_row(Text(check.name), state, Text(check.detail), Text(check.remedy))
+    return table
 
 
 def devices_table(found: Mapping[str, Any]) -> Table:

@@ -36,6 +36,8 @@ def severity(name: str, choice: Choice, blocks: Sequence[str] = ()) -> float:
         return 1 - float(choice)
     if choice == "remove":
         return 0.4 + 0.5 * (blocks.index(target) / max(len(blocks) - 1, 1) if target in blocks else 0.5)
+    if choice == "2:4":
+        return 0.3
     # Costs a well calibrated network almost nothing.
     return 0.1 if choice == "int8" else 0.0
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from autocompress.config import RunConfig
 from autocompress.policy import CompressionPolicy
-from autocompress.results import Measurement, TrialRecord
+from autocompress.results import MEASURED, Measurement, TrialRecord
+from autocompress.run_directory import RunDirectory
 from autocompress.units import Limit
 
 # Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
@@ -80,12 +81,21 @@ class Constraints:
         return all(value <= 0 for value in self.violations(record).values())
 
 
+def counting(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the finished records whose latencies compare: those measured on the run's device, if there are any.
+
+    Where nothing was measured, predictions compare with each other.
+    """
+    done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
+    return [r for r in done if r.measurement is not None and r.measurement.source == MEASURED] or done
+
+
 def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Return the records no other one beats in both accuracy and latency, fastest first.
 
     Latencies compare by their ratio to the baseline of the same interleaved run: a machine's speed drifts.
     """
-    done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
+    done = counting(records)
     done.sort(key=lambda r: (r.measurement.ratio if r.measurement else 0.0, -(r.accuracy or 0.0)))
     front: list[TrialRecord] = []
     for record in done:
@@ -102,7 +112,7 @@ def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseli
     accuracies is partly luck. Where nothing is within, the one closest to it.
     With a bound on the drop alone, or none: the fastest within the drop.
     """
-    done = [r for r in records if r.state == "complete" and r.accuracy is not None and r.measurement is not None]
+    done = counting(records)
     if not done:
         return None
     if constraints.latency is not None or constraints.size_bytes is not None:
@@ -166,3 +176,16 @@ def finalists(
         for record in pair:
             chosen.setdefault(record.policy, record)
     return list(chosen.values())[:count]
+
+
+def write_front(run: RunDirectory) -> None:
+    """Write ``pareto.json`` from a run's records."""
+    front = pareto_front(run.records().values())
+    run.write(
+        "pareto.json",
+        {
+            "axes": ["latency_ratio", "accuracy"],
+            "front": [r.number for r in front],
+            "records": [r.to_dict() for r in front],
+        },
+    )

@@ -26,7 +26,8 @@ from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.quantization import ActivationRange, quantized_layers
 from autocompress.config import RunConfig
-from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
+from autocompress.engines import runs_on_gpu
+from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.kernels import KernelTime
 from autocompress.errors import BuildError, EngineError, UnavailableError
@@ -39,6 +40,7 @@ from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
+from autocompress.pipeline import engine_options
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer
@@ -104,7 +106,8 @@ class Profiler:
         self._observer = observer or Observer()
         self._started = time.monotonic()
         self._observer.stage("Reading the model")
-        described = worker.describe(config.engine)
+        described = worker.describe(config.engine, config.engine_options)
+        self._capabilities: tuple[str, ...] = tuple(described["capabilities"])
         self._example = task.example_inputs(2)
         self._inputs = task.example_inputs(config.batch_size)
         self._base = rewrite(task.model())
@@ -118,13 +121,14 @@ class Profiler:
         self._baselines: deque[float] = deque(maxlen=_RECENT)
         # What a profiler's times add up to over the latency without it.
         self._inflations: deque[float] = deque(maxlen=_RECENT)
-        wanted = dense_dtypes(described["capabilities"], config.dense_dtype, f"{config.engine} ({described['device']})")
+        wanted = dense_dtypes(self._capabilities, config.dense_dtype, f"{config.engine} ({described['device']})")
         self._observer.stage("Measuring the uncompressed model")
         self.dense_dtype, self._baseline = self._fastest(wanted)
         self.space = SearchSpace(
-            load_space(config.space), self.inventory, self.dense_dtype, int8="int8" in described["capabilities"]
-        )
-        device = device_fingerprint()
+            load_space(config.space), self.inventory, self.dense_dtype,
+            int8="int8" in self._capabilities, sparse="2:4" in self._capabilities,
+        )  # fmt: skip
+        device = device_fingerprint(gpu=runs_on_gpu(config.engine))
         self.path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
         self.table, moved = LatencyTable.resume(
             self.path, device, config.engine, described["version"],
@@ -250,9 +254,8 @@ class Profiler:
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
         path = self._scratch / f"network-{self._files % 2}.onnx"
-        save_onnx(graph, path)
-        options = EngineOptions(policy.dense_dtype, self._config.threads, self._config.batch_size)
-        return EngineFile(self._config.engine, path, options)
+        save_onnx(graph.model, path)
+        return EngineFile(self._config.engine, path, engine_options(policy, self._config, self._capabilities))
 
     def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:
         """Return the dense dtype in which the uncompressed model is fastest, and its file."""

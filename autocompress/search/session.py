@@ -15,6 +15,7 @@ import torch
 from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.config import RunConfig
+from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor
@@ -25,12 +26,12 @@ from autocompress.recovery.distillation import distillation_loss
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search.observer import Observer
-from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
+from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
 from autocompress.search.space import SearchSpace, load_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import TrialLoop, open_study
-from autocompress.search.tables import open_predictor
+from autocompress.search.tables import open_ahead, open_predictor
 from autocompress.tasks import Task
 from autocompress.worker.client import EngineWorker
 
@@ -83,7 +84,11 @@ class SearchSession:
 
     def execute(self) -> TrialRecord | None:
         """Run every stage; return the best record, or None when no trial finished."""
-        self.run.write("env.json", {**environment.describe(), "device": device_fingerprint()})
+        self.run.write(
+            "env.json", {**environment.describe(), "device": device_fingerprint(gpu=runs_on_gpu(self.config.engine))}
+        )
+        if self.pipeline.ahead:
+            self._open_ahead()
         baseline = self._baseline()
         self.observer.baseline(baseline)
         self.constraints = Constraints.of(self.config, baseline)
@@ -126,8 +131,19 @@ class SearchSession:
             chosen = self._confirm(choose)
             tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
             tuning.run(chosen, self.deadline)
-        self._write_front()
+        write_front(self.run)
         return self._best
+
+    def _open_ahead(self) -> None:
+        """Take latencies from a table of the device, which is not here."""
+        pipeline = self.pipeline
+        with pipeline.ledger.spend("profile"):
+            forecast = open_ahead(pipeline.graphs, self.config, pipeline.engine_version)
+        pipeline.forecast, self.predictor = forecast, forecast.predictor
+        self.observer.warn(
+            f"{pipeline.engine} for {pipeline.device}: engines are built, not run. Latency is PREDICTED from "
+            f"{self.config.table}, accuracy is that of the same graphs in ONNX Runtime."
+        )
 
     def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:
         """Return a predictor with what a table knows; None where none is wanted, or the structure cannot be read."""
@@ -146,6 +162,7 @@ class SearchSession:
             self.pipeline.inventory,
             baseline.policy.dense_dtype,
             int8="int8" in self.pipeline.capabilities,
+            sparse="2:4" in self.pipeline.capabilities,
         )
         if self.run.study_file.exists():
             stored = self.run.path / _OFFERED
@@ -174,7 +191,8 @@ class SearchSession:
         A trial's measuring is short, and what comes out best of many is so partly by luck. What turns out to be over
         the limit gives way to the next.
         """
-        for _ in range(_CONFIRMATIONS if self.constraints.latency is not None else 0):
+        measured = self.constraints.latency is not None and not self.pipeline.ahead
+        for _ in range(_CONFIRMATIONS if measured else 0):
             fresh = [r for r in choose() if r.stage == "proxy" and r.number not in self._confirmed]
             if not fresh:
                 break
@@ -232,7 +250,7 @@ class SearchSession:
     def _finished(self, record: TrialRecord) -> None:
         if record.state == "complete":
             self._improve(record)
-        self._write_front()
+        write_front(self.run)
         self.observer.trial(record)
 
     def _resumed_best(self, baseline: TrialRecord) -> TrialRecord | None:
@@ -260,14 +278,3 @@ class SearchSession:
         if best is not None and best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)
-
-    def _write_front(self) -> None:
-        front = pareto_front(self.run.records().values())
-        self.run.write(
-            "pareto.json",
-            {
-                "axes": ["latency_ratio", "accuracy"],
-                "front": [r.number for r in front],
-                "records": [r.to_dict() for r in front],
-            },
-        )

@@ -1,9 +1,9 @@
 """What may be chosen: a YAML search space, bound to one model and engine, as named categorical parameters.
 
-Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio) and
-``dtype/<layer>`` (dense, int8); in a uniform space ``*`` stands for all of them. Ratios are moved to the steps that
-hardware likes, and choices that then coincide, or cannot pay, are not offered. What a latency table knows not to pay
-is left out by `offered`, which `staircase.edges` finds.
+Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio),
+``dtype/<layer>`` (dense, int8) and ``sparsity/<layer>`` (none, 2:4); in a uniform space ``*`` stands for all of them.
+Ratios are moved to the steps that hardware likes, and choices that then coincide, or cannot pay, are not offered. What
+a latency table knows not to pay is left out by `offered`, which `staircase.edges` finds.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
+from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.errors import ConfigError, nearest
 from autocompress.inventory import Inventory, Layer
-from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.policy import SPARSITIES, CompressionPolicy, LayerPolicy
 
 Choice = str | float
 
@@ -57,6 +58,12 @@ class DtypeSpace(_Part):
     choices: tuple[Literal["dense", "int8"], ...] = Field(default=("dense",), min_length=1)
 
 
+class SparsitySpace(_Part):
+    """Sparsity of weights offered to every layer, where the engine's device skips the zeros."""
+
+    choices: tuple[Literal["none", "2:4"], ...] = Field(default=("none",), min_length=1)
+
+
 class RankSpace(_Part):
     """Rank ratios offered to every layer that has a low-rank form."""
 
@@ -84,6 +91,7 @@ class SpaceFile(BaseModel):
     pruning: PruningSpace = PruningSpace()
     dtype: DtypeSpace = DtypeSpace()
     rank: RankSpace = RankSpace()
+    sparsity: SparsitySpace = SparsitySpace()
     blocks: BlockSpace = BlockSpace()
     uniform: bool = False
     importance: Literal["magnitude", "taylor", "random"] = "magnitude"
@@ -144,6 +152,7 @@ class SearchSpace:
         inventory: Of the model.
         dense_dtype: What layers that are not int8 run in.
         int8: Whether the engine computes in int8 on this device.
+        sparse: Whether it skips the zeros of 2:4 sparse weights.
         offered: Parameters of the model to the choices of theirs that are left, for those that are narrowed. Names and
             choices that the space does not have are passed over.
 
@@ -163,11 +172,12 @@ class SearchSpace:
         dense_dtype: str,
         *,
         int8: bool,
+        sparse: bool = False,
         offered: Mapping[str, Sequence[Choice]] | None = None,
     ) -> None:
         self.file = file
         self.dense_dtype = dense_dtype
-        self._inventory, self._int8 = inventory, int8
+        self._inventory, self._int8, self._sparse = inventory, int8, sparse
         every: dict[str, tuple[Choice, ...]] = {}
         for block in inventory.blocks:
             if file.blocks.remove and file.blocks.covers(block):
@@ -181,6 +191,10 @@ class SearchSpace:
         for name, layer in inventory.layers.items():
             if int8 and layer.quantizable and file.dtype.covers(name):
                 every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
+        for name, layer in inventory.layers.items():
+            wide = layer.factorizable and layer.in_channels >= LEAST_CHANNELS
+            if sparse and wide and file.sparsity.covers(name):
+                every[f"sparsity/{name}"] = tuple(sorted(set(file.sparsity.choices), key=SPARSITIES.index))
         full = {name: choices for name, choices in every.items() if _matters(choices)}
         narrowed = {name: _kept(choices, (offered or {}).get(name, choices)) for name, choices in full.items()}
         self._dropped = {name: choices for name, choices in narrowed.items() if choices != full[name]}
@@ -198,6 +212,7 @@ class SearchSpace:
             "prune": self.file.pruning.ratios,
             "rank": sorted(self.file.rank.ratios, reverse=True),
             "dtype": sorted(self.file.dtype.choices),
+            "sparsity": sorted(self.file.sparsity.choices, reverse=True),
         }
         for name in self.every:
             kinds.setdefault(name.partition("/")[0], set())
@@ -216,7 +231,9 @@ class SearchSpace:
         Raises:
             ConfigError: Nothing is left to choose.
         """
-        return SearchSpace(self.file, self._inventory, self.dense_dtype, int8=self._int8, offered=offered)
+        return SearchSpace(
+            self.file, self._inventory, self.dense_dtype, int8=self._int8, sparse=self._sparse, offered=offered
+        )
 
     def policy(self, choices: Mapping[str, Choice]) -> CompressionPolicy:
         """Return the policy of one choice per parameter; parameters that are missing do nothing.
@@ -226,7 +243,8 @@ class SearchSpace:
         full = dict(self._spread(choices))
         removed = tuple(n.partition("/")[2] for n, c in full.items() if n.startswith("block/") and c == "remove")
         gone = {layer for block in removed for layer in self._inventory.blocks[block].layers}
-        pruning, ranks, dtypes = {}, {}, {}
+        pruning: dict[str, float] = {}
+        layers: dict[str, dict[str, Any]] = {}
         for name, choice in full.items():
             kind, _, target = name.partition("/")
             if target in gone:
@@ -234,11 +252,11 @@ class SearchSpace:
             if kind == "prune":
                 pruning[target] = float(choice)
             elif kind == "rank":
-                ranks[target] = float(choice)
-            elif kind == "dtype":
-                dtypes[target] = str(choice)
-        layers = {n: LayerPolicy(dtypes.get(n, "dense"), ranks.get(n, 1.0)) for n in {*ranks, *dtypes}}
-        return CompressionPolicy(self.dense_dtype, pruning, layers, removed)
+                layers.setdefault(target, {})["rank_ratio"] = float(choice)
+            elif kind in ("dtype", "sparsity"):
+                layers.setdefault(target, {})[kind] = str(choice)
+        made = {name: LayerPolicy(**values) for name, values in layers.items()}
+        return CompressionPolicy(self.dense_dtype, pruning, made, removed)
 
     def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
         """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
@@ -257,7 +275,7 @@ class SearchSpace:
 
 
 def _matters(choices: Sequence[Choice]) -> bool:
-    return len(choices) > 1 or choices[0] not in ("dense", "keep", 0.0, 1.0)
+    return len(choices) > 1 or choices[0] not in ("dense", "keep", "none", 0.0, 1.0)
 
 
 def _kept(choices: tuple[Choice, ...], offered: Sequence[Choice]) -> tuple[Choice, ...]:

@@ -39,7 +39,7 @@ def edges(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[Ch
         kind = name.partition("/")[0]
         if kind == "prune":
             left = stairs.widths(name, offered)
-        elif kind in ("rank", "dtype"):
+        elif kind in ("rank", "dtype", "sparsity"):
             left = stairs.faster(name, offered)
         else:
             continue
@@ -58,7 +58,7 @@ class _Stairs:
         middle = space.everywhere(prune=_MIDDLE_PRUNING, dtype="int8")
         # In a network that is mostly int8 a layer that is not converts its inputs and outputs, and the other way round.
         self._settings: Mapping[str, Sequence[Mapping[str, Choice]]] = {
-            "prune": (dense, middle), "rank": (dense, int8), "dtype": (dense, int8),
+            "prune": (dense, middle), "rank": (dense, int8), "dtype": (dense, int8), "sparsity": (dense, int8),
         }  # fmt: skip
 
     def widths(self, name: str, offered: Sequence[Choice]) -> tuple[Choice, ...]:

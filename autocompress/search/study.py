@@ -21,7 +21,7 @@ from autocompress.errors import ConfigError, StudyMismatchError, UnavailableErro
 from autocompress.latency.predictor import LatencyPredictor
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
-from autocompress.results import TrialRecord
+from autocompress.results import MEASURED, TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.sampler import make_sampler
@@ -143,7 +143,7 @@ class TrialLoop:
             rng = random.Random(f"{seed} {len(study.trials)}")
             self.screen = Screen(predictor, space, constraints, rng)
             for record in pipeline.run.history():
-                if record.state == "complete":
+                if record.measurement is not None and record.measurement.source == MEASURED:
                     self.screen.observe(record)
             self.screen.best = self._best()
             if constraints.latency is not None:
@@ -256,7 +256,8 @@ class TrialLoop:
             self._by_policy[policy] = record
             self._choices[number] = choices
             if self.screen is not None:
-                self.screen.observe(record)
+                if record.measurement.source == MEASURED:
+                    self.screen.observe(record)
                 self.screen.best = self._best()
         self.study.tell(trial, values)
         if known is None:

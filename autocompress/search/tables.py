@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from autocompress.config import ANY_TABLE, NO_TABLE, RunConfig
+from autocompress.engines import runs_on_gpu
+from autocompress.engines.tensorrt_options import TensorRTOptions
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction, PredictionError
+from autocompress.latency.forecast import Forecast
+from autocompress.latency.predictor import LEAST_NETWORKS, LatencyPredictor, Observation, Prediction, PredictionError
 from autocompress.latency.protocol import DISTURBED
 from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, find_table, table_path
@@ -148,7 +151,7 @@ def open_profile(graphs: GraphBuilder, config: RunConfig, folder: Path | None = 
         ConfigError: There is no table, or it is damaged, or knows nothing of this model.
         ExportError: The model's structure cannot be read off a graph.
     """
-    layout, device = graphs.layout, device_fingerprint()
+    layout, device = graphs.layout, device_fingerprint(gpu=runs_on_gpu(config.engine))
     threads, batch_size = config.threads, config.batch_size
     path = find_table(config.engine, device, layout.hash, folder, threads=threads, batch_size=batch_size)
     if path is None:
@@ -157,6 +160,50 @@ def open_profile(graphs: GraphBuilder, config: RunConfig, folder: Path | None = 
     table = LatencyTable.load(path)
     dense_dtype = table.of_network(layout.hash).networks[-1].policy.dense_dtype
     return Profile.of(table, path, predictor_from(table, layout, dense_dtype, held_out=False), dense_dtype)
+
+
+def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> Forecast:
+    """Return what the table that `config.table` names says of the GPUs that engines are built for.
+
+    Raises:
+        ConfigError: No table is named, it is damaged, or knows too little of this model.
+        TableMismatchError: It is of another engine or version, or of a GPU that is not built for.
+        ExportError: The model's structure cannot be read off a graph.
+    """
+    chosen = TensorRTOptions.from_settings(config.engine_options).compute_capability
+    targets = ", ".join(map(str, chosen))
+    if config.table in (ANY_TABLE, NO_TABLE):
+        raise ConfigError(
+            f"Latency cannot be measured here for compute capability {targets}, so it is predicted from a table of "
+            f"that GPU, and none was named. Make one there ('autocompress profile --engine {config.engine}') and give "
+            "it with --table FILE; or search on this machine's own engine and build its front with 'autocompress "
+            "build'."
+        )
+    layout, path = graphs.layout, Path(config.table)
+    table = LatencyTable.load(path)
+    # The device is another one by intent; what it must be is the GPU that is built for.
+    table.check(
+        table.device, config.engine, engine_version, config.threads, config.batch_size,
+        allow_foreign=config.allow_foreign_table,
+    )  # fmt: skip
+    gpu = (table.device.get("gpu") or {}).get("compute_capability")
+    if gpu not in {str(target) for target in chosen} and not config.allow_foreign_table:
+        raise TableMismatchError(
+            f"Latency table {path} is of compute capability {gpu or 'unknown'}, engines are built for {targets}. "
+            f"Name the table of that GPU, or use this one with --allow-foreign-table."
+        )
+    own = table.of_network(layout.hash)
+    dtypes = [row.policy.dense_dtype for row in own.networks]
+    dense_dtype = config.dense_dtype if config.dense_dtype != "best" or not dtypes else dtypes[-1]
+    predictor = predictor_from(table, layout, dense_dtype)
+    baseline_ms = table.baseline_ms(layout.hash)
+    if not predictor.ready or baseline_ms is None:
+        raise ConfigError(
+            f"Latency table {path} knows {dtypes.count(dense_dtype)} forms of this model in {dense_dtype}, too few to "
+            f"predict the others; at least {LEAST_NETWORKS}, and the times of their layers, are needed. 'autocompress "
+            "profile' on the GPU adds more."
+        )
+    return Forecast(predictor, dense_dtype, baseline_ms)
 
 
 def open_predictor(
@@ -175,7 +222,7 @@ def open_predictor(
     if config.table == NO_TABLE:
         return None
     layout = graphs.layout
-    device = device_fingerprint()
+    device = device_fingerprint(gpu=runs_on_gpu(config.engine))
     named = config.table != ANY_TABLE
     path: Path | None = Path(config.table)
     if not named:

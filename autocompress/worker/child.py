@@ -29,6 +29,7 @@ from autocompress.engines.base import Array
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
 from autocompress.latency.energy import EnergyMeter
 from autocompress.latency.measure import measure
+from autocompress.latency.nvml import first_gpu
 from autocompress.latency.protocol import THROUGHPUT, Protocol
 
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
@@ -73,14 +74,18 @@ class Child:
 
     # -- requests -----------------------------------------------------------------------------------------------
 
-    def describe(self, engine: str) -> dict[str, Any]:
-        """Return what an engine is on this machine."""
+    def describe(self, engine: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an engine is on this machine, or on the one that its settings name."""
         found = self._engine(engine)
+        version = found.version()
+        given = EngineOptions(settings=settings).settings  # type: ignore[arg-type]
+        device, capabilities = found.describe(given)
         return {
             "name": found.name,
-            "version": found.version(),
-            "device": found.device(),
-            "capabilities": list(found.capabilities()),
+            "version": version,
+            "device": device,
+            "capabilities": list(capabilities),
+            "runs_here": found.runs_here(given),
         }
 
     def build(self, engine: str, onnx: str, options: Mapping[str, Any], output: str) -> str:
@@ -140,11 +145,12 @@ class Child:
         for copy, file in _numbered(engine_files):
             runners = [self._runner(file, copy * streams + stream) for stream in range(streams)]
             opened.append(runners if timing.mode == THROUGHPUT else runners[0])
-        meter = EnergyMeter(gpu=any(self._engine(file.engine).uses_gpu for file in engine_files))
+        on_gpu = any(self._engine(file.engine).uses_gpu for file in engine_files)
+        meter, gpu = EnergyMeter(gpu=on_gpu), first_gpu() if on_gpu else None
         try:
             with _pinned(threads * streams):
                 names = [str(file.path) for file in engine_files]
-                results = measure(opened, batches, timing, threads=threads, names=names, meter=meter)
+                results = measure(opened, batches, timing, threads=threads, names=names, meter=meter, gpu=gpu)
         except BuildError:
             # What is open may be on a device that is gone; the next request opens anew.
             while self._open:

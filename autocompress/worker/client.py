@@ -98,9 +98,15 @@ class EngineWorker:
         """The child's process number; None before the first request and after `close`."""
         return None if self._child is None else self._child.pid
 
-    def describe(self, engine: str) -> dict[str, Any]:
-        """Return an engine's ``name``, ``version``, ``device`` and ``capabilities`` (dtypes, dense ones first)."""
-        result: dict[str, Any] = self._ask(f"Loading the engine {engine!r}", "describe", engine=engine)
+    def describe(self, engine: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return an engine's ``name``, ``version``, ``device`` and ``capabilities`` (dtypes, dense ones first).
+
+        `settings` are the engine's own (`EngineOptions.settings`): they may name a device that is not here, and then
+        ``runs_here`` is False.
+        """
+        result: dict[str, Any] = self._ask(
+            f"Loading the engine {engine!r}", "describe", engine=engine, settings=dict(settings or {})
+        )
         return result
 
     def build(self, engine: str, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:

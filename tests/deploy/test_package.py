@@ -24,7 +24,7 @@ from autocompress.worker import EngineWorker
 
 SHIPPED = {
     "manifest.json", "engine.json", "policy.json", "model.xml", "model.bin", "model.onnx", "weights.safetensors",
-    "reference.safetensors",
+    "reference.safetensors", "run.py",
 }  # fmt: skip
 
 
@@ -61,7 +61,9 @@ def test_best_in_a_fresh_process(run: RunDirectory, tmp_path: Path, quick: Proto
     assert {p.name for p in to.iterdir()} == SHIPPED
     assert [p.name for p in to.parent.iterdir()] == ["shipped"]
     for name, listed in manifest.files.items():
-        assert listed == {"sha256": sha256(run.best / name), "bytes": (to / name).stat().st_size}
+        # run.py is written when deploying; everything else is a copy.
+        source = to if name == "run.py" else run.best
+        assert listed == {"sha256": sha256(source / name), "bytes": (to / name).stat().st_size}
         assert sha256(to / name) == listed["sha256"]
     assert set(manifest.files) == SHIPPED - {"manifest.json"}
     assert datetime.fromisoformat(manifest.created).utcoffset() is not None
@@ -80,7 +82,7 @@ def test_deployed_directory_verifies_elsewhere(run: RunDirectory, tmp_path: Path
     moved = (tmp_path / "shipped").rename(tmp_path / "elsewhere")
     found = verify(moved, worker)
     assert found["outputs"] == {"samples": 4, "tolerance": 1e-3, "difference": 0.0, "same_top_1": 1.0}
-    assert found["files"] == 7
+    assert found["files"] == 8
 
 
 def test_recovered_is_preferred_and_proxy_taken_otherwise(
@@ -173,6 +175,8 @@ def test_another_file_than_the_measured_one(run: RunDirectory, tmp_path: Path, w
 
 def test_engine_that_does_not_open(run: RunDirectory, tmp_path: Path, worker: EngineWorker) -> None:
     (run.best / "model.xml").write_text("<no/>")
+    engine = read_json(run.best / "engine.json")
+    write_json(run.best / "engine.json", {**engine, "sha256": {}})
     with pytest.raises(BuildError):
         deploy(run, tmp_path / "out", worker=Fake(worker, 0.5))
     assert untouched(tmp_path / "out")

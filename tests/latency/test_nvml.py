@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from autocompress.latency import nvml
+from autocompress.latency.gpu_noise import GpuWatch
 from autocompress.latency.nvml import first_gpu
 
 
@@ -28,6 +29,7 @@ def library(**changes: Any) -> ModuleType:
         NVMLError=NVMLError,
         NVML_CLOCK_SM=1,
         NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByIndex=by_index,
         nvmlDeviceGetHandleByUUID=lambda uuid: f"card {uuid}",
@@ -38,6 +40,9 @@ def library(**changes: Any) -> ModuleType:
         nvmlDeviceGetClockInfo=lambda *_: 1980,
         nvmlDeviceGetEnforcedPowerLimit=lambda _: 72_000,
         nvmlDeviceGetTotalEnergyConsumption=lambda _: 12_345,
+        nvmlDeviceGetTemperature=lambda *_: 61,
+        nvmlDeviceGetPowerUsage=lambda _: 58_500,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 0x1,
     )
     vars(made).update(changes)
     return made
@@ -72,6 +77,49 @@ def test_identity_clocks_and_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert gpu.energy_j() == 12.345
     assert gpu.clock_mhz() == 1980
+
+
+def test_the_state_of_a_gpu_and_why_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = iter([0x1, 0x4 | 0x40, 0x2])
+    install(monkeypatch, nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: next(reasons))
+    gpu = first_gpu()
+    assert gpu is not None
+    assert gpu.state() == {"temperature_c": 61, "power_w": 58.5, "memory_mhz": 1980}
+    assert gpu.throttle_reasons() == ()
+    assert gpu.throttle_reasons() == ("power cap", "hardware thermal slowdown")
+    assert gpu.throttle_reasons() == ("clock set by a user",)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, clocks: list[int], reasons: int = 0) -> GpuWatch:
+    left = list(clocks)
+    install(
+        monkeypatch,
+        nvmlDeviceGetClockInfo=lambda _, kind: 10501 if kind == 2 else left.pop(0),
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: reasons,
+    )
+    gpu = first_gpu()
+    assert gpu is not None
+    made = GpuWatch(gpu)
+    for _ in clocks:
+        made.look()
+    return made
+
+
+def test_a_gpu_that_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    steady = watched(monkeypatch, [2520] * 6)
+    assert steady.found() == []
+    assert steady.summary() == {
+        "temperature_c": 61, "power_w": 58.5, "memory_mhz": 10501, "temperature_before_c": 61, "sm_mhz": [2520, 2520],
+        "throttle_reasons": [], "clock_locked": False,
+    }  # fmt: skip
+    nvml._library.cache_clear()
+    assert watched(monkeypatch, [1410] * 6, 0x2).summary()["clock_locked"] is True
+    nvml._library.cache_clear()
+    moving = watched(monkeypatch, [1980, 1980, 1200], 0x4)
+    slowed, moved = moving.found()
+    assert slowed.harmful and "power cap" in slowed.reason
+    assert not moved.harmful and "between 1200 and 1980 MHz" in moved.reason
+    assert moving.summary()["clock_locked"] is None  # three looks say too little
 
 
 def test_what_a_card_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,8 @@ class Worker(EngineWorker):
         super().__init__(time_limit_s=60)
         self.asked = 0
 
-    def describe(self, engine: str) -> dict[str, Any]:
-        found = super().describe(engine)
+    def describe(self, engine: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        found = super().describe(engine, settings)
         return {**found, "version": self.version or found["version"]}
 
     def measure(self, files: Any, inputs: Any, *args: Any, **kwargs: Any) -> list[Measurement]:
@@ -360,7 +360,7 @@ def test_a_dtype_that_the_engine_does_not_run_is_named(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = worker.describe("openvino")
-    monkeypatch.setattr(worker, "describe", lambda engine: {**real, "capabilities": ["fp32"]})
+    monkeypatch.setattr(worker, "describe", lambda *_: {**real, "capabilities": ["fp32"]})
     with pytest.raises(ConfigError, match=r"'bf16' does not run on openvino \(.*\); it runs fp32\."):
         profile(worker, tmp_path, 1, dense_dtype="bf16")
     with pytest.raises(ConfigError, match="leaves nothing to choose"):

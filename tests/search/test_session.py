@@ -27,7 +27,7 @@ def make(path: Path, **options: Any) -> SearchSession:
     session: Any = object.__new__(SearchSession)
     session.config = RunConfig.model_validate(options)
     session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
-    session.pipeline = SimpleNamespace(baseline=BASELINE)
+    session.pipeline = SimpleNamespace(baseline=BASELINE, ahead=False)
     session.constraints = Constraints.of(session.config, BASELINE)
     session._best = None
     return session  # type: ignore[no-any-return]
@@ -86,7 +86,7 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again)  # type: ignore[assignment]
+    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
     for one in found:
         session._finished(finish(session, one))
     assert held(session)[0] == 0

@@ -214,3 +214,19 @@ def test_a_space_narrowed_to_nothing_is_refused() -> None:
     space = bound(dtype={"choices": ["dense", "int8"]})
     with pytest.raises(ConfigError, match="leaves nothing to choose"):
         space.narrowed(dict.fromkeys(space.every, ("dense",)))
+
+
+def test_2_4_sparsity_is_offered_where_the_device_skips_zeros() -> None:
+    file = SpaceFile.model_validate({"sparsity": {"choices": ["2:4", "none"], "exclude": ["c0"]}, **EVERYTHING})
+    inventory = make_inventory()
+    without = SearchSpace(file, inventory, "fp16", int8=True)
+    assert not any(name.startswith("sparsity/") for name in without.parameters)
+    space = SearchSpace(file, inventory, "fp16", int8=True, sparse=True)
+    offered = {name: choices for name, choices in space.parameters.items() if name.startswith("sparsity/")}
+    # Not for what is excluded, nor for layers that have no low-rank form: depthwise ones, and the head here.
+    assert set(offered) == {f"sparsity/c{i}" for i in range(1, 5)} and set(offered.values()) == {("none", "2:4")}
+    policy = space.policy({"sparsity/c1": "2:4", "dtype/c1": "int8"})
+    assert policy.layers["c1"] == LayerPolicy("int8", 1.0, "2:4") and policy.sparse_layers == ("c1",)
+    assert space.narrowed({"sparsity/c2": ("none",)}).parameters.keys() == space.parameters.keys() - {"sparsity/c2"}
+    uniform = SearchSpace(file.model_copy(update={"uniform": True}), inventory, "fp16", int8=True, sparse=True)
+    assert uniform.parameters["sparsity/*"] == ("none", "2:4")

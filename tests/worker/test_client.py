@@ -42,7 +42,7 @@ def built(worker: EngineWorker, engine: str, tmp_path: Path) -> EngineFile:
 
 def test_describe(worker: EngineWorker, engine: str) -> None:
     described = worker.describe(engine)
-    assert set(described) == {"name", "version", "device", "capabilities"}
+    assert set(described) == {"name", "version", "device", "capabilities", "runs_here"}
     assert described["name"] == engine
     assert described["capabilities"][0] == "fp32"
 

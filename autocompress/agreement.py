@@ -1,0 +1,46 @@
+"""Whether two forms of one model compute the same: torch, ONNX graph, engine file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from autocompress.engines.base import Array
+from autocompress.errors import VerificationError
+from autocompress.policy import CompressionPolicy
+
+# Largest relative error (RMS of the difference over RMS of the expected outputs) between two forms of one model on the
+# reference inputs. The torch model computes in fp32 with int8 simulated; bf16 keeps 8 bits of mantissa in every layer,
+# and one rounding flipped by it moves an int8 code by a whole step, so those bounds are wide. They catch a wrong graph
+# (errors near 1), not rounding: accuracy is always computed by the engine itself.
+TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 0.1, "int8": 0.1}
+
+
+def agree(
+    what: str, expected: Array, found: Array, policy: CompressionPolicy, onnx: Path, *, dense_dtype: str | None = None
+) -> None:
+    """Check outputs ``(N, ...)`` against what the model computes, as closely as the policy's dtypes allow.
+
+    Args:
+        what: What gave the outputs, for the message.
+        expected: What it should give.
+        found: What it gave.
+        policy: Of the model.
+        onnx: Its graph, for the message.
+        dense_dtype: What layers that are not int8 ran in; None is the policy's.
+
+    Raises:
+        VerificationError: Shapes or values differ.
+    """
+    if expected.shape != found.shape:
+        raise VerificationError(f"{what} gives outputs {found.shape}, the model {expected.shape} ({onnx}).")
+    kinds = {dense_dtype or policy.dense_dtype, *(["int8"] if policy.int8_layers else [])}
+    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    error = float(np.sqrt(np.mean(np.square(expected - found, dtype=np.float64)))) / max(scale, 1e-12)
+    tolerance = max(TOLERANCES[kind] for kind in kinds)
+    if not error <= tolerance:
+        raise VerificationError(
+            f"{what} differs from the torch model: relative error {error:.3g}, allowed {tolerance:g} for "
+            f"{'/'.join(sorted(kinds))}. The graph is kept at {onnx}."
+        )

@@ -1,0 +1,170 @@
+"""Commands about a model and its runs: search, look, deploy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autocompress.cli.terminal import err, out, plain_errors
+
+
+@click.command(
+    short_help="Find the best compression within the limits.",
+    epilog="Example: autocompress search --task digits --target-latency 0.5x --timeout 5m",
+)
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--target-latency", metavar="LIMIT", help="Such as 5ms, 800us or 0.5x of the uncompressed model.")
+@click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric, such as 1pp.")
+@click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
+@click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count. Default 100.")
+@click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
+@click.option("--sampler", help="tpe (default), nsga2, gp or random.")
+@click.option("--seed", type=int, help="Of sampling, splits and training.")
+@click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
+@click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs; latency is PREDICTED.")
+@click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
+@click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
+@click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
+@click.option("--table", metavar="FILE", help="A latency table; by default that of this device. none: predict nothing.")
+@click.option("--allow-foreign-table", is_flag=True, default=None, help="Use a table of another device, labelled so.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory, new or empty. Default runs/TASK-TIME."
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file, such as task.data=DIR."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+@plain_errors
+def search(
+    run_file: Path | None,
+    out: Path | None,
+    compute_capability: str | None,
+    *,
+    resume: bool,
+    sets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search for the best compression within the limits; fine-tune, verify and report it.
+
+    RUN_FILE is YAML; options are laid over it. The result is in DIR/best whenever the search ends; exit code 3 says
+    that it misses a limit. Interrupted with Ctrl-C, it goes on with --out DIR --resume.
+    """
+    from autocompress import api
+    from autocompress.deploy.summary import shortfall
+    from autocompress.errors import NoFeasibleTrialError
+    from autocompress.report.live import LiveObserver
+
+    task = options.pop("task")
+    if compute_capability is not None:
+        sets = (*sets, f"engine_options.compute_capability={compute_capability}")
+    with LiveObserver(err) as observer:
+        try:
+            run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
+        except KeyboardInterrupt:
+            if observer.run is not None:
+                hint = f"Everything finished is saved. Go on with: autocompress search --out {observer.run} --resume"
+                err.print(hint, markup=False, highlight=False, soft_wrap=True)
+            raise
+    summary = run.summary
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+    else:
+        _print_run(run.directory)
+    if not summary["best"]["feasible"]:
+        raise NoFeasibleTrialError(shortfall(summary))
+
+
+def _print_run(directory: Any) -> None:
+    from autocompress.report.run_view import read_run
+    from autocompress.report.tables import front_table, result_panel
+
+    view = read_run(directory)
+    out.print(front_table(view, out.width))
+    if view.summary:
+        out.print(result_panel(view.summary))
+    if directory.report_file.exists():
+        out.print(f"Report: {directory.report_file}", highlight=False)
+
+
+@click.command(short_help="Show the Pareto front of a run.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the front as JSON.")
+@click.option("--html", is_flag=True, help="Write report.html anew and print its path.")
+@plain_errors
+def pareto(run: Path, as_json: bool, html: bool) -> None:
+    """Show the Pareto front of RUN, a run directory."""
+    from autocompress.report.html import write_report
+    from autocompress.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    if html:
+        click.echo(str(write_report(directory)))
+    elif as_json:
+        click.echo(json.dumps(directory.read("pareto.json"), indent=2))
+    else:
+        _print_run(directory)
+
+
+@click.command(short_help="Package and verify the measured engine.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--trial", type=int, help="A trial of the front; the best result by default.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option(
+    "--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also write it into this Triton model repository."
+)
+@click.option("--triton-name", default="model", show_default=True, metavar="NAME", help="Of the model in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@plain_errors
+def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, triton_name: str, as_json: bool) -> None:
+    """Package the measured engine of RUN, verified again in a fresh process.
+
+    DIR/run.py loads the engine and answers a request without autocompress. --triton serves it with NVIDIA Triton.
+    """
+    from autocompress.deploy import package
+    from autocompress.deploy.triton import write_triton_repository
+    from autocompress.latency.fingerprint import device_fingerprint
+    from autocompress.run_directory import RunDirectory
+    from autocompress.units import format_ms
+
+    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
+    if triton is not None:
+        model = write_triton_repository(to, triton, triton_name)
+        err.print(f"Triton model: {model}", highlight=False)
+    if as_json:
+        click.echo(json.dumps(manifest.to_dict(), indent=2))
+        return
+    latency, outputs = manifest.verification["latency"], manifest.verification["outputs"]
+    out.print(f"Deployed trial {manifest.trial} ({manifest.stage}) to [bold]{to}[/]: {manifest.file}", highlight=False)
+    out.print(
+        f"Verified in a fresh process: same bytes as measured, same outputs on {outputs['samples']} samples, "
+        f"{format_ms(latency['latency_ms'])}, {latency['ratio']:.3f}x of the uncompressed model "
+        f"({latency['ratio_low']:.3f} to {latency['ratio_high']:.3f}).",
+        highlight=False,
+    )
+
+
+@click.command(short_help="List what can be compressed in a model.")
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the inventory as JSON.")
+@plain_errors
+def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """List what can be compressed in a task's model, and what is left alone and why."""
+    from autocompress import api
+    from autocompress.config import load_config
+    from autocompress.report.tables import inventory_tables
+
+    config = load_config(run_file, {"task.name": task}, sets)
+    found = api.inspect(api.task_from(config.task))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for table in inventory_tables(found):
+            out.print(table)

@@ -1,0 +1,119 @@
+"""Engines built without being run: of an ONNX file, or of a run's models for another engine than the one that searched.
+
+With TensorRT-RTX and a ``compute_capability`` this needs no GPU. Nothing is measured here: an engine that builds proves
+the graph, not the speed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autocompress.compress.quantization import activation_ranges, quantization_mode
+from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.errors import ConfigError, EngineError, UnsupportedDtypeError
+from autocompress.pipeline import load_compressed
+from autocompress.results import TrialRecord, write_json
+from autocompress.run_directory import RunDirectory
+from autocompress.tasks.base import Task
+from autocompress.worker import EngineWorker
+
+
+@dataclass(frozen=True)
+class Build:
+    """One engine, or why it was not built.
+
+    Attributes:
+        trial: Of the run; None for a bare ONNX file.
+        file: The engine file; None when it could not be built.
+        error: Why not.
+        dense: int8 layers of the policy that the engine's placement rules leave dense, with the reason.
+    """
+
+    trial: int | None
+    file: EngineFile | None
+    error: str | None = None
+    dense: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_onnx(onnx: Path, engine: str, options: EngineOptions, to: Path) -> Build:
+    """Build an engine of one ONNX file into `to`, with a copy of the graph beside it.
+
+    Raises:
+        ConfigError: `to` holds something, or an option cannot be used.
+        UnavailableError: The engine is not installed, needs a device that is not here, or does not run the dtype.
+        EngineError: The graph cannot be built; carries the runtime's own words.
+    """
+    with EngineWorker() as worker:
+        _prepare(worker, engine, options, to)
+        copy = Path(shutil.copy(onnx, to / "model.onnx"))
+        return Build(None, worker.build(engine, copy, options, to / "model"))
+
+
+def build_trials(
+    run: RunDirectory, task: Task, numbers: Sequence[int], *, engine: str, options: EngineOptions, to: Path
+) -> list[Build]:
+    """Build an engine of each trial into ``to/trial-00042``; one that does not build is returned with its error.
+
+    Raises:
+        ConfigError: There is no such trial, its weights are gone, `to` holds something, or an option cannot be used.
+        UnavailableError: The engine is not installed, or needs a device that is not here.
+    """
+    records = run.records()
+    for number in numbers:
+        if number not in records or records[number].state != "complete":
+            finished = ", ".join(str(n) for n, r in sorted(records.items()) if r.state == "complete") or "none"
+            raise ConfigError(f"{run.path} has no finished trial {number}. Finished trials: {finished}.")
+    with EngineWorker() as worker:
+        _prepare(worker, engine, options, to)
+        return [
+            _build_trial(
+                worker, records[n], run=run, task=task, engine=engine, options=options, folder=to / f"trial-{n:05d}"
+            )
+            for n in numbers
+        ]
+
+
+def _prepare(worker: EngineWorker, engine: str, options: EngineOptions, to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
+    worker.describe(engine, dict(options.settings))
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--to {to} cannot be written: {error.strerror or error}.") from error
+
+
+def _build_trial(
+    worker: EngineWorker,
+    record: TrialRecord,
+    *,
+    run: RunDirectory,
+    task: Task,
+    engine: str,
+    options: EngineOptions,
+    folder: Path,
+) -> Build:
+    source = run.path / (record.artifact or "")
+    model = load_compressed(task, source, record)
+    dense: dict[str, str] = {}
+    try:
+        with quantization_mode(model, "off"):
+            graph = to_onnx(model, task.example_inputs(options.batch_size))
+        layers = {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(model).items()}
+        dense = insert_qdq(graph, layers, engine)
+        onnx = folder / "model.onnx"
+        save_onnx(graph, onnx)
+        write_json(folder / "policy.json", record.policy.to_dict())
+        return Build(record.number, worker.build(engine, onnx, options, folder / "model"), None, dense)
+    except (EngineError, UnsupportedDtypeError) as error:
+        return Build(record.number, None, f"{type(error).__name__}: {error}", dense)
+
+
+def with_default_dtype(options: EngineOptions, engine: str, dtype: str | None) -> EngineOptions:
+    """Return options with a dtype: the one asked for, else fp16 for TensorRT, where it costs nothing, and fp32."""
+    return replace(options, dtype=dtype or ("fp16" if engine.startswith("tensorrt") else "fp32"))

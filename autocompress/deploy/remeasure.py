@@ -1,0 +1,217 @@
+"""A run's engines measured on this machine: the front of a search that was done elsewhere, or only predicted.
+
+Every engine is run and compared with its reference outputs, measured interleaved with the baseline, and recorded; the
+front, the best result and the summary follow. What was measured on another device before no longer counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress import environment
+from autocompress.agreement import agree
+from autocompress.deploy.verify import REFERENCE_NAME, read_reference
+from autocompress.engines import runs_on_gpu
+from autocompress.engines.base import EngineFile
+from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError, VerificationError
+from autocompress.latency.fingerprint import device_fingerprint, differences
+from autocompress.latency.measure import Protocol
+from autocompress.results import ELSEWHERE, MEASURED, PREDICTED, Measurement, TrialRecord, read_json
+from autocompress.run_directory import RunDirectory, read_artifact, replace_folder, write_artifact
+from autocompress.search.pareto import Constraints, best_record, pareto_front, write_front
+from autocompress.worker import EngineWorker
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """One trial, or the baseline, measured anew.
+
+    Attributes:
+        record: As it is now; as it was where `error` says why it could not be measured.
+        before: What was known of its latency; None for nothing.
+        error: Why it could not be measured.
+        rebuilt: Whether its engine file did not open here, and was built again from its ONNX file.
+    """
+
+    record: TrialRecord
+    before: Measurement | None
+    error: str | None = None
+    rebuilt: bool = False
+
+
+def measure_run(
+    run: RunDirectory,
+    trials: Sequence[int] | None = None,
+    *,
+    protocol: Protocol | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+) -> list[Remeasured]:
+    """Measure the baseline and trials of a run here, and rank the run anew.
+
+    Args:
+        run: A finished or interrupted run.
+        trials: Their numbers; None takes the front and the best.
+        protocol: How long to measure.
+        progress: Called with the share done and what is being measured.
+
+    Returns:
+        The baseline and the trials, in the order they were measured.
+
+    Raises:
+        ConfigError: There is no such trial, or the run has no baseline.
+        UnavailableError: The engine or its device is not here.
+        BuildError, VerificationError: The baseline does not run here, or computes something else.
+        NoFeasibleTrialError: No trial could be measured.
+    """
+    records = run.records()
+    chosen = _chosen(run, records, trials)
+    baseline = TrialRecord.from_dict(run.read("baseline/record.json"))
+    config = run.config()
+    device = device_fingerprint(gpu=runs_on_gpu(config.engine))
+    moved = bool(differences(run.read("env.json").get("device", {}), device))
+    found: list[Remeasured] = []
+    with EngineWorker(log_file=run.path / "measure.log") as worker:
+        version = worker.describe(config.engine)["version"]
+        progress(0.0, "the baseline")
+        measuring = _Measuring(worker, run, version, protocol or Protocol())
+        found.append(measuring.baseline(baseline))
+        for number, record in enumerate(chosen, 1):
+            progress(number / (len(chosen) + 1), f"trial {record.number}")
+            found.append(measuring.trial(record))
+    done = {one.record.number for one in found[1:] if one.error is None}
+    if not done:
+        raise NoFeasibleTrialError(
+            f"No trial of {run.path} could be measured here: "
+            + "; ".join(f"trial {one.record.number}: {one.error}" for one in found[1:])
+        )
+    if moved:
+        for record in records.values():
+            known = record.measurement
+            if record.number not in done and known is not None and known.source == MEASURED:
+                run.append(replace(record, measurement=replace(known, source=ELSEWHERE)))
+    run.write("env.json", {**environment.describe(), "device": device})
+    _rank(run, found[0].record)
+    return found
+
+
+def _chosen(run: RunDirectory, records: dict[int, TrialRecord], trials: Sequence[int] | None) -> list[TrialRecord]:
+    complete = {n: r for n, r in sorted(records.items()) if r.state == "complete" and r.artifact is not None}
+    listed = ", ".join(map(str, complete)) or "none"
+    for number in trials or ():
+        if number not in complete:
+            raise ConfigError(f"{run.path} has no finished trial {number}. Finished trials: {listed}.")
+    if not complete or not (run.baseline / "record.json").exists():
+        raise ConfigError(f"{run.path} has nothing to measure yet: no trial has finished. Continue it with --resume.")
+    if trials is not None:
+        return [complete[number] for number in dict.fromkeys(trials)]
+    front = {record.number: record for record in pareto_front(complete.values())}
+    best = run.best / "record.json"
+    if best.exists():
+        number = TrialRecord.from_dict(read_json(best)).number
+        front.update({number: complete[number]} if number in complete else {})
+    return list(front.values())
+
+
+class _Measuring:
+    """One worker, and the baseline that everything is interleaved with."""
+
+    def __init__(self, worker: EngineWorker, run: RunDirectory, version: str, protocol: Protocol) -> None:
+        self._worker, self._run, self._version, self._protocol = worker, run, version, protocol
+        self._baseline: EngineFile | None = None
+
+    def baseline(self, record: TrialRecord) -> Remeasured:
+        folder = self._run.baseline
+        file, inputs, rebuilt = self._opened(folder, record)
+        self._baseline = file
+        return self._written(folder, record, file, self._worker.measure([file], inputs, self._protocol)[0], rebuilt)
+
+    def trial(self, record: TrialRecord) -> Remeasured:
+        assert self._baseline is not None and record.artifact is not None
+        folder = self._run.path / record.artifact
+        try:
+            file, inputs, rebuilt = self._opened(folder, record)
+            found = self._worker.measure([self._baseline, file], inputs, self._protocol)[1]
+        except (ConfigError, BuildError, VerificationError) as error:
+            return Remeasured(record, record.measurement, f"{type(error).__name__}: {error}")
+        made = self._written(folder, record, file, found, rebuilt)
+        self._run.append(made.record)
+        return made
+
+    def _opened(self, folder: Path, record: TrialRecord) -> tuple[EngineFile, np.ndarray, bool]:
+        """Return an engine file that runs here and computes what it should, and its inputs."""
+        file = read_artifact(folder)
+        inputs, expected = read_reference(folder / REFERENCE_NAME)
+        rebuilt = False
+        try:
+            outputs = self._worker.infer(file, inputs)
+        except BuildError:
+            # Built by another version, or for another device: its graph is the same.
+            settings = tuple((k, v) for k, v in file.options.settings if k != "compute_capability")
+            options = replace(file.options, settings=settings)
+            file = self._worker.build(file.engine, folder / "model.onnx", options, folder / "model")
+            outputs, rebuilt = self._worker.infer(file, inputs), True
+        agree("the engine here", expected, outputs, record.policy, folder / "model.onnx")
+        return file, inputs, rebuilt
+
+    def _written(
+        self, folder: Path, record: TrialRecord, file: EngineFile, found: Measurement, rebuilt: bool
+    ) -> Remeasured:
+        made = replace(record, measurement=found, size_bytes=file.size_bytes)
+        write_artifact(folder, made, file, self._version)
+        return Remeasured(made, record.measurement, rebuilt=rebuilt)
+
+
+def _rank(run: RunDirectory, baseline: TrialRecord) -> None:
+    """Write front, best result and summary from what is measured now."""
+    records = run.records().values()
+    constraints = Constraints.of(run.config(), baseline)
+    best = best_record([r for r in records if r.artifact is not None], constraints, baseline)
+    assert best is not None and best.artifact is not None and best.measurement is not None
+    replace_folder(run.path / best.artifact, run.best)
+    write_front(run)
+    if not (run.path / "summary.json").exists():
+        return
+    summary: dict[str, Any] = dict(run.read("summary.json"))
+    before, measured = summary["best"], best.measurement
+    same = before["trial"] == best.number and before["stage"] == best.stage
+    tested = before["accuracy"] if same else None
+    dense = summary["baseline"]["accuracy"]
+    drop = (baseline.accuracy or 0.0) - (best.accuracy or 0.0) if tested is None else dense - tested
+    within = constraints.max_drop is None or drop <= constraints.max_drop + 1e-9
+    summary["device"] = device_name(run)
+    summary["baseline"] = {**summary["baseline"], "latency_ms": measured.baseline_ms}
+    summary["best"] = {
+        **before,
+        "trial": best.number,
+        "stage": best.stage,
+        # Test data is read by the search alone: of another result only the validation accuracy is known.
+        "accuracy": tested,
+        "accuracy_drop_pp": 100 * drop,
+        "validation_accuracy": best.accuracy,
+        "latency_ms": measured.latency_ms,
+        "latency_ratio": measured.ratio,
+        "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+        "latency_source": measured.source,
+        "size_bytes": best.size_bytes,
+        "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
+        "feasible": within and constraints.within_budget(best) and measured.source != PREDICTED,
+        "verified": measured.source == MEASURED,
+        "path": str(read_artifact(run.best).path),
+    }
+    if constraints.latency is not None:
+        summary["constraints"] = {
+            **summary["constraints"], "latency_ms": constraints.latency.resolve(measured.baseline_ms)
+        }  # fmt: skip
+    run.write("summary.json", summary)
+
+
+def device_name(run: RunDirectory) -> str:
+    """Return the name of the device that a run's latencies are of."""
+    device = run.read("env.json").get("device") or {}
+    gpu = device.get("gpu") or {}
+    return str(gpu.get("name") or device.get("cpu") or "unknown")

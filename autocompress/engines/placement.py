@@ -1,0 +1,126 @@
+"""Where each engine wants its QuantizeLinear/DequantizeLinear pairs: one table, one field per rule, one row per engine.
+
+`qdq` applies it. The rules for TensorRT follow NVIDIA's "Q/DQ layer placement recommendations" (TensorRT developer
+guide, explicit quantization) and the exclusions of its Model Optimizer (modelopt.onnx.quantization: channels and matrix
+dimensions below 16, residual inputs). Graph questions alone are answered here; nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """How one engine wants its Q/DQ. Every field is one rule; off or empty, the engine has no such wish.
+
+    Attributes:
+        hoist: Ops that a pair moves above: rounding commutes with them exactly, and the op then runs on int8.
+        int32_bias: Whether biases are stored as int32 with the scale of the accumulator, as the engine's fusion needs.
+            TensorRT has no int32 DequantizeLinear and refuses the graph: its biases stay in the dense dtype.
+        signed_only: Whether activations must be int8, never uint8. TensorRT quantizes around zero; it reads uint8 codes
+            as int8 without a word, which cuts off the upper half of them.
+        hoist_concat: Whether a pair moves above a Concat, one of the same scale onto each input. Exact, and without it
+            the parts are joined in the dense dtype and written twice.
+        share_residual: Whether the shortcut of an Add that a convolution's output joins reads the int8 tensor that the
+            block's first layer reads. The sum is then fused into the convolution and leaves it as int8; no pair ever
+            stands between the convolution and the Add, which would cut that fusion.
+        least_channels: Convolutions with fewer input or output channels stay dense, unless the number is a multiple of
+            8; matrix products with fewer rows or columns always do. int8 Tensor Core kernels pad to this.
+        dense_depthwise: Whether convolutions with few channels per group stay dense: no int8 Tensor Core kernel exists
+            for them, so that only the conversions around would remain.
+        whole_attention: Whether a pair stays below the Transpose and Reshape that follow a product of two activations,
+            and off that product itself: the pattern of the fused attention kernel is left whole.
+    """
+
+    hoist: frozenset[str]
+    int32_bias: bool
+    signed_only: bool
+    hoist_concat: bool = False
+    share_residual: bool = False
+    least_channels: int = 0
+    dense_depthwise: bool = False
+    whole_attention: bool = False
+
+
+_MONOTONE = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+_TENSORRT = PlacementRules(
+    hoist=_MONOTONE,
+    int32_bias=False,
+    signed_only=True,
+    hoist_concat=True,
+    share_residual=True,
+    least_channels=16,
+    dense_depthwise=True,
+    whole_attention=True,
+)
+
+RULES: Mapping[str, PlacementRules] = {
+    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False),
+    # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
+    "onnxruntime": PlacementRules(hoist=_MONOTONE, int32_bias=True, signed_only=False),
+    "tensorrt": _TENSORRT,
+    "tensorrt-rtx": _TENSORRT,
+}
+
+
+def reason_to_stay_dense(node: ir.Node, rules: PlacementRules) -> str | None:
+    """Return why a Conv, Gemm or MatMul node is not to be quantized for this engine; None when it may be."""
+    weight = node.inputs[1]
+    shape = None if weight is None or weight.const_value is None else weight.const_value.numpy().shape
+    if shape is None or len(shape) < 2:
+        return None
+    if node.op_type != "Conv":
+        rows, columns = int(shape[-2]), int(shape[-1])
+        if min(rows, columns) < rules.least_channels:
+            return f"its matrix is {rows} x {columns}; int8 kernels need {rules.least_channels} of each"
+        return None
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    outputs, per_group = int(shape[0]), int(shape[1])
+    if rules.dense_depthwise and group > 1 and _few(per_group, rules.least_channels):
+        return f"it has {per_group} channels per group, for which there is no int8 kernel"
+    if group == 1:
+        for channels, side in ((per_group, "input"), (outputs, "output")):
+            if _few(channels, rules.least_channels):
+                return f"it has {channels} {side} channels; int8 kernels need {rules.least_channels} or a multiple of 8"
+    return None
+
+
+def _few(channels: int, least: int) -> bool:
+    return channels < least and channels % 8 != 0
+
+
+def multiplies_activations(value: ir.Value) -> bool:
+    """Return whether a tensor comes, through reshapes alone, from a product of two activations."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+        above = node.inputs[0]
+        node = None if above is None else above.producer()
+    if node is None or node.op_type != "MatMul":
+        return False
+    return all(v is not None and v.const_value is None and not is_stored_weight(v) for v in node.inputs)
+
+
+def is_stored_weight(value: ir.Value) -> bool:
+    """Return whether a value is a dequantized weight."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return False
+    codes = node.inputs[0]
+    return codes is not None and codes.const_value is not None
+
+
+def shortcut_of(add: ir.Node) -> int | None:
+    """Return which input of an Add is the shortcut past a convolution that it alone reads; None when neither is."""
+    found = []
+    for index, value in enumerate(add.inputs):
+        producer = None if value is None else value.producer()
+        if producer is not None and producer.op_type == "Conv" and value is not None and len(value.uses()) == 1:
+            found.append(index)
+    # Where the shortcut is a convolution too, its output has no scale of its own: the sum stays in the dense dtype.
+    if len(found) != 1 or len(add.inputs) != 2:
+        return None
+    return 1 - found[0]

@@ -1,0 +1,98 @@
+"""Engines built without being run, from a run and from an ONNX file, by Python and by the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import autocompress
+from autocompress.cli import main
+from autocompress.errors import ConfigError, UnsupportedDtypeError
+from autocompress.tasks import Task
+from autocompress.worker import EngineWorker
+from tests.engines import graphs
+from tests.search import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> autocompress.Run:
+    """A finished run of OpenVINO. Read only."""
+    names: dict[str, Any] = {}
+    exec(tiny.TASK, names)
+    task: Task = names["make"]()
+    return autocompress.open_run(tiny.finished(tmp_path_factory.mktemp)[0], task)
+
+
+def test_a_runs_best_for_another_engine(run: autocompress.Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (made,) = autocompress.build(run, "onnxruntime", tmp_path / "out")
+    assert made.file is not None
+    assert made.trial == run.best.number
+    assert made.file.path.parent.name == f"trial-{made.trial:05d}"
+    # The same model in another runtime: as near as the roundings of both engines let it be.
+    inputs = run.task.example_inputs(1).numpy()
+    with EngineWorker() as worker:
+        found = worker.infer(made.file, inputs)
+    model = run.load_model(made.trial)
+    import torch
+
+    with torch.no_grad():
+        expected = model(torch.from_numpy(inputs)).numpy()
+    assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
+def test_a_runs_models_for_a_gpu_that_is_not_here(run: autocompress.Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    numbers = [r.number for r in run.records if r.state == "complete"]
+    settings = {"compute_capability": "8.9"}
+    made = autocompress.build(run, "tensorrt-rtx", tmp_path / "out", settings=settings, trials=numbers)
+    assert [b.trial for b in made] == numbers
+    assert [b.error for b in made] == [None] * len(numbers)
+    described = json.loads((tmp_path / "out" / f"trial-{numbers[0]:05d}" / "model.rtx.json").read_text())
+    assert described["compute_capability"] == ["8.9"]
+    assert "fp16" in described["dtypes"]
+
+
+def test_a_model_that_does_not_build_is_returned_with_its_error(run: autocompress.Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    made = autocompress.build(
+        run, "tensorrt-rtx", tmp_path / "out", dtype="bf16", settings={"compute_capability": "7.5"}
+    )
+    assert made[0].file is None
+    assert "bf16" in str(made[0].error)
+
+
+def test_what_cannot_be_built(run: autocompress.Run, tmp_path: Path) -> None:
+    graph = graphs.convnet(tmp_path / "model.onnx")
+    with pytest.raises(ConfigError, match="no finished trial 999"):
+        autocompress.build(run, "openvino", tmp_path / "out", trials=[999])
+    with pytest.raises(ConfigError, match="not an empty directory"):
+        autocompress.build(graph, "openvino", tmp_path)
+    with pytest.raises(ConfigError, match="has no engine_options, but workspace"):
+        autocompress.build(graph, "openvino", tmp_path / "out", settings={"workspace": "1GB"})
+    with pytest.raises(ConfigError, match="Unknown engine"):
+        autocompress.build(graph, "openvin", tmp_path / "out")
+    with pytest.raises(UnsupportedDtypeError):
+        autocompress.build(graph, "onnxruntime", tmp_path / "out", dtype="fp16")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    graph = graphs.quantized(tmp_path / "model.onnx")
+    words = ["build", str(graph), "--engine", "tensorrt-rtx", "--compute-capability", "8.6,12.0"]
+    said = CliRunner().invoke(main, [*words, "--option", "optimization_level=4", "--to", str(tmp_path / "a"), "--json"])
+    assert said.exit_code == 0, said.output
+    (row,) = json.loads(said.stdout)
+    assert Path(row["file"]).exists()
+    plain = CliRunner().invoke(main, [*words, "--to", str(tmp_path / "b")])
+    assert "model.rtx.engine" in plain.stdout
+    turing = [*words[:-1], "7.5", "--to", str(tmp_path / "c")]
+    refused = CliRunner().invoke(main, turing)
+    assert refused.exit_code == 4
+    assert "7.5" in refused.stderr
+    assert CliRunner().invoke(main, [*turing, "--option", "fast"]).exit_code == 2

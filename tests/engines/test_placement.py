@@ -1,0 +1,262 @@
+"""Each of TensorRT's placement rules on a small graph that breaks without it, and TensorRT-RTX reading the result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autocompress.engines import qdq
+from autocompress.engines.base import EngineOptions
+from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.placement import RULES, PlacementRules
+from autocompress.engines.qdq import InputQuantization, insert_qdq
+from tests import networks
+
+CODES = InputQuantization(0.05, signed=True)
+
+
+class Residual(nn.Module):
+    """An identity block: its shortcut joins a convolution's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return (self.conv2(self.conv1(x).relu()) + x).relu()
+
+
+class Joined(nn.Module):
+    """A U-Net's corner: a transposed convolution and a skip, concatenated before a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.inner = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 2, 1)
+        self.up, self.conv = nn.ConvTranspose2d(16, 16, 2, 2), nn.Conv2d(32, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.down(x).relu()
+        return self.conv(torch.cat([self.up(self.inner(skip).relu()), skip], 1))
+
+
+class Narrow(nn.Module):
+    """Convolutions and matrices of every width, one of them depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.eight = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 24, 3, padding=1)
+        self.depthwise, self.odd = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 12, 1)
+        self.wide, self.head = nn.Linear(12, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.odd(self.depthwise(self.eight(self.rgb(x))).relu()).mean((2, 3))
+        return self.head(self.wide(x).relu())
+
+
+class Attention(nn.Module):
+    """Pre-norm attention written out: q, k and v read one LayerNorm, `out` reads a product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        q, k, v = (m(y).unflatten(2, (2, 16)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        mixed = functional.softmax(q @ k.transpose(-2, -1) / 4, -1) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def placed(
+    model: nn.Module, x: Tensor, layers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch | None = None, **off: Any
+) -> tuple[ir.Model, dict[str, str]]:
+    """Insert Q/DQ by TensorRT's rules, with some of them switched off."""
+    graph = to_onnx(networks.randomize(model), x)
+    if monkeypatch is not None:
+        monkeypatch.setattr(qdq, "RULES", {"tensorrt": replace(RULES["tensorrt"], **off)})
+    dense = insert_qdq(graph, dict.fromkeys(layers, CODES), "tensorrt")
+    return graph, dense
+
+
+def ops(model: ir.Model, kind: str) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == kind]
+
+
+def producers(node: ir.Node) -> list[str]:
+    return [p.op_type for v in node.inputs if v is not None and (p := v.producer()) is not None]
+
+
+def only(nodes: list[ir.Node]) -> ir.Node:
+    (node,) = nodes
+    return node
+
+
+def run(model: ir.Model, x: Tensor, folder: Path) -> NDArray[np.float32]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    save_onnx(model, folder / "model.onnx")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": x.numpy()})
+    return np.asarray(found)
+
+
+def parses(model: ir.Model, folder: Path) -> str:
+    """Build with TensorRT-RTX for Ada; return its words when it refuses."""
+    pytest.importorskip("tensorrt_rtx")
+    from autocompress.engines.tensorrt import TensorRTRTXEngine
+    from autocompress.errors import BuildError
+
+    save_onnx(model, folder / "model.onnx")
+    try:
+        options = EngineOptions("fp16", settings=(("compute_capability", "8.9"),))
+        TensorRTRTXEngine().build(folder / "model.onnx", options, folder / "model")
+    except BuildError as error:
+        return str(error)
+    return ""
+
+
+def test_share_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, layers = networks.images(1, 8), ("conv1", "conv2")
+    model, _ = placed(Residual(), x, layers)
+    # The convolution's own output reaches the sum untouched; the shortcut is the int8 tensor that conv1 reads.
+    assert sorted(producers(only(ops(model, "Add")))) == ["Conv", "DequantizeLinear"]
+    assert len(ops(model, "QuantizeLinear")) == 2
+    without, _ = placed(Residual(), x, layers, monkeypatch, share_residual=False)
+    assert sorted(producers(only(ops(without, "Add")))) == ["Conv", "Relu"]
+
+
+def test_a_shortcut_that_no_int8_layer_reads_stays_dense() -> None:
+    model, _ = placed(Residual(), networks.images(1, 8), ("conv2",))
+    assert sorted(producers(only(ops(model, "Add")))) == ["Conv", "Relu"]
+
+
+def test_a_sum_that_no_int8_convolution_ends_in_stays_dense() -> None:
+    model, _ = placed(Residual(), networks.images(1, 8), ("conv1",))
+    assert sorted(producers(only(ops(model, "Add")))) == ["Conv", "Relu"]
+
+
+def test_hoist_concat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x, network = networks.images(1, 8), Joined()
+    model, _ = placed(network, x, ("conv",))
+    concat = only(ops(model, "Concat"))
+    assert producers(concat) == ["DequantizeLinear", "DequantizeLinear"]
+    scales = {v.producer().inputs[1].const_value.numpy().item() for v in concat.inputs}  # type: ignore[union-attr]
+    assert scales == {np.float32(CODES.scale)}
+    without, _ = placed(network, x, ("conv",), monkeypatch, hoist_concat=False)
+    assert producers(only(ops(without, "Concat"))) == ["ConvTranspose", "Relu"]
+    # Moving the pair changes where rounding happens, not what comes out.
+    np.testing.assert_allclose(run(model, x, tmp_path), run(without, x, tmp_path), rtol=1e-5, atol=1e-5)
+
+
+def test_transposed_convolutions_stay_dense() -> None:
+    model, dense = placed(Joined(), networks.images(1, 8), ("inner", "conv"))
+    up = only(ops(model, "ConvTranspose"))
+    assert producers(up) == ["Relu"]
+    assert dense == {}
+
+
+def test_least_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, layers = networks.images(1, 8), ("rgb", "eight", "odd", "wide", "head")
+    _, dense = placed(Narrow(), x, layers)
+    assert set(dense) == {"rgb", "odd", "wide", "head"}
+    assert "3 input channels" in dense["rgb"]
+    assert "12 output channels" in dense["odd"]
+    assert "12 x 32" in dense["wide"] or "32 x 12" in dense["wide"]
+    model, dense = placed(Narrow(), x, layers, monkeypatch, least_channels=0)
+    assert dense == {}
+    assert len([n for n in ops(model, "DequantizeLinear") if "weight" in (n.outputs[0].name or "")]) == len(layers)
+
+
+def test_dense_depthwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = networks.images(1, 8)
+    _, dense = placed(Narrow(), x, ("eight", "depthwise"))
+    assert set(dense) == {"depthwise"}
+    assert "1 channels per group" in dense["depthwise"]
+    assert placed(Narrow(), x, ("eight", "depthwise"), monkeypatch, dense_depthwise=False)[1] == {}
+
+
+def attention_input() -> Tensor:
+    return torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_whole_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def below_the_product(model: ir.Model) -> set[str]:
+        products = [n for n in ops(model, "MatMul") if "DequantizeLinear" not in producers(n)]
+        return {use.node.op_type for n in products for use in n.outputs[0].uses()}
+
+    layers = ("q", "k", "v", "out")
+    model, dense = placed(Attention(), attention_input(), layers)
+    assert dense == {}
+    assert "QuantizeLinear" not in below_the_product(model)
+    without, _ = placed(Attention(), attention_input(), layers, monkeypatch, whole_attention=False)
+    assert "QuantizeLinear" in below_the_product(without)
+
+
+def test_layer_norm_is_computed_dense_and_quantized_once() -> None:
+    model, _ = placed(Attention(), attention_input(), ("q", "k", "v"))
+    norm = only(ops(model, "LayerNormalization"))
+    assert "DequantizeLinear" not in producers(norm)
+    assert [use.node.op_type for use in norm.outputs[0].uses()] == ["QuantizeLinear"]
+    assert len(ops(model, "QuantizeLinear")) == 1
+    # The residual stream around it is a sum of products, and stays in the dense dtype.
+    assert all("DequantizeLinear" not in producers(add) for add in ops(model, "Add") if len(producers(add)) == 2)
+
+
+def test_bias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x, layers = networks.images(1, 8), ("conv1", "conv2")
+    model, _ = placed(Residual(), x, layers)
+    assert not any("int32" in name for name in model.graph.initializers)
+    assert parses(model, tmp_path) == ""
+    with_bias, _ = placed(Residual(), x, layers, monkeypatch, int32_bias=True)
+    assert parses(with_bias, tmp_path) != ""
+
+
+def test_signed_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    unsigned, reach = InputQuantization(0.05, signed=False), {}
+    for rule in (True, False):
+        monkeypatch.setattr(qdq, "RULES", {"tensorrt": replace(RULES["tensorrt"], signed_only=rule)})
+        model = to_onnx(networks.randomize(Residual()), networks.images(1, 8))
+        insert_qdq(model, {"conv1": unsigned}, "tensorrt")
+        assert parses(model, tmp_path) == ""
+        # TensorRT takes uint8 codes without a word and computes with int8, where they end at 127 instead of 255.
+        assert "int8" in json.loads((tmp_path / "model.rtx.json").read_text())["dtypes"]
+        scale = only(ops(model, "QuantizeLinear")).inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        reach[rule] = 127 * scale.const_value.numpy().item()
+    assert reach[True] == pytest.approx(255 * unsigned.scale, rel=1e-3)
+    assert reach[False] < 0.6 * 255 * unsigned.scale
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "layers"),
+    [
+        (Residual(), networks.images(1, 8), ("conv1", "conv2")),
+        (Joined(), networks.images(1, 8), ("inner", "conv")),
+        (Narrow(), networks.images(1, 8), ("eight", "depthwise", "wide")),
+        (Attention(), attention_input(), ("q", "k", "v", "out")),
+    ],
+    ids=["residual", "joined", "narrow", "attention"],
+)
+def test_tensorrt_reads_every_placement(model: nn.Module, x: Tensor, layers: tuple[str, ...], tmp_path: Path) -> None:
+    assert parses(placed(model, x, layers)[0], tmp_path) == ""
+
+
+def test_every_engine_has_its_rules() -> None:
+    from autocompress.engines import ENGINES
+
+    assert set(RULES) == set(ENGINES)
+    assert all(isinstance(rules, PlacementRules) for rules in RULES.values())
