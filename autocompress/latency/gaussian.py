@@ -134,20 +134,31 @@ class _Short:
         self._smooth, self._rough, self._own, linear = (float(value) for value in np.exp(hyper[-_PARTS:-1]))
         self._scaled = (points.smooth / self._lengths).astype(np.float32)
         self._norms = (self._scaled**2).sum(1)
-        self._labels, self._weights = points.labels, weights.astype(np.float32)
+        self._weights = weights.astype(np.float32)
+        self._of_label = {int(label): np.flatnonzero(points.labels == label) for label in np.unique(points.labels)}
         self._slope = points.linear.T @ weights * (linear / max(points.linear.shape[1], 1))
 
     def mean(self, points: Points) -> Matrix:
         """Return the expected values ``(N,)`` less the learned ones' mean."""
         scaled = (points.smooth / self._lengths).astype(np.float32)
-        squares = (scaled**2).sum(1)[:, None] + self._norms - 2 * (scaled @ self._scaled.T)
-        np.maximum(squares, 0, out=squares)
-        away = np.sqrt(squares) * (math.sqrt(3) * _ROUGH)
-        found = (1 + away) * np.exp(-away) * self._rough
-        near = np.exp(-0.5 * squares)
-        found += near * self._smooth
-        found += near * (points.labels[:, None] == self._labels) * self._own
-        return np.asarray((found @ self._weights).astype(np.float64) + points.linear @ self._slope)
+        # In place, as a few thousand known points are a large array for every one that is asked for.
+        away = scaled @ self._scaled.T
+        away *= -2
+        away += self._norms
+        away += (scaled**2).sum(1)[:, None]
+        np.maximum(away, 0, out=away)
+        near = np.exp(-0.5 * away)
+        np.sqrt(away, out=away)
+        away *= math.sqrt(3) * _ROUGH
+        fading = np.exp(-away)
+        away += 1
+        away *= fading
+        found = self._smooth * (near @ self._weights) + self._rough * (away @ self._weights)
+        for row, label in enumerate(points.labels):
+            own = self._of_label.get(int(label))
+            if own is not None:
+                found[row] += self._own * float(near[row, own] @ self._weights[own])
+        return np.asarray(found.astype(np.float64) + points.linear @ self._slope)
 
 
 def _squares(left: Matrix, right: Matrix) -> Matrix:

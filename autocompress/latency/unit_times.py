@@ -20,7 +20,7 @@ from autocompress.latency.units import Unit
 # Standard deviation of a profiler's log time: for the whole microseconds it counts in.
 _TICK_MS = 3e-4
 # Learned from this many rows at most: the time that takes goes with the cube of it.
-_MOST = 2400
+_MOST = 2000
 # Learned anew, and hyperparameters chosen anew, when there are so many times as many rows.
 _RELEARN, _RETUNE = 1.15, 1.6
 _LENGTH, _AMPLITUDES = 3.0, (-2.0, -3.5, -4.5, -2.0, -4.5)

@@ -230,7 +230,7 @@ class Profiler:
             if not held_out:
                 layers = self._layers(policy, file, found)
                 self._pending += observations([row], self._usual_ms)
-                self._pending_layers += layer_times(layers, [row], self.layout)
+                self._pending_layers += layer_times(layers, [row], self.layout, self._usual_ms)
         except EngineError as error:
             row = self._refused(policy, error, held_out=held_out)
         self.table.append(*layers, row)

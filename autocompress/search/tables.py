@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from autocompress.graphs import GraphBuilder
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.forecast import Forecast
 from autocompress.latency.predictor import LEAST_NETWORKS, LatencyPredictor, Observation, Prediction, PredictionError
-from autocompress.latency.protocol import DISTURBED
 from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, find_table, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
@@ -27,20 +27,24 @@ from autocompress.latency.units import Layout, Unit
 from autocompress.policy import CompressionPolicy
 from autocompress.search.observer import Observer
 
-# Relative error assumed of a measurement in which the uncompressed network was disturbed.
-_DOUBT = 0.15
+# A baseline slower than usual by this spoils what was measured beside it. Less is often the whole machine's pace, which
+# ratios do not feel.
+SPOILED = 1.5
 
 
 def observations(rows: Sequence[NetworkRow], usual_ms: float | None = None) -> list[Observation]:
     """Return what a predictor learns from rows of one network; those that the engine refused teach nothing.
 
+    Where the uncompressed network was disturbed, the ratio may be off by as much: what disturbs one network may leave
+    another alone.
     `usual_ms` is the uncompressed network's usual latency, by default as the rows tell it.
     """
     known = [row for row in rows if row.ok]
     if not known:
         return []
     quiet = usual_ms or usual([row.baseline_ms for row in known])
-    doubts = [_DOUBT if row.baseline_ms > DISTURBED * quiet else 0.0 for row in known]
+    slower = [row.baseline_ms / quiet for row in known]
+    doubts = [factor - 1 if factor > SPOILED else 0.0 for factor in slower]
     return [
         Observation.of(row.policy, row.ratio, row.ratio_low, row.ratio_high, least=doubt)
         for row, doubt in zip(known, doubts, strict=True)
@@ -52,16 +56,23 @@ def uncompressed(dense_dtype: str) -> Observation:
     return Observation(CompressionPolicy(dense_dtype=dense_dtype), 1.0, 0.003)
 
 
-def layer_times(rows: Sequence[LayerRow], networks: Sequence[NetworkRow], layout: Layout) -> list[LayerTime]:
-    """Return the layers' times of a table for a predictor; rows of networks that are not among these are left out."""
+def layer_times(
+    rows: Sequence[LayerRow], networks: Sequence[NetworkRow], layout: Layout, usual_ms: float | None = None
+) -> list[LayerTime]:
+    """Return the layers' times of a table for a predictor.
+
+    Left out are rows of networks that are not among these, and of measurements that were disturbed.
+    """
     policies = {row.policy.hash: row.policy for row in networks}
+    baselines = [row.baseline_ms for row in networks if row.ok]
+    quiet = usual_ms or (usual(baselines) if baselines else math.inf)
     known: dict[str, dict[str, Unit]] = {}
     found = []
     for row in rows:
         if row.policy not in known:
             units = layout.units(policies[row.policy]) if row.policy in policies else ()
             known[row.policy] = {unit.layer: unit for unit in units}
-        if row.layer in known[row.policy]:
+        if row.layer in known[row.policy] and row.baseline_ms <= SPOILED * quiet:
             unit = known[row.policy][row.layer]
             found.append(LayerTime(unit, row.time_ms / row.baseline_ms, row.time_ms, row.policy))
     return found
