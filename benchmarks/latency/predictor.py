@@ -3,10 +3,11 @@
     python benchmarks/latency/predictor.py resnet20 openvino --budget 240 --held-out 100
 
 For a model and an engine: profile for the budget (what `autocompress profile` does), then draw random networks that
-mix block removal, pruning, dtype and rank, build and measure each, and compare with what the table predicts. Weights
-are random: latency does not depend on them. The table goes to --tables, by default the ones that ship; the networks to
-compare with go to benchmarks/latency/held_out. Both are continued when called again; with --budget 0 and as many
-networks as are there, nothing is measured and the figures are made anew from both files. Writes
+mix block removal, pruning, dtype and rank, build and measure each, and compare with what the table predicts. Networks
+beside which the uncompressed one took over 1.5 times as long as usual are not compared with; what disturbed it spoiled
+them too. Weights are random: latency does not depend on them. The table goes to --tables, by default the ones that
+ship; the networks to compare with go to benchmarks/latency/held_out. Both are continued when called again; with
+--budget 0 and as many networks as are there, nothing is measured and the figures are made anew from both files. Writes
 benchmarks/latency/results/predictor-MODEL-ENGINE.json.
 """
 
@@ -32,6 +33,7 @@ from autocompress.inventory import take_inventory
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor, PredictionError
 from autocompress.latency.protocol import Protocol
+from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, table_path
 from autocompress.latency.table_rows import NetworkRow
 from autocompress.report.live import LiveObserver
@@ -40,7 +42,7 @@ from autocompress.search import profiling
 from autocompress.search.observer import Observer
 from autocompress.search.profiling import random_choices
 from autocompress.search.space import SearchSpace, load_space
-from autocompress.search.tables import Profile, predictor_from
+from autocompress.search.tables import SPOILED, Profile, predictor_from
 from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
@@ -171,7 +173,9 @@ def held_out(
     taken = {row.policy for row in known.table.of_network(known.network).networks}
 
     def rows() -> list[NetworkRow]:
-        return [row for row in table.of_network(known.network).networks if row.ok and row.policy not in taken]
+        found = [row for row in table.of_network(known.network).networks if row.ok and row.policy not in taken]
+        quiet = usual([row.baseline_ms for row in found]) if found else 0.0
+        return [row for row in found if row.baseline_ms <= SPOILED * quiet]
 
     if len(rows()) >= arguments.held_out:
         return rows()
