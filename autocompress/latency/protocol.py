@@ -90,11 +90,13 @@ class Protocol:
 
     @classmethod
     def trial(cls) -> Self:
-        """Return the protocol of a search's trials: 0.5 s of each engine, 1.2 s when noisy.
+        """Return the protocol of a search's trials: 0.5 s of each engine, 0.9 s when noisy.
 
         It orders candidates; those that are to be fine-tuned or offered are measured by the standard one.
         """
-        return cls(warm_up_s=0.1, min_iterations=40, min_seconds=0.4, max_seconds=1.2, patience_s=4.0)
+        return cls(
+            warm_up_s=0.1, min_iterations=40, min_seconds=0.4, max_seconds=0.8, noise_limit=0.03, patience_s=2.0
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
