@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, build, measure, open_profile, profile, search
+    from autocompress.api import benchmark, build, measure, open_profile, profile, search, sensitivity
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
@@ -32,6 +32,7 @@ _HOMES = {
     "open_run": "autocompress.run",
     "profile": "autocompress.api",
     "search": "autocompress.api",
+    "sensitivity": "autocompress.api",
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "open_run",
     "profile",
     "search",
+    "sensitivity",
 ]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from autocompress.deploy.aot import Build
     from autocompress.deploy.remeasure import Remeasured
     from autocompress.search.observer import Observer
+    from autocompress.search.sensitivity import Sensitivity
     from autocompress.search.tables import Profile
     from autocompress.tasks import Task
 
@@ -324,6 +325,40 @@ def open_profile(
 
     loaded, resolved = _subject(task, config, observer, sets, options)
     return profiling.known_profile(loaded, resolved, None if folder is None else Path(folder))
+
+
+def sensitivity(
+    task: Task | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> Sensitivity:
+    """Measure what each choice of the search space does to the model's outputs, on its own and without labels.
+
+    Args:
+        task: A `Task`, or the name of one.
+        config: A run file, or its contents; `options` and `sets` are laid over it.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides.
+        **options: Any key of `RunConfig`.
+
+    Raises:
+        ConfigError: An option cannot be used, or no choice moves the outputs.
+    """
+    from autocompress.search.sensitivity import of_task
+
+    loaded, resolved = _subject(task, config, observer, sets, options)
+    if observer is not None:
+        observer.stage("Measuring what each choice costs in accuracy")
+    found = of_task(loaded, resolved, observer.progress if observer is not None else _silent)
+    if found is None:
+        raise ConfigError(
+            f"No choice moves the outputs of task {loaded.name!r}, or they are not finite: check that its model is "
+            "trained, and its calibration data."
+        )
+    return found
 
 
 def _subject(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autocompress import units
 from autocompress.errors import ConfigError, nearest
 
-SAMPLERS = ("tpe", "nsga2", "gp", "random")
+SAMPLERS = ("knapsack", "tpe", "nsga2", "gp", "random")
 
 # Values of `RunConfig.table` that are no file: the user's table of this device, else a shipped one; no prediction.
 ANY_TABLE, NO_TABLE = "auto", "none"

@@ -90,7 +90,6 @@ class Pipeline:
         self.worker = worker
         self.engine = config.engine
         self._config = config
-        self._importance = importance
         self.ledger = Ledger()
         with self.ledger.spend("profile"):
             described = worker.describe(config.engine, config.engine_options)
@@ -104,7 +103,7 @@ class Pipeline:
             self.inputs = task.example_inputs(config.batch_size)
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
-            self._scores = self._score()
+            self.scores = channel_scores(task, self.base, self.inventory, importance)
         self.data = self._write_validation()
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
@@ -118,15 +117,6 @@ class Pipeline:
         self.data.inputs.unlink(missing_ok=True)
 
     # -- set-up ---------------------------------------------------------------------------------------------------
-
-    def _score(self) -> dict[str, Tensor]:
-        def losses() -> Iterator[Tensor]:
-            for index, (inputs, targets) in enumerate(self.task.train_batches(128, 0)):
-                if index == 8:
-                    return
-                yield self.task.loss(self.base(inputs), targets)
-
-        return score_channels(self.base, self.task.example_inputs(2), self.inventory, self._importance, losses())
 
     def _write_validation(self) -> ValidationData:
         inputs, targets, count = [], [], 0
@@ -230,7 +220,7 @@ class Pipeline:
             CompressionError: The policy does not fit the model.
         """
         with ledger.spend("apply"):
-            model = apply_policy(self.base, policy, CompressionContext(self.task.example_inputs(2), self._scores))
+            model = apply_policy(self.base, policy, CompressionContext(self.task.example_inputs(2), self.scores))
         with ledger.spend("proxy"):
             dtype = fast_dtype()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -391,6 +381,18 @@ class Pipeline:
             )
         finally:
             self.ledger.merge(ledger)
+
+
+def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> dict[str, Tensor]:
+    """Return the importance of every group's channels, as `compress.score_channels`, by losses on training data."""
+
+    def losses() -> Iterator[Tensor]:
+        for index, (inputs, targets) in enumerate(task.train_batches(128, 0)):
+            if index == 8:
+                return
+            yield task.loss(base(inputs), targets)
+
+    return score_channels(base, task.example_inputs(2), inventory, importance, losses())
 
 
 def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:

@@ -17,6 +17,6 @@ def main(debug: bool) -> None:
 
 for _command in (
     runs.search, runs.pareto, runs.deploy, devices.benchmark, devices.measure, devices.profile, devices.build,
-    runs.inspect, devices.devices, devices.doctor, devices.env,
+    runs.inspect, runs.sensitivity, devices.devices, devices.doctor, devices.env,
 ):  # fmt: skip
     main.add_command(_command)

@@ -22,7 +22,7 @@ from autocompress.cli.terminal import err, out, plain_errors
 @click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
 @click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count. Default 100.")
 @click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
-@click.option("--sampler", help="tpe (default), nsga2, gp or random.")
+@click.option("--sampler", help="tpe (default), knapsack, nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
 @click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs; latency is PREDICTED.")
@@ -168,3 +168,30 @@ def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_j
     else:
         for table in inventory_tables(found):
             out.print(table)
+
+
+@click.command(short_help="Show what each choice costs in accuracy.")
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
+@click.option("--space", help="The search space, as for search.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the losses as JSON.")
+@plain_errors
+def sensitivity(run_file: Path | None, *, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Measure what each choice of the search space does to the outputs, on its own, and show it as a heat map.
+
+    Losses are Kullback-Leibler divergences from the uncompressed model's outputs on calibration data, in nats; no
+    labels are read. They are kept, and the knapsack sampler begins with them.
+    """
+    from autocompress import api
+    from autocompress.report.live import LiveObserver
+    from autocompress.report.tables import sensitivity_table
+
+    task = options.pop("task")
+    with LiveObserver(err) as observer:
+        found = api.sensitivity(task, config=run_file, observer=observer, sets=sets, **options)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(sensitivity_table(found))

@@ -96,6 +96,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         "n_trials": len(records),
         "n_failed": sum(r.state == "failed" for r in records.values()),
         "prediction": session.loop.prediction(),
+        "explanation": [reason.to_dict() for reason in session.reasons],
         "seconds": group_seconds(pipeline.ledger.seconds, time.monotonic() - session.started),
     }
 

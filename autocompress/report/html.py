@@ -17,6 +17,7 @@ from autocompress.report.sections import (
     limits,
     numbers,
     policy_map,
+    reasons,
     settings,
     time_spent,
 )
@@ -59,8 +60,8 @@ def render(view: RunView) -> str:
     """Return the page."""
     library = optional("plotly.offline", "report", "The report").get_plotlyjs() if view.points else ""
     parts = (
-        header(view), numbers(view), limits(view), _plot(view), policy_map(view), front_table(view), time_spent(view),
-        settings(view), failures(view),
+        header(view), numbers(view), limits(view), _plot(view), policy_map(view), reasons(view), front_table(view),
+        time_spent(view), settings(view), failures(view),
     )  # fmt: skip
     title = " · ".join(str(v) for v in (view.summary.get("model"), view.summary.get("task")) if v) or view.path.name
     return document(title, f"{''.join(parts)}<footer>{_FOOTER}</footer>", library=library, script=SCRIPT)

@@ -206,6 +206,9 @@ def _row(view: RunView, point: Point, kind: str) -> str:
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
+_REASONS = 16
+
+
 def policy_map(view: RunView) -> str:
     """What was done to every part of the model: channels removed, rank kept, dtype, removed blocks."""
     if view.best is None:
@@ -243,6 +246,35 @@ def policy_map(view: RunView) -> str:
         f"of channels removed (−).{rank} Layers without Q/DQ run in {policy.dense_dtype}.{alone}</p>"
         f"{f'<p>{gone}</p>' if gone else ''}{body}</section>"
     )
+
+
+def reasons(view: RunView) -> str:
+    """What each choice saves and loses, and what the next milder one would have given."""
+    found = view.summary.get("explanation") or []
+    rows = "".join(
+        f"<tr><td>{text(r['parameter'])}<td>{text(_choice(r['choice']))}<td class=r>{_signed(r['saved_ms'], 'ms')}"
+        f"<td class=r>{_signed(r['loss'])}<td>{text(_choice(r['next_choice']))}"
+        f"<td class=r>{_signed(r['next_ms'], 'ms')}<td class=r>{_signed(r['next_loss'])}</tr>"
+        for r in found[:_REASONS]
+    )
+    if not rows or all(r["saved_ms"] is None and r["loss"] is None for r in found):
+        return ""
+    more = f" The {_REASONS} that save most, of {len(found)}." if len(found) > _REASONS else ""
+    return (
+        "<section><h2>Why</h2><p class=note>What the search believed of each choice: milliseconds saved, PREDICTED by "
+        "taking it back alone, and how far it alone moves the outputs (nats, no labels); beside it the next milder "
+        f"choice, how much slower it would be and what it loses.{more}</p><div class=scroll><table><tr><th>parameter"
+        "<th>choice<th class=r>saves<th class=r>loses<th>milder<th class=r>slower by<th class=r>loses</tr>"
+        f"{rows}</table></div></section>"
+    )
+
+
+def _choice(choice: Any) -> str:
+    return f"{choice:.3g}" if isinstance(choice, int | float) else str(choice)
+
+
+def _signed(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:.2g} {unit}".strip()
 
 
 def time_spent(view: RunView) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,7 @@ from autocompress.results import PREDICTED, Measurement
 
 if TYPE_CHECKING:
     from autocompress.deploy.remeasure import Remeasured
+    from autocompress.search.sensitivity import Sensitivity
     from autocompress.search.tables import Profile
 
 
@@ -39,6 +41,8 @@ class Check(Protocol):
 # Terminal columns from which a column is worth its room; below, "what was done" would wrap past three lines.
 _STAGE_WIDTH, _MACS_WIDTH = 96, 104
 _BAR = 12
+# From what loses least to what loses most.
+_HEAT = ("white on green4", "black on chartreuse3", "black on gold1", "black on dark_orange", "white on red3")
 
 
 def front_table(view: RunView, width: int = 80) -> Table:
@@ -100,6 +104,25 @@ def remeasured_table(found: Sequence[Remeasured]) -> Table:
         table.add_row(name, before, f"{now.ratio:.2f}x", units.format_ms(now.latency_ms), "; ".join(notes))
     if any(one.before is not None and one.before.source == PREDICTED for one in found):
         table.caption = Text("≈: had been predicted", style="dim")
+    return table
+
+
+def sensitivity_table(found: Sensitivity) -> Table:
+    """Return what `autocompress sensitivity` prints: each parameter's choices, redder the more they lose."""
+    table = _table(f"What single choices lose, in nats, on {found.samples} samples")
+    table.add_column("parameter", no_wrap=True)
+    table.add_column("choice and loss", overflow="fold")
+    finite = [loss for row in found.losses.values() for loss in row.values() if loss > 0]
+    least, most = math.log(min(finite)), math.log(max(finite))
+    for name, row in found.losses.items():
+        cells = Text()
+        for choice, loss in list(row.items())[1:]:
+            heat = (math.log(loss) - least) / max(most - least, 1e-9) if loss > 0 else 0.0
+            shown = f"{choice:.3g}" if isinstance(choice, float) else str(choice)
+            cells.append(f" {shown} ")
+            cells.append(f" {loss:.2g} ", style=_HEAT[min(int(heat * len(_HEAT)), len(_HEAT) - 1)])
+        table.add_row(Text(name), cells)
+    table.caption = Text(f"{found.measured} of {found.choices} choices measured, in {found.seconds:.0f} s", style="dim")
     return table
 
 

@@ -28,7 +28,7 @@ class Constraints:
         latency_ms: The same in ms.
         max_drop: Largest loss of the metric, a fraction, or None.
         size_bytes: Bound on the engine's files, or None.
-        baseline_ms: What the baseline took when the limits were resolved.
+        baseline_ms, baseline_bytes: What the baseline took when the limits were resolved.
     """
 
     latency: Limit | None
@@ -36,6 +36,7 @@ class Constraints:
     max_drop: float | None
     size_bytes: float | None
     baseline_ms: float | None = field(default=None, compare=False)
+    baseline_bytes: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: RunConfig, baseline: TrialRecord) -> Constraints:
@@ -48,6 +49,7 @@ class Constraints:
             max_drop=config.drop_limit,
             size_bytes=None if size is None else size.resolve(baseline.size_bytes),
             baseline_ms=baseline.latency_ms,
+            baseline_bytes=baseline.size_bytes,
         )
 
     def latency_excess(self, measurement: Measurement) -> float:
@@ -59,6 +61,20 @@ class Constraints:
             return -1.0
         found = measurement.ratio_high if self.latency.relative else measurement.high_ms
         return found / self.latency.value - 1
+
+    def cost(self, record: TrialRecord) -> float:
+        """Return what is bounded, over the baseline's: the upper end of the latency's interval, or the size."""
+        assert record.measurement is not None and record.size_bytes is not None
+        if self.latency is None and self.size_bytes is not None:
+            return record.size_bytes / (self.baseline_bytes or record.size_bytes)
+        return record.measurement.ratio_high
+
+    @property
+    def budget(self) -> float | None:
+        """The bound of `cost`; None where nothing is bounded."""
+        if self.latency is not None:
+            return self.latency.value / (1.0 if self.latency.relative else self.baseline_ms or self.latency.value)
+        return None if self.size_bytes is None else self.size_bytes / (self.baseline_bytes or self.size_bytes)
 
     def reached(self, measurement: Measurement) -> bool:
         """Whether a measurement's median, not its interval, is within the latency bound."""

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import optuna
 
 from autocompress.config import SAMPLERS
 from autocompress.errors import ConfigError, nearest
+from autocompress.search.knapsack import KnapsackSampler
+from autocompress.search.problem import Choice, Costs
 
 
-def make_sampler(name: str, seed: int, n_trials: int) -> optuna.samplers.BaseSampler:
+@dataclass(frozen=True)
+class Knowledge:
+    """What the ``knapsack`` sampler is told of a problem; the others learn all of it from trials.
+
+    Attributes:
+        costs: What each choice costs; the parameters and choices of the study, exactly.
+        losses: Sensitivities in any unit, or None.
+        budget: Upper bound of the cost in the unit it is measured in, or None for the whole front.
+        floor: Quality of a ruined model: the chance level, or None.
+        error: Standard deviation of a measured quality.
+    """
+
+    costs: Costs
+    losses: Mapping[str, Mapping[Choice, float]] | None = None
+    budget: float | None = None
+    floor: float | None = None
+    error: float = 0.002
+
+
+def make_sampler(
+    name: str, seed: int, n_trials: int, knowledge: Knowledge | None = None
+) -> optuna.samplers.BaseSampler:
     """Return the sampler of this name.
 
     Raises:
-        ConfigError: No such sampler.
+        ConfigError: No such sampler, or ``knapsack`` without knowledge.
     """
+    if name == "knapsack":
+        if knowledge is None:
+            raise ConfigError("The knapsack sampler needs the cost of every choice; none is known for this search.")
+        return KnapsackSampler(
+            knowledge.costs, knowledge.losses,
+            budget=knowledge.budget, seed=seed, floor=knowledge.floor, error=knowledge.error,
+        )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "tpe":

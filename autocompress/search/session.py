@@ -6,7 +6,7 @@ Owns the order of the stages and the time each may take. What is reported and de
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,15 @@ from autocompress.recovery import recalibrate
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
+from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
+from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
-from autocompress.search.space import SearchSpace, load_space
+from autocompress.search.sampler import Knowledge
+from autocompress.search.screening import TRUSTED
+from autocompress.search.sensitivity import SensitivityPass
+from autocompress.search.space import Choice, SearchSpace, load_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import TrialLoop, open_study
 from autocompress.search.tables import open_ahead, open_predictor
@@ -37,6 +42,8 @@ from autocompress.worker.client import EngineWorker
 
 # What a latency table left of the space's choices, in the run directory.
 _OFFERED = "offered.json"
+# Of the time that is left, for measuring what single choices do to accuracy.
+_SENSITIVITY_SHARE = 0.1
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
 # Kept back of the timeout for the test data, the verification in a fresh process and the report.
@@ -71,6 +78,9 @@ class SearchSession:
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
         self._space_file = space
+        # What single choices lose, where the sampler asked for it.
+        self._losses: Mapping[str, Mapping[Choice, float]] | None = None
+        self.reasons: list[Reason] = []
         # Trials that the standard protocol measured.
         self._confirmed: set[int] = set()
 
@@ -95,7 +105,8 @@ class SearchSession:
         if self.predictor is None:
             self.predictor = self._open_predictor(baseline.policy.dense_dtype)
         space = self._space(baseline)
-        study = open_study(self.run, self.config, self._identity(space))
+        knowledge = self._knowledge(space, baseline)
+        study = open_study(self.run, self.config, self._identity(space), knowledge)
         # Only now: a resumed run keeps its run file until the settings are known to fit.
         self.run.write_config(self.config)
         self.loop = TrialLoop(
@@ -106,7 +117,8 @@ class SearchSession:
         self.observer.stage("Ordering the blocks")
         with self.pipeline.ledger.spend("profile"):
             order = self._block_order() if self._space_file.blocks.remove else []
-        self.loop.enqueue_seeds([b for b in order if f"block/{b}" in space.parameters])
+        # The knapsack sampler's own first proposals know more than these.
+        self.loop.enqueue_seeds([b for b in order if f"block/{b}" in space.parameters], queue=knowledge is None)
         self.observer.stage("Searching")
         recovery = self.config.recovery
         now = time.monotonic()
@@ -132,6 +144,7 @@ class SearchSession:
             tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
             tuning.run(chosen, self.deadline)
         write_front(self.run)
+        self.reasons = self._explain(space, baseline)
         return self._best
 
     def _open_ahead(self) -> None:
@@ -178,6 +191,47 @@ class SearchSession:
         self.observer.stage(f"The latency table says that {before - after} of {before} choices save nothing: left out")
         self.run.write(_OFFERED, offered)
         return space.narrowed(offered)
+
+    def _knowledge(self, space: SearchSpace, baseline: TrialRecord) -> Knowledge | None:
+        """Return what the knapsack sampler is told; None for the other samplers, which learn all from trials."""
+        if self.config.sampler != "knapsack":
+            return None
+        pipeline, limits = self.pipeline, self.constraints
+        assert baseline.accuracy is not None
+        self.observer.stage("Measuring what each choice costs in accuracy")
+        now, deadline = time.monotonic(), self.deadline
+        until = float("inf") if deadline is None else now + _SENSITIVITY_SHARE * (deadline - now)
+        with pipeline.ledger.spend("profile"):
+            found = SensitivityPass(pipeline.base, pipeline.scores, self.task, space).run(until, self.observer.progress)
+            if found is None:
+                self.observer.warn(
+                    "No choice moves the model's outputs, or they are not finite: the search begins without knowing "
+                    "what each choice costs in accuracy."
+                )
+            predictor, layout = self.predictor, pipeline.graphs.layout
+            if limits.latency is None and limits.size_bytes is not None:
+                ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
+            elif predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
+                ratio = _predicted(predictor)
+            else:
+                ratio = macs_ratio(layout)
+            costs = fitted_costs(space, ratio, self.config.seed)
+        error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
+        self._losses = None if found is None else found.losses
+        losses: Any = self._losses
+        return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3))
+
+    def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
+        """Return why the result is what it is, as far as predictions and sensitivities tell."""
+        choices = None if self._best is None else self.loop.choices_of(self._best.number)
+        if choices is None:
+            return []
+        predictor, latency = self.predictor, None
+        if predictor is not None and predictor.ready and baseline.latency_ms is not None:
+            ratio, whole = _predicted(predictor), baseline.latency_ms
+            latency = lambda policy: ratio(policy) * whole  # noqa: E731 - typed by what takes it
+        with self.pipeline.ledger.spend("profile"):
+            return explain(choices, space, latency, self._losses)
 
     def _settled(self, baseline: TrialRecord) -> bool:
         """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""
@@ -278,3 +332,7 @@ class SearchSession:
         if best is not None and best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)
+
+
+def _predicted(predictor: LatencyPredictor) -> Callable[[CompressionPolicy], float]:
+    return lambda policy: predictor.predict(policy).ratio

@@ -258,6 +258,10 @@ class SearchSpace:
         made = {name: LayerPolicy(**values) for name, values in layers.items()}
         return CompressionPolicy(self.dense_dtype, pruning, made, removed)
 
+    def within(self, parameter: str, block: str) -> bool:
+        """Return whether a parameter's layer goes when a block is removed."""
+        return parameter.partition("/")[2] in self._inventory.blocks[block].layers
+
     def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
         """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
         for name, offered in self.every.items():

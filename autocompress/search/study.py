@@ -23,8 +23,9 @@ from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.run_directory import RunDirectory
+from autocompress.search.knapsack import COST_ATTRIBUTE
 from autocompress.search.pareto import Constraints, best_record
-from autocompress.search.sampler import make_sampler
+from autocompress.search.sampler import Knowledge, make_sampler
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
 from autocompress.search.space import Choice, SearchSpace
@@ -37,13 +38,16 @@ _PROPOSED, _SCREENED_OUT = "proposed", "screened_out"
 _REPEATS = 64
 
 
-def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]) -> optuna.Study:
+def open_study(
+    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: Knowledge | None = None
+) -> optuna.Study:
     """Create the study of a run, or load the one it has; trials that a dead process left running are failed.
 
     Args:
         run: Its directory.
         config: Sampler, seed and limits.
         identity: What must be the same for old trials to be worth anything: task, engine, space, seed.
+        knowledge: What the knapsack sampler is told.
 
     Raises:
         StudyMismatchError: The stored study was made with something else; lists what.
@@ -61,10 +65,11 @@ def open_study(run: RunDirectory, config: RunConfig, identity: Mapping[str, Any]
                 study_name=_NAME,
                 load_if_exists=True,
                 directions=directions,
-                sampler=make_sampler(config.sampler, config.seed, config.n_trials),
+                sampler=make_sampler(config.sampler, config.seed, config.n_trials, knowledge),
             )
             # A resumed sampler must not draw again what it drew before: only known networks would follow.
-            study.sampler = make_sampler(config.sampler, config.seed + len(study.trials), config.n_trials)
+            seed = config.seed + (0 if knowledge is not None else len(study.trials))
+            study.sampler = make_sampler(config.sampler, seed, config.n_trials, knowledge)
         stored = study.user_attrs.get(_IDENTITY)
         if stored is None:
             study.set_user_attr(_IDENTITY, identity)
@@ -157,10 +162,19 @@ class TrialLoop:
             return None
         return self._choices[best.number], best
 
-    def enqueue_seeds(self, block_order: list[str]) -> None:
-        """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit."""
+    def choices_of(self, number: int) -> dict[str, Choice] | None:
+        """Return what a trial chose; None for one that the study does not have."""
+        return self._choices.get(number)
+
+    def enqueue_seeds(self, block_order: list[str], *, queue: bool = True) -> None:
+        """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit.
+
+        Without `queue` only the order of the blocks is noted, the one whose removal changes least first.
+        """
         if self.screen is not None:
             self.screen.blocks = tuple(block_order)
+        if not queue:
+            return
         if self.study.user_attrs.get("seeded"):
             return
         for choices, attrs in self._seeds(block_order):
@@ -250,6 +264,7 @@ class TrialLoop:
         single = len(self.study.directions) == 1
         values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
         trial.set_user_attr("policy_hash", policy.hash)
+        trial.set_user_attr(COST_ATTRIBUTE, self.constraints.cost(record))
         if known is None:
             self.pipeline.run.append(record)
             self.records[number] = record

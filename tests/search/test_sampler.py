@@ -5,12 +5,14 @@ import pytest
 
 from autocompress.config import SAMPLERS
 from autocompress.errors import ConfigError
-from autocompress.search.sampler import make_sampler
+from autocompress.search.problem import Costs
+from autocompress.search.sampler import Knowledge, make_sampler
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_name_makes_its_sampler_without_a_warning(name: str) -> None:
-    assert make_sampler(name, 0, 100).__class__.__name__.lower().startswith(name.replace("nsga2", "nsgaii"))
+    knowledge = Knowledge(Costs({"a": {0.0: 1.0, 0.5: 0.6}})) if name == "knapsack" else None
+    assert make_sampler(name, 0, 100, knowledge).__class__.__name__.lower().startswith(name.replace("nsga2", "nsgaii"))
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
@@ -28,6 +30,11 @@ def test_a_seed_fixes_what_is_drawn(name: str) -> None:
 def test_several_generations_fit_the_budget(n_trials: int, population: int) -> None:
     sampler = make_sampler("nsga2", 0, n_trials)
     assert sampler._population_size == population  # type: ignore[attr-defined]
+
+
+def test_the_knapsack_needs_to_know_what_choices_cost() -> None:
+    with pytest.raises(ConfigError, match="needs the cost of every choice"):
+        make_sampler("knapsack", 0, 10)
 
 
 def test_an_unknown_sampler_names_the_nearest() -> None:

@@ -16,7 +16,7 @@ from autocompress.search.pareto import Constraints
 from autocompress.search.sampler import make_sampler
 from autocompress.search.screening import TRUSTED, Drawn, FittedSampler, Screen, cautious
 from autocompress.search.space import Choice
-from tests.search.conftest import BASELINE, Bench, figures, make_measurement, record
+from tests.search.conftest import BASELINE, Bench, figures, knowledge, make_measurement, record
 from tests.search.known import RATIOS, Known, ratio, screen
 
 
@@ -147,7 +147,9 @@ def test_every_third_trial_starts_from_the_best_network(bench: Bench) -> None:
 
 
 def trials(made: Screen, sampler: str, count: int) -> tuple[optuna.Study, list[tuple[dict[str, Any], Drawn]]]:
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, 0, count))
+    study = optuna.create_study(
+        direction="maximize", sampler=make_sampler(sampler, 0, count, knowledge(made.space, 0.5))
+    )
     fitted = study.sampler = FittedSampler(study.sampler, made)
     found = []
     for _ in range(count):

@@ -1,0 +1,328 @@
+"""Which choices to try next: beliefs drawn, the knapsack solved for them, the solution that promises most taken.
+
+With a budget, that is the solution within it that loses least. Without one, solutions along the whole front compete by
+the hypervolume they would add to what has been found (Thompson sampling for fronts; Bradford et al., "Efficient
+multiobjective optimization employing Gaussian processes, spectral sampling and a genetic algorithm", 2018). Knows
+positions and numbers; Optuna is `knapsack`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.search.allocate import Solver
+from autocompress.search.beliefs import CostBelief, LossBelief, flattened, refit_size
+from autocompress.search.problem import Array, Choice, Graph, Index, Weights
+from autocompress.search.relaxation import Relaxation
+from autocompress.search.surrogate import Effects
+
+# Trials the models hold. Beyond, those farthest behind the front give way: the front is where accuracy counts.
+_CAPACITY = 400
+# Trials from which links and scales are chosen.
+_TELLING = 100
+# Fractions of the way from the cheapest to the dearest, tried first: each halves the widest gap left.
+_SPREAD = (0.5, 0.25, 0.75, 0.375, 0.125, 0.625)
+_PATH, _BETWEEN, _NEIGHBOURS = 24, 12, 96
+# Seconds and relative gap of the exact solver, which polishes one solution per proposal.
+_POLISH_S, _POLISH_GAP = 0.3, 2e-3
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How bold proposals are.
+
+    Attributes:
+        temper: Share of a Thompson draw's deviation that is believed; 0 is greedy, 1 a full draw.
+        local: Probability of a move near the front instead of a new allocation.
+        error: Standard deviation of a measured quality.
+    """
+
+    temper: float = 0.3
+    local: float = 0.15
+    error: float = 0.002
+
+
+class Planner:
+    """Learn from trials, propose the next.
+
+    Args:
+        graph: Of the predicted costs.
+        losses: Sensitivities, or None.
+        floor: Quality of a ruined result, or None to take the worst seen for it.
+        tuning: How bold.
+        interactions: Pairs of parameters whose losses may interact, beside those whose costs do.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        losses: Mapping[str, Mapping[Choice, float]] | None,
+        *,
+        floor: float | None = None,
+        tuning: Tuning | None = None,
+        interactions: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.graph = graph
+        self.tuning = tuning or Tuning()
+        self._floor = floor
+        pairs = {(graph.position(p.first), graph.position(p.second)) for p in graph.costs.pairs}
+        pairs |= {(graph.position(a), graph.position(b)) for a, b in interactions}
+        self._losses = LossBelief(graph, losses, sorted(pairs), _CAPACITY)
+        self._costs = CostBelief(graph, _CAPACITY)
+        self._quality, self._cost = np.zeros(0), np.zeros(0)
+        self._dirty = False
+        start = graph.read(np.zeros(len(graph.names), np.int64))
+        self.reference = None if start is None else graph.spell(start)
+        # Everything that was ever seen counts for the front, whatever the models have room for.
+        self._front: list[tuple[float, float, bytes]] = []
+        self._front_rows: dict[bytes, Index] = {}
+        self._seen_reference: list[float] = []
+        self._best_quality, self._worst_quality = -np.inf, np.inf
+        self.count = 0
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def observe(self, rows: Sequence[Index], quality: Sequence[float], cost: Sequence[float]) -> None:
+        """Learn of finished trials.
+
+        Args:
+            rows: Position of each parameter's choice, or -1.
+            quality: Higher is better.
+            cost: In the unit of the budget; NaN where it was not measured.
+        """
+        ahead = behind_front(np.array(quality, float), np.array(cost, float)) <= 0
+        for row, value, spent, leads in zip(rows, quality, cost, ahead, strict=True):
+            self._best_quality, self._worst_quality = max(self._best_quality, value), min(self._worst_quality, value)
+            if self.reference is not None and (row == self.reference).all():
+                self._seen_reference.append(value)
+            if leads:
+                self._extend_front(row, value, spent)
+        self.count += len(rows)
+        room = _CAPACITY - len(self._quality)
+        if len(rows) > room:
+            # A resumed study may bring thousands: only those near the front are worth a row.
+            kept = np.sort(np.argsort(behind_front(np.array(quality), np.array(cost)), kind="stable")[: max(room, 0)])
+            rest = sorted(set(range(len(rows))) - set(kept.tolist()))
+        else:
+            kept, rest = np.arange(len(rows)), []
+        for i in kept:
+            self._losses.add(rows[i])
+            self._costs.add(rows[i])
+        self._quality = np.concatenate([self._quality, np.array(quality, float)[kept]])
+        self._cost = np.concatenate([self._cost, np.array(cost, float)[kept]])
+        if room <= 0:
+            for i in rest:
+                self._exchange(rows[i], quality[i], cost[i])
+        self._dirty = self._dirty or len(rows) > 0
+
+    def _exchange(self, row: Index, quality: float, cost: float) -> None:
+        """Give a new trial the row of the one that is farthest behind the front."""
+        worst = int(np.argmax(behind_front(self._quality, self._cost)))
+        self._losses.replace(worst, row)
+        self._costs.replace(worst, row)
+        self._quality[worst], self._cost[worst] = quality, cost
+
+    def _extend_front(self, row: Index, quality: float, cost: float) -> None:
+        if np.isnan(cost) or any(v >= quality and ms <= cost for v, ms, _ in self._front):
+            return
+        self._front = [f for f in self._front if f[0] > quality or f[1] < cost]
+        key = row.tobytes()
+        self._front.append((quality, cost, key))
+        self._front_rows[key] = row
+        if len(self._front_rows) > 4 * len(self._front) + 16:
+            self._front_rows = {k: self._front_rows[k] for _, _, k in self._front}
+
+    def _ends(self) -> tuple[float, float]:
+        """Return the quality at which nothing is lost, and the one at which all is."""
+        top = float(np.mean(self._seen_reference)) if self._seen_reference else self._best_quality
+        if self._floor is not None and self._floor < top:
+            return top, self._floor
+        return top, top - 1.05 * max(top - self._worst_quality, 1e-9 * max(abs(top), 1.0))
+
+    def share(self, quality: Array) -> Array:
+        """Return the share of the quality that is lost, 0 at the reference."""
+        top, floor = self._ends()
+        return (top - quality) / (top - floor)
+
+    def _learn(self) -> None:
+        if self._dirty and len(self._quality):
+            top, floor = self._ends()
+            # Of the first trials only, so that a resumed study chooses as the interrupted one did.
+            size = refit_size(len(self._quality))
+            behind = behind_front(self._quality[:size], self._cost[:size])
+            telling = np.sort(np.argsort(behind, kind="stable")[:_TELLING])
+            self._losses.update(self.share(self._quality), self.tuning.error / (top - floor), telling)
+            self._costs.update(self._cost, telling)
+            self._dirty = False
+
+    # -- proposing ----------------------------------------------------------------------------------------------------
+
+    def propose(
+        self, rng: np.random.Generator, budget: float | None, pending: Sequence[Index], known: set[bytes]
+    ) -> Index:
+        """Return the row to try next: one that is not known, where there is one.
+
+        Args:
+            rng: Decides everything that is left to chance.
+            budget: Most that may be spent, or None for the whole front.
+            pending: Rows that are being tried elsewhere; taken to come out as expected.
+            known: All rows that have been tried, or are being, as bytes.
+        """
+        if self.reference is not None and not self._seen_reference and self.reference.tobytes() not in known:
+            return self.reference
+        self._learn()
+        begun = len(known)
+        first = begun <= len(_SPREAD)
+        temper = 0.0 if first and len(self._losses.models) > 1 else self.tuning.temper
+        effects = self._losses.effects(rng, temper)
+        weights = self._weigh(effects)
+        relaxation = Relaxation(weights)
+        if budget is not None:
+            pool = self._within(rng, weights, budget, first=first)
+        elif first:
+            pool = self._spread(weights, relaxation, begun)
+        else:
+            pool = self._along(rng, weights, relaxation)
+        rows = [self.graph.spell(chosen) for chosen in pool]
+        if self._front and (not first and rng.random() < self.tuning.local):
+            near = self._neighbours(rng, weights, relaxation)
+            rows = near or rows
+        order = range(len(rows)) if first and budget is None else self._rank(rows, effects, budget, pending)
+        for i in order:
+            if rows[i].tobytes() not in known:
+                return rows[i]
+        return self._new(rng, rows, known)
+
+    def _weigh(self, effects: Effects) -> Weights:
+        flat_cost, factor, fixed = self._costs.flat()
+        flat_loss = flattened(self.graph, effects.effects)
+        return self.graph.weigh(
+            flat_loss, flat_cost, self._losses.interactions(effects), pair_scale=factor, fixed_cost=fixed
+        )
+
+    def _spread(self, weights: Weights, relaxation: Relaxation, begun: int) -> list[Index]:
+        """Return, alone in a list, the solution for one of a few budgets across the whole range."""
+        cheapest, dearest = relaxation.cheapest(), relaxation.minimise(0.0)[0]
+        low, high = weights.totals(cheapest)[1], weights.totals(dearest)[1]
+        solver = Solver(weights)
+        budget = max(low + _SPREAD[(begun - 1) % len(_SPREAD)] * (high - low), solver.cheapest_cost)
+        return [solver.solve(budget, gap=_POLISH_GAP, time_limit_s=0)[0]]
+
+    def _along(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
+        """Return solutions along the whole front."""
+        path = relaxation.path(_PATH)
+        costs = np.array([weights.totals(chosen)[1] for chosen in path])
+        found = list(path)
+        for budget in rng.uniform(costs.min(), costs.max(), _BETWEEN):
+            below = int(np.searchsorted(costs, budget, side="right")) - 1
+            found.append(relaxation.fill(path[max(below, 0)], float(budget)))
+        return found
+
+    def _within(self, rng: np.random.Generator, weights: Weights, budget: float, *, first: bool) -> list[Index]:
+        """Return solutions within a budget, and within some less: predicted costs may be too low."""
+        solver = Solver(weights)
+        spare = (
+            self._costs.spread * np.array([0.0, 0.5, 1.0, 2.0])
+            if first
+            else self._costs.spread * rng.uniform(-0.5, 2, 4)
+        )
+        return [
+            solver.solve(max(budget * (1 - s), solver.cheapest_cost), gap=_POLISH_GAP, time_limit_s=_POLISH_S)[0]
+            for s in spare
+        ]
+
+    def _neighbours(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
+        """Return rows one or two changes away from the front."""
+        found = []
+        for _ in range(_NEIGHBOURS):
+            _, _, key = self._front[rng.integers(len(self._front))]
+            chosen = self.graph.read(np.maximum(self._front_rows[key], 0))
+            if chosen is None:
+                continue
+            for _ in range(int(rng.integers(1, 3))):
+                node = int(rng.integers(len(chosen)))
+                chosen[node] = rng.integers(len(self.graph.local[node]))
+            row = self._tidy(chosen)
+            if row is not None:
+                found.append(row)
+        return found
+
+    def _tidy(self, chosen: Index) -> Index | None:
+        """Return the row of node states that were changed at will, or None where they exclude each other."""
+        row = np.zeros(len(self.graph.names), np.int64)
+        for node, state in enumerate(chosen):
+            if state != self.graph.off[node]:
+                row[list(self.graph.members[node])] = self.graph.local[node][state]
+        settled = self.graph.read(row)
+        return None if settled is None or not self.graph.allowed(settled) else self.graph.spell(settled)
+
+    def _rank(self, rows: list[Index], effects: Effects, budget: float | None, pending: Sequence[Index]) -> list[int]:
+        """Return the order in which rows promise most, under the drawn losses."""
+        every = np.array(rows)
+        loss = self._losses.shares(effects, every)
+        cost = self._costs.total(every)
+        if budget is not None:
+            over = np.maximum(cost / budget - 1, 0.0)
+            return [int(i) for i in np.lexsort((loss, over))]
+        found = [(float(self.share(np.array(value))), ms) for value, ms, _ in self._front]
+        if pending:
+            running = np.array(pending)
+            believed = self._losses.shares(self._losses.effects(None, 0.0), running)
+            found += list(zip(believed.tolist(), self._costs.total(running).tolist(), strict=True))
+        if not found:
+            return list(range(len(rows)))
+        limit = max(ms for _, ms in found)
+        if self.reference is not None:
+            limit = max(limit, float(self._costs.total(self.reference[None])[0]))
+        gain = hypervolume_gain(found, np.stack([loss, cost], 1), limit)
+        return [int(i) for i in np.argsort(-gain, kind="stable")]
+
+    def _new(self, rng: np.random.Generator, rows: list[Index], known: set[bytes]) -> Index:
+        """Return something new: a solution with more and more changes; a known one where all is known."""
+        for attempt in range(_ATTEMPTS):
+            chosen = self.graph.read(np.maximum(rows[rng.integers(len(rows))], 0))
+            if chosen is None:
+                continue
+            for _ in range(1 + attempt // 20):
+                node = int(rng.integers(len(chosen)))
+                chosen[node] = rng.integers(len(self.graph.local[node]))
+            row = self._tidy(chosen)
+            if row is not None and row.tobytes() not in known:
+                return row
+        return rows[0]
+
+
+def behind_front(quality: Array, cost: Array) -> Array:
+    """Return how much quality each trial lacks to the best that costs no more, `(trials,)`; 0 on the front."""
+    spent = np.nan_to_num(cost, nan=np.inf)
+    order = np.lexsort((-quality, spent))
+    best = np.maximum.accumulate(quality[order]) if len(order) else quality
+    found = np.empty_like(best)
+    found[order] = best - quality[order]
+    return found
+
+
+def hypervolume_gain(front: Sequence[tuple[float, float]], points: Array, limit: float) -> Array:
+    """Return how much area each point would add to a front, alone, `(points,)`.
+
+    Args:
+        front: Pairs of share lost and cost, in any order, dominated ones allowed.
+        points: `(points, 2)` of the same.
+        limit: Cost beyond which nothing counts; shares count up to 1.
+    """
+    steps: list[tuple[float, float]] = []
+    for cost, loss in sorted((cost, max(loss, 0.0)) for loss, cost in front):
+        if loss < 1 and cost < limit and (not steps or loss < steps[-1][1]):
+            steps.append((cost, loss))
+    # Between two costs the front is flat at the loss of the cheaper one; before the first, nothing is known: 1.
+    starts = np.array([-np.inf, *(s[0] for s in steps)])
+    ends = np.array([*(s[0] for s in steps), limit])
+    level = np.array([1.0, *(s[1] for s in steps)])
+    lost, spent = np.maximum(points[:, :1], 0.0), points[:, 1:]
+    width = np.maximum(ends - np.maximum(starts, spent), 0.0)
+    gain: Array = (width * np.maximum(level - lost, 0.0)).sum(1)
+    return gain

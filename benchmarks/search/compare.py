@@ -1,0 +1,222 @@
+"""Samplers on the compression of a real network: the front they reach, by trials.
+
+    python benchmarks/search/compare.py resnet20 --data cifar10-jpeg.tar --weights DIR [--samplers knapsack,tpe]
+
+Every sampler proposes for the same space and is told the same two figures: accuracy of the compressed network on
+validation data, batch-norm recalibrated, not fine-tuned, and the latency that the shipped table of OpenVINO predicts
+(nothing is timed, so that all samplers see the same figures and a busy machine changes none). `uniform` compresses
+everything alike. The hypervolume is counted from chance level and the uncompressed latency. Writes
+benchmarks/search/results/compare-MODEL.json; what was evaluated is kept in --cache, and never evaluated twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+
+from autocompress import environment
+from autocompress.compress import CompressionContext, apply_policy, rewrite
+from autocompress.compress.quantization import calibrate, quantization_mode
+from autocompress.config import TaskConfig
+from autocompress.errors import CompressionError
+from autocompress.graphs import GraphBuilder
+from autocompress.inventory import take_inventory
+from autocompress.latency.table import LatencyTable
+from autocompress.pipeline import channel_scores
+from autocompress.policy import CompressionPolicy
+from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.results import read_json, write_json
+from autocompress.search.costs import fitted_costs
+from autocompress.search.sampler import Knowledge, make_sampler
+from autocompress.search.seeds import seed_choices
+from autocompress.search.sensitivity import SAMPLES, SensitivityPass
+from autocompress.search.space import SearchSpace, load_space
+from autocompress.search.tables import predictor_from
+from autocompress.tasks import load_task
+
+HERE = Path(__file__).parent
+FLOOR = 0.1
+WEIGHTS = {"resnet20": "resnet20-cifar10.safetensors", "vgg11_bn": "vgg11bn-cifar10.safetensors"}
+
+
+class Evaluator:
+    """Scores policies of one model, and remembers them.
+
+    Args:
+        model: Of `WEIGHTS`.
+        arguments: Of the command line.
+    """
+
+    def __init__(self, model: str, arguments: argparse.Namespace) -> None:
+        weights = str(Path(arguments.weights) / WEIGHTS[model])
+        self.task = load_task(TaskConfig(name="cifar10", model=model, data=arguments.data, weights=weights))
+        self.base = rewrite(self.task.model()).to(memory_format=torch.channels_last)
+        inputs = self.task.example_inputs(2)
+        self.inventory = take_inventory(self.base, inputs)
+        layout = GraphBuilder(self.base, self.task.example_inputs(1), self.inventory, "openvino").layout
+        table = LatencyTable.load(arguments.table)
+        dense = table.of_network(layout.hash).networks[-1].policy.dense_dtype
+        self.predictor = predictor_from(table, layout, dense)
+        self.space = SearchSpace(load_space("default"), self.inventory, dense, int8=True)
+        file = load_space("default")
+        self.scores = channel_scores(self.task, self.base, self.inventory, file.importance)
+        self.context = CompressionContext(inputs, self.scores)
+        self._calibration = next(iter(self.task.calibration(SAMPLES)))
+        batches = list(self.task.validation(arguments.images))
+        self._images, self._targets = batches[0]
+        self._cache = Path(arguments.cache) / f"{model}.jsonl"
+        self._known: dict[str, float] = {}
+        if self._cache.exists():
+            rows = [json.loads(line) for line in self._cache.read_text().splitlines()]
+            self._known = {row["policy"]: row["accuracy"] for row in rows}
+        self.seconds = 0.0
+
+    def __call__(self, policy: CompressionPolicy) -> tuple[float, float]:
+        """Return accuracy and predicted ratio."""
+        if policy.hash not in self._known:
+            begun = time.perf_counter()
+            self._known[policy.hash] = self._accuracy(policy)
+            self.seconds += time.perf_counter() - begun
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            with self._cache.open("a") as file:
+                file.write(json.dumps({"policy": policy.hash, "accuracy": self._known[policy.hash]}) + "\n")
+        ratio = (
+            1.0 if policy.is_structural_identity and not policy.int8_layers else self.predictor.predict(policy).ratio
+        )
+        return self._known[policy.hash], ratio
+
+    def _accuracy(self, policy: CompressionPolicy) -> float:
+        dtype = fast_dtype()
+        try:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                model = apply_policy(self.base, policy, self.context)
+                if not policy.is_structural_identity:
+                    with quantization_mode(model, "off"):
+                        recalibrate(model, [self._calibration])
+                calibrate(model, [self._calibration])
+                with torch.no_grad():
+                    outputs = model(self._images).float()
+        except CompressionError:
+            return FLOOR
+        return self.task.metric(outputs, self._targets)
+
+
+def hypervolumes(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the area above chance and left of the uncompressed latency that the first n points dominate, for all n."""
+    found = []
+    front: list[tuple[float, float]] = []
+    for accuracy, ratio in points:
+        if accuracy > FLOOR and ratio < 1:
+            front = [(a, r) for a, r in front if not (accuracy >= a and ratio <= r)]
+            if not any(a >= accuracy and r <= ratio for a, r in front):
+                front.append((accuracy, ratio))
+        area, right = 0.0, 1.0
+        for a, r in sorted(front, key=lambda point: -point[0]):
+            if r < right:
+                area += (right - r) * (a - FLOOR)
+                right = r
+        found.append(area / (1 - FLOOR))
+    return found
+
+
+def run(name: str, seed: int, trials: int, evaluator: Evaluator, knowledge: Knowledge) -> dict[str, Any]:
+    """Run one sampler and return what it reached."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler_name, _, extra = name.partition("+")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler = make_sampler(sampler_name, seed, trials, knowledge)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    if extra == "seeds":
+        for choices in seed_choices(evaluator.space, list(evaluator.inventory.blocks)):
+            study.enqueue_trial(choices, skip_if_exists=True)
+    points, asking = [], []
+    for _ in range(trials):
+        begun = time.perf_counter()
+        trial = study.ask()
+        choices = {n: trial.suggest_categorical(n, offered) for n, offered in evaluator.space.parameters.items()}
+        asking.append(time.perf_counter() - begun)
+        found = evaluator(evaluator.space.policy(choices))
+        study.tell(trial, list(found))
+        points.append(found)
+    return {
+        "sampler": name, "seed": seed, "trials": trials, "hypervolume": hypervolumes(points),
+        "proposal_s": {"median": float(np.median(asking)), "last": float(np.median(asking[-10:])),
+                       "total": float(sum(asking))},
+        "points": [[round(a, 4), round(r, 4)] for a, r in points],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run the samplers asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=WEIGHTS)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="folder of the .safetensors files")
+    parser.add_argument("--samplers", default="knapsack,tpe+seeds,tpe,nsga2,random,gp")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=1000, help="of validation data")
+    parser.add_argument("--table", type=Path, default=None)
+    parser.add_argument("--cache", default="/tmp/autocompress-compare")
+    arguments = parser.parse_args()
+    tables = sorted((HERE.parents[1] / "latency_tables").glob("*/openvino.csv"))
+    arguments.table = arguments.table or tables[0]
+    environment.seed_everything(0)
+    random.seed(0)
+    evaluator = Evaluator(arguments.model, arguments)
+    begun = time.perf_counter()
+    sensing = SensitivityPass(evaluator.base, evaluator.scores, evaluator.task, evaluator.space)
+    sensitivity = sensing.run()
+    assert sensitivity is not None
+    known_s = time.perf_counter() - begun
+    begun = time.perf_counter()
+    costs = fitted_costs(evaluator.space, lambda policy: evaluator.predictor.predict(policy).ratio)
+    costs_s = time.perf_counter() - begun
+    dense = evaluator(evaluator.space.policy({}))[0]
+    losses: Any = sensitivity.losses
+    knowledge = Knowledge(costs, losses, floor=FLOOR, error=(dense * (1 - dense) / arguments.images) ** 0.5)
+    path = HERE / "results" / f"compare-{arguments.model}.json"
+    document: dict[str, Any] = read_json(path) if path.exists() else {"runs": []}
+    document |= {
+        "model": arguments.model, "environment": environment.describe(), "table": arguments.table.name,
+        "images": arguments.images, "dense_accuracy": dense, "parameters": len(evaluator.space.parameters),
+        "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
+        "costs_seconds": costs_s,
+    }  # fmt: skip
+    for seed in range(arguments.seeds):
+        for name in arguments.samplers.split(","):
+            found = run(name, seed, arguments.trials, evaluator, knowledge)
+            same = [r for r in document["runs"] if (r["sampler"], r["seed"]) != (name, seed)]
+            document["runs"] = [*same, found]
+            write_json(path, document)
+            volumes = found["hypervolume"]
+            shown = " ".join(f"{n}:{volumes[n - 1]:.4f}" for n in (10, 25, 50, 100, 200) if n <= len(volumes))
+            print(f"{name:12} seed {seed}  {shown}  {found['proposal_s']['median']:.3f} s a proposal", flush=True)
+    print(table(document))
+
+
+def table(document: dict[str, Any]) -> str:
+    """Return the mean hypervolume by sampler and trials."""
+    lines = []
+    for name in dict.fromkeys(r["sampler"] for r in document["runs"]):
+        curves = [r["hypervolume"] for r in document["runs"] if r["sampler"] == name]
+        least = min(map(len, curves))
+        means = np.mean([c[:least] for c in curves], axis=0)
+        shown = "  ".join(f"{means[n - 1]:.4f}" if n <= least else "      " for n in (10, 25, 50, 100, 200))
+        lines.append(f"{name:12} {shown}  ({len(curves)} seeds)")
+    return "\n".join(["mean hypervolume after 10, 25, 50, 100, 200 trials", *lines])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What single choices lose: measured on a tiny network, estimated where there was no time, kept on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from autocompress.cli import main
+from autocompress.compress import rewrite
+from autocompress.inventory import take_inventory
+from autocompress.policy import CompressionPolicy
+from autocompress.search.sensitivity import Sensitivity, SensitivityPass, completed
+from autocompress.search.space import SearchSpace, load_space
+from autocompress.tasks import Task
+from tests.search import tiny
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    names: dict[str, Any] = {}
+    exec(tiny.TASK, names)
+    made: Task = names["wide"]()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def begun(task: Task, space: str = "default") -> SensitivityPass:
+    base = rewrite(task.model())
+    bound = SearchSpace(load_space(space), take_inventory(base, task.example_inputs(2)), "fp32", int8=True)
+    return SensitivityPass(base, {}, task, bound)
+
+
+def run(made: SensitivityPass, **options: Any) -> Sensitivity:
+    found = made.run(**options)
+    assert found is not None
+    return found
+
+
+def test_every_choice_is_measured_and_what_does_nothing_loses_nothing(task: Task) -> None:
+    made = begun(task)
+    found, offered = run(made), made._space.parameters
+    assert found.losses.keys() == offered.keys()
+    assert all(tuple(row) == offered[name] for name, row in found.losses.items())
+    assert all(row[offered[name][0]] == 0 for name, row in found.losses.items())
+    assert found.measured == found.choices == sum(len(choices) - 1 for choices in offered.values())
+    # Channels are worth more than the last bits of weights.
+    most = {kind: max(max(row.values()) for name, row in found.losses.items() if name.startswith(kind))
+            for kind in ("prune", "dtype")}  # fmt: skip
+    assert most["prune"] > 10 * most["dtype"] > 0
+
+
+def test_a_second_pass_measures_nothing_and_an_interrupted_one_goes_on(
+    task: Task, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[CompressionPolicy] = []
+    real = SensitivityPass._loss
+
+    def counted(self: SensitivityPass, policy: CompressionPolicy, expected: torch.Tensor) -> float:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append(policy)
+        return real(self, policy, expected)
+
+    monkeypatch.setattr(SensitivityPass, "_loss", counted)
+    with pytest.raises(KeyboardInterrupt):
+        begun(task).run()
+    (path,) = (cache / "sensitivity").glob("*.jsonl")
+    with path.open("a") as file:
+        file.write('{"parameter": "cut sh')  # by a crash
+    monkeypatch.setattr(SensitivityPass, "_loss", real)
+    whole = run(begun(task))
+    assert len(path.read_text().splitlines()) == whole.choices + 1
+    monkeypatch.setattr(SensitivityPass, "_loss", lambda *_: pytest.fail("it is known"))
+    again = run(begun(task))
+    assert again.losses == whole.losses and again.measured == whole.measured
+
+
+def test_without_time_the_strongest_choices_come_first_and_the_others_follow_from_them(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr("autocompress.search.sensitivity.time.monotonic", lambda: float(next(clock)))
+    made = begun(task)
+    found = run(made, deadline=6.0)
+    assert 3 <= found.measured < found.choices
+    assert made.path.read_text().count("\n") == found.measured
+    first = json.loads(made.path.read_text().splitlines()[0])
+    assert first["choice"] == made._space.parameters[first["parameter"]][-1]
+    assert all(math.isfinite(loss) for row in found.losses.values() for loss in row.values())
+
+
+def test_outputs_that_say_nothing_are_told(task: Task) -> None:
+    made = begun(task)
+    with torch.no_grad():
+        for parameter in made._base.parameters():
+            parameter.fill_(math.nan)
+    assert made.run() is None
+
+
+def test_a_choice_that_ruins_the_outputs_loses_most(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, bad = SensitivityPass._loss, CompressionPolicy(pruning={"0": 0.5})
+
+    def broken(self: SensitivityPass, policy: CompressionPolicy, expected: torch.Tensor) -> float:
+        return math.nan if dict(policy.pruning) == dict(bad.pruning) else real(self, policy, expected)
+
+    monkeypatch.setattr(SensitivityPass, "_loss", broken)
+    made = begun(task, "prune-only")
+    found = run(made)
+    ruined = found.losses["prune/0"][0.5]
+    assert ruined == max(loss for row in found.losses.values() for loss in row.values())
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        # Between two measured ones, and below the first: the power law through both, 0.8 x^3.
+        ({0.5: 0.1, 1.0: 0.8}, {0.25: 0.0125, 0.75: 0.3375}),
+        # One alone: a square.
+        ({0.5: 0.4}, {0.25: 0.1, 0.75: 0.9, 1.0: 1.6}),
+        # None: the typical loss of the strongest.
+        ({}, {1.0: 2.0, 0.5: 0.5}),
+    ],
+)
+def test_losses_between_measured_ones(known: dict[float, float], expected: dict[float, float]) -> None:
+    offered = (0.0, 0.25, 0.5, 0.75, 1.0)
+    found = completed("prune/a", offered, known, 2.0)
+    assert list(found) == list(offered) and found[0.0] == 0
+    assert {choice: found[choice] for choice in expected} == pytest.approx(expected)
+    assert {choice: found[choice] for choice in known} == known
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_task(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(main, ["sensitivity", "--task", "tiny_task:make", "--space", "prune-only"])
+    assert shown.exit_code == 0, shown.output
+    assert "What single choices lose" in shown.stdout and "prune/0" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    words = ["sensitivity", "--task", "tiny_task:make", "--space", "prune-only", "--json"]
+    data = json.loads(CliRunner().invoke(main, words).stdout)
+    assert data["unit"] == "nats" and data["measured"] == data["choices"]
+    assert data["losses"]["prune/0"][0] == {"choice": 0.0, "loss": 0.0}
