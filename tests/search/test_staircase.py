@@ -30,13 +30,14 @@ class Told:
 
     ready, size, layout = True, LEAST_NETWORKS, made_up.LAYOUT
 
-    def __init__(self, deviation: float = 0.0, int8: float = 1.0, rank: float = 1.0) -> None:
-        self._deviation, self._int8, self._rank = deviation, int8, rank
+    def __init__(self, deviation: float = 0.0, int8: float = 1.0, rank: float = 1.0, sparse: float = 1.0) -> None:
+        self._deviation, self._int8, self._rank, self._sparse = deviation, int8, rank, sparse
 
     def _ratio(self, policy: Any) -> float:
         found = made_up.latency_ms(policy) / made_up.BASE_MS
         ranked = sum(layer.rank_ratio < 1 for layer in policy.layers.values())
-        return float(found * self._int8 ** len(policy.int8_layers) * self._rank**ranked)
+        sparse = self._sparse ** len(policy.sparse_layers)
+        return float(found * self._int8 ** len(policy.int8_layers) * self._rank**ranked * sparse)
 
     def predict(self, policy: Any) -> Any:
         found = self._ratio(policy)
@@ -61,6 +62,15 @@ def test_only_the_edges_of_steps_are_left() -> None:
 def test_what_is_not_certain_stays() -> None:
     space = bound(pruning=WIDTHS, rank={"ratios": [1, 0.5]}, dtype={"choices": ["dense", "int8"]})
     assert edges(Told(deviation=1.0, int8=1.1, rank=1.1), space) == {}  # type: ignore[arg-type]
+
+
+def test_2_4_sparsity_that_does_not_pay_is_left_out() -> None:
+    file = SpaceFile.model_validate({"sparsity": {"choices": ["none", "2:4"]}, "pruning": {"ratios": [0, 0.5]}})
+    space = SearchSpace(file, made_up.LAYOUT.inventory, "fp16", int8=True, sparse=True)
+    offered = {name for name in space.every if name.startswith("sparsity/")}
+    slower = edges(Told(sparse=1.2), space)  # type: ignore[arg-type]
+    assert offered and {name for name in slower if name.startswith("sparsity/")} == offered
+    assert not {name for name in edges(Told(sparse=0.8), space) if name.startswith("sparsity/")}  # type: ignore[arg-type]
 
 
 def test_ranks_and_int8_that_are_slower_both_ways_are_left_out() -> None:
