@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -390,7 +391,8 @@ def test_layers_of_another_model_are_left_out(whole: tuple[Profile, Told]) -> No
     found, _ = whole
     rows = found.table.layers[:3]
     strange = [replace(rows[1], layer="nowhere"), replace(rows[2], policy="0" * 16)]
-    times = layer_times([rows[0], *strange], found.table.networks, found.predictor.layout)
+    # A busy machine may have disturbed any of them, which is not what this is about.
+    times = layer_times([rows[0], *strange], found.table.networks, found.predictor.layout, math.inf)
     assert [time.unit.layer for time in times] == [rows[0].layer]
     assert times[0].ratio == pytest.approx(rows[0].time_ms / rows[0].baseline_ms)
 
