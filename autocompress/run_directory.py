@@ -88,7 +88,7 @@ class RunDirectory:
 
     @property
     def trials_file(self) -> Path:
-        """One `TrialRecord` a line, in the order they finished; a later line of a trial replaces an earlier one."""
+        """One `TrialRecord` a line, in the order they finished; of one trial the last counts (`records`)."""
         return self.path / "trials.jsonl"
 
     @property
@@ -162,8 +162,16 @@ class RunDirectory:
         return found
 
     def records(self) -> dict[int, TrialRecord]:
-        """Read the latest record of every trial, by number: the fine-tuned one where there is one."""
-        return {record.number: record for record in self.history()}
+        """Read the latest record of every trial, by number: the fine-tuned one where there is one.
+
+        A trial may be measured again, before another round of fine-tuning: that hides no earlier round's result.
+        """
+        found: dict[int, TrialRecord] = {}
+        for record in self.history():
+            known = found.get(record.number)
+            if known is None or known.stage != "recovered" or record.stage == "recovered":
+                found[record.number] = record
+        return found
 
 
 def write_artifact(folder: Path, record: TrialRecord, file: EngineFile, engine_version: str) -> None:

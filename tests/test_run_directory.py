@@ -149,6 +149,18 @@ def engine_file(folder: Path) -> EngineFile:
     return EngineFile("openvino", folder / "model.xml", EngineOptions("bf16", threads=2, batch_size=4))
 
 
+def test_measuring_a_trial_again_does_not_hide_what_was_fine_tuned(
+    run: RunDirectory, make_record: Callable[..., TrialRecord]
+) -> None:
+    first, again, tuned = make_record(1), make_record(1, size_bytes=7), make_record(1, stage="recovered")
+    better, other = make_record(1, stage="recovered", size_bytes=5), make_record(2)
+    for record, expected in ((first, first), (again, again), (tuned, tuned), (first, tuned), (better, better)):
+        run.append(record)
+        assert run.records() == {1: expected}
+    run.append(other)
+    assert run.records() == {1: better, 2: other} and len(run.history()) == 6
+
+
 def test_an_artifact_round_trips(run: RunDirectory, make_record: Callable[..., TrialRecord]) -> None:
     folder, record = run.artifact(0), make_record(0)
     file = engine_file(folder)
