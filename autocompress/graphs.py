@@ -100,7 +100,21 @@ class GraphBuilder:
         """
         graph = self._template.bind(model, removed_blocks) if self._edits else None
         if graph is None:
-            with quantization_mode(model, "off"):
-                graph = to_onnx(model, self._inputs)
-        layers = {name: InputQuantization(found.scale, found.signed) for name, found in ranges.items()}
-        return Graph(graph, insert_qdq(graph, layers, self._engine))
+            return exported(model, self._inputs, ranges, self._engine)
+        return _quantized(graph, ranges, self._engine)
+
+
+def exported(model: nn.Module, inputs: Tensor, ranges: Mapping[str, ActivationRange], engine: str) -> Graph:
+    """Return the graph of any model by exporting it for inputs ``(N, ...)``, with Q/DQ for the layers of `ranges`.
+
+    Raises:
+        ExportError: The model cannot be exported, or a layer of `ranges` is not in its graph.
+    """
+    with quantization_mode(model, "off"):
+        graph = to_onnx(model, inputs)
+    return _quantized(graph, ranges, engine)
+
+
+def _quantized(graph: ir.Model, ranges: Mapping[str, ActivationRange], engine: str) -> Graph:
+    layers = {name: InputQuantization(found.scale, found.signed) for name, found in ranges.items()}
+    return Graph(graph, insert_qdq(graph, layers, engine))

@@ -355,6 +355,7 @@ class Pipeline:
         except (UnavailableError, EngineError):
             # The candidate itself was built, checked and measured.
             return {}
+        write_json(file.path.parent / "kernels.json", [kernel.to_dict() for kernel in kernels])
         return {name: float(f"{time_ms:.7g}") for name, time_ms in found.items()}
 
     def measure_again(self, record: TrialRecord) -> TrialRecord:
@@ -396,11 +397,19 @@ def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance
 
 
 def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:
-    """Return how a policy's engine is built; 2:4 sparse weights are run as such where the device can."""
-    settings = dict(config.engine_options)
-    if policy.sparse_layers and "2:4" in capabilities:
-        settings["sparse_weights"] = True
-    return EngineOptions(policy.dense_dtype, config.threads, config.batch_size, tuple(settings.items()))
+    """Return how a policy's engine is built in a run."""
+    settings = tuple(config.engine_options.items())
+    options = EngineOptions(policy.dense_dtype, config.threads, config.batch_size, settings)
+    return with_sparse_weights(options, policy, capabilities)
+
+
+def with_sparse_weights(
+    options: EngineOptions, policy: CompressionPolicy, capabilities: Sequence[str]
+) -> EngineOptions:
+    """Return the options that run a policy's 2:4 sparse weights as such, where the device can."""
+    if not policy.sparse_layers or "2:4" not in capabilities:
+        return options
+    return replace(options, settings=tuple({**dict(options.settings), "sparse_weights": True}.items()))
 
 
 def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:

@@ -166,7 +166,7 @@ def test_evaluating_writes_the_whole_artefact(line: Pipeline, record: TrialRecor
     assert record.artifact == "artifacts/trial-00007"
     assert names(folder) >= {
         "engine.json", "record.json", "policy.json", "latency.json", "weights.safetensors", "reference.safetensors",
-        "model.onnx", "model.xml", "model.bin",
+        "model.onnx", "model.xml", "model.bin", "kernels.json",
     }  # fmt: skip
     assert TrialRecord.from_dict(read_json(folder / "record.json")) == record
     assert CompressionPolicy.from_dict(read_json(folder / "policy.json")) == POLICY

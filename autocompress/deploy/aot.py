@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.compress.quantization import activation_ranges, quantization_mode
+from autocompress.compress.quantization import activation_ranges
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
-from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.engines.export import save_onnx
 from autocompress.errors import ConfigError, EngineError, UnsupportedDtypeError
-from autocompress.pipeline import load_compressed
+from autocompress.graphs import exported
+from autocompress.pipeline import load_compressed, with_sparse_weights
 from autocompress.results import TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.tasks.base import Task
@@ -69,23 +69,27 @@ def build_trials(
             finished = ", ".join(str(n) for n, r in sorted(records.items()) if r.state == "complete") or "none"
             raise ConfigError(f"{run.path} has no finished trial {number}. Finished trials: {finished}.")
     with EngineWorker() as worker:
-        _prepare(worker, engine, options, to)
+        capabilities = _prepare(worker, engine, options, to)
         return [
             _build_trial(
-                worker, records[n], run=run, task=task, engine=engine, options=options, folder=to / f"trial-{n:05d}"
+                worker, records[n], run=run, task=task, engine=engine,
+                options=with_sparse_weights(options, records[n].policy, capabilities), folder=to / f"trial-{n:05d}",
             )
             for n in numbers
-        ]
+        ]  # fmt: skip
 
 
-def _prepare(worker: EngineWorker, engine: str, options: EngineOptions, to: Path) -> None:
+def _prepare(worker: EngineWorker, engine: str, options: EngineOptions, to: Path) -> Sequence[str]:
+    """Make the directory; return what the engine runs under these options."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
-    worker.describe(engine, dict(options.settings))
+    described = worker.describe(engine, dict(options.settings))
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--to {to} cannot be written: {error.strerror or error}.") from error
+    capabilities: Sequence[str] = described["capabilities"]
+    return capabilities
 
 
 def _build_trial(
@@ -102,12 +106,10 @@ def _build_trial(
     model = load_compressed(task, source, record)
     dense: dict[str, str] = {}
     try:
-        with quantization_mode(model, "off"):
-            graph = to_onnx(model, task.example_inputs(options.batch_size))
-        layers = {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(model).items()}
-        dense = insert_qdq(graph, layers, engine)
+        graph = exported(model, task.example_inputs(options.batch_size), activation_ranges(model), engine)
+        dense = graph.dense
         onnx = folder / "model.onnx"
-        save_onnx(graph, onnx)
+        save_onnx(graph.model, onnx)
         write_json(folder / "policy.json", record.policy.to_dict())
         return Build(record.number, worker.build(engine, onnx, options, folder / "model"), None, dense)
     except (EngineError, UnsupportedDtypeError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 import autocompress
 from autocompress.cli import main
 from autocompress.errors import ConfigError, UnsupportedDtypeError
+from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.tasks import Task
 from autocompress.worker import EngineWorker
 from tests.engines import graphs
@@ -44,6 +47,22 @@ def test_a_runs_best_for_another_engine(run: autocompress.Run, tmp_path: Path) -
     with torch.no_grad():
         expected = model(torch.from_numpy(inputs)).numpy()
     assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
+def test_2_4_sparse_models_are_built_as_such(run: autocompress.Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shutil.copytree(run.path, tmp_path / "run")
+    copied = autocompress.open_run(tmp_path / "run", run.task)
+    plain = next(r for r in copied.records if r.state == "complete" and r.policy.is_structural_identity)
+    layers = {**plain.policy.layers, "3": LayerPolicy(sparsity="2:4")}
+    copied.directory.append(replace(plain, policy=CompressionPolicy(plain.policy.dense_dtype, layers=layers)))
+    settings = {"compute_capability": "8.9"}
+    for source, sparse in ((run, False), (copied, True)):
+        to = tmp_path / f"sparse-{sparse}"
+        (made,) = autocompress.build(source, "tensorrt-rtx", to, settings=settings, trials=[plain.number])
+        assert made.error is None and made.file is not None
+        described = json.loads(made.file.path.with_suffix(".json").read_text())
+        assert described["sparse_weights"] is sparse
 
 
 def test_a_runs_models_for_a_gpu_that_is_not_here(run: autocompress.Run, tmp_path: Path) -> None:
