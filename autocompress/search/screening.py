@@ -212,6 +212,10 @@ class Screen:
             self.reachable = fastest is not None and fastest.low <= limit
         elif fitting.ratio < bottom:
             fitting.loosen(top)
+        return self._settled(fitting, bottom, top)
+
+    def _settled(self, fitting: Fitting, bottom: float, top: float) -> Choices | None:
+        """Bring a fitting as near to `top` as it gets; return its choices, or None when they are not new."""
         fitting.polish(bottom, top)
         fitting.exchange(bottom, top)
         fitting.renew(bottom, top, self.taken)
@@ -244,14 +248,7 @@ class Screen:
         bottom = top - _NEAR * limit
         fitting = Fitting(choices, self.space, corrected, self._rng, self.blocks)
         fitting.loosen(top)
-        fitting.polish(bottom, top)
-        fitting.exchange(bottom, top)
-        fitting.renew(bottom, top, self.taken)
-        policy = self.space.policy(fitting.choices)
-        if policy in self.taken:
-            return None
-        self.taken.add(policy)
-        return fitting.choices
+        return self._settled(fitting, bottom, top)
 
 
 @dataclass(frozen=True)

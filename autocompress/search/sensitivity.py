@@ -85,7 +85,7 @@ class SensitivityPass:
     def __init__(self, base: nn.Module, scores: Mapping[str, Tensor], task: Task, space: SearchSpace) -> None:
         self._base, self._space = base, space
         self._context = CompressionContext(task.example_inputs(2), scores)
-        self._inputs = torch.cat([batch for batch, _ in zip(task.calibration(SAMPLES), range(1), strict=False)])
+        self._inputs = next(iter(task.calibration(SAMPLES)))
         self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space)}.jsonl"
 
     def run(

@@ -32,10 +32,7 @@ BASELINE_MS = 0.4
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    names: dict[str, Any] = {}
-    exec(tiny.TASK, names)
-    made: Task = names["wide"]()
-    return made
+    return tiny.made("wide")
 
 
 def _time(unit: Unit) -> float:

@@ -27,9 +27,7 @@ def task() -> Iterator[Task]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (api, pipeline, summary):
             patch.setattr(module, "Protocol", module.Protocol)  # type: ignore[attr-defined]
-        names: dict[str, Any] = {}
-        exec(tiny.TASK, names)
-        yield names["wide"]()
+        yield tiny.made("wide")
 
 
 @pytest.fixture(autouse=True)

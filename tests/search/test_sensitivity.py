@@ -23,10 +23,7 @@ from tests.search import tiny
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    names: dict[str, Any] = {}
-    exec(tiny.TASK, names)
-    made: Task = names["wide"]()
-    return made
+    return tiny.made("wide")
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from autocompress.tasks import Task
 
 # Two classes of 8x8 images, told apart by which half is brighter. Timing is cut short: what is searched here is logic,
 # and the protocol has its own tests.
@@ -92,6 +95,14 @@ def empty():
 """
 QUICK = ("--set", "recovery.epochs=0.5", "--set", "recovery.candidates=1", "--set", "recovery.batch_size=32")
 _finished: list[Path] = []
+
+
+def made(kind: str) -> Task:
+    """Return a task of `TASK` as an object of this process."""
+    names: dict[str, Any] = {}
+    exec(TASK, names)
+    task: Task = names[kind]()
+    return task
 
 
 def write_task(folder: Path) -> Path:
