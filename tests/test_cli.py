@@ -104,9 +104,10 @@ def test_the_run_directory_has_every_file(done: Finished) -> None:
     assert {p.name for p in done.path.iterdir()} >= RUN_FILES
     assert not list(done.path.glob("**/.*")) and not (done.path / "validation.npy").exists()
     for folder in (done.path / "baseline", done.path / "best", *(done.path / "artifacts").iterdir()):
-        # The baseline is the one that the others' samples are kept against.
+        # The baseline is the one that the others' samples are kept against; kernels are told of what a trial built.
         expected = ARTIFACT_FILES | (set() if folder.name == "baseline" else {"samples.npz"})
-        assert {p.name for p in folder.iterdir()} - {"recovered"} == expected, folder
+        assert {p.name for p in folder.iterdir()} - {"recovered", "kernels.json"} == expected, folder
+        assert folder.parent.name != "artifacts" or (folder / "kernels.json").exists(), folder
     assert len(list((done.path / "artifacts").iterdir())) == 3
     assert list((done.path / "artifacts").glob("*/recovered"))
     lines = (done.path / "trials.jsonl").read_text().splitlines()

@@ -148,11 +148,13 @@ class RunView:
         """Return a point's latency at the baseline's speed: its measured ratio times the baseline's median.
 
         The medians of two trials were taken minutes apart, between which a machine may change its speed; the ratios of
-        interleaved rounds compare.
+        interleaved rounds compare. The baseline is that of the summary, in which limits are resolved too: the first
+        measurement of a run may have been disturbed.
         """
         if self.baseline is None:
             return point.measurement.latency_ms
-        return point.measurement.ratio * self.baseline.measurement.latency_ms
+        latest = (self.summary.get("baseline") or {}).get("latency_ms")
+        return point.measurement.ratio * float(latest or self.baseline.measurement.latency_ms)
 
     def macs_ratio(self, point: Point) -> float | None:
         """Return the share of the baseline's multiply-accumulates that is left, or None when unknown."""

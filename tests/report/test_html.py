@@ -16,7 +16,7 @@ from autocompress.report.figure import pareto_figure
 from autocompress.report.html import render, write_report
 from autocompress.report.run_view import read_run
 from autocompress.report.sections import natural, policy_map, signed_pp
-from autocompress.results import TrialRecord
+from autocompress.results import TrialRecord, read_json, write_json
 from autocompress.run_directory import RunDirectory
 
 
@@ -136,6 +136,21 @@ def test_figure_draws_front_limits_and_stages(finished: RunDirectory) -> None:
     low, high = figure.layout.meta["everything"][1]
     assert all(low <= y <= high for y in traces["proxy"].y)
     json.loads(figure.to_json())
+
+
+def test_points_and_limit_are_drawn_at_one_speed_of_the_machine(finished: RunDirectory) -> None:
+    # The run's first measurement of the baseline was disturbed; limits are of the last one.
+    path = finished.baseline / "record.json"
+    data = read_json(path)
+    data["measurement"] = {**data["measurement"], "latency_ms": 3 * data["measurement"]["latency_ms"]}
+    write_json(path, data)
+    view = read_run(finished)
+    assert view.baseline is not None and view.best is not None and view.latency_limit_ms is not None
+    latest = finished.read("summary.json")["baseline"]["latency_ms"]
+    assert view.latency_ms(view.baseline) == pytest.approx(latest)
+    assert view.latency_ms(view.best) == pytest.approx(latest * view.best.measurement.ratio)
+    met = view.best.measurement.ratio * latest <= view.latency_limit_ms
+    assert (view.latency_ms(view.best) <= view.latency_limit_ms) == met
 
 
 def test_front_is_computed_when_the_run_was_cut(make_run: Callable[..., RunDirectory], tmp_path: Path) -> None:
