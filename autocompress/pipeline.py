@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.agreement import agree
 from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
-from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import activation_ranges
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
@@ -40,7 +40,7 @@ from autocompress.latency.measure import Protocol
 from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.recovery import OneShot
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
@@ -104,6 +104,7 @@ class Pipeline:
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
+            self._oneshot = OneShot(self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration)
         self.data = self._write_validation()
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
@@ -214,21 +215,12 @@ class Pipeline:
     # -- stations -------------------------------------------------------------------------------------------------
 
     def compress(self, policy: CompressionPolicy, ledger: Ledger) -> nn.Module:
-        """Return the compressed model with batch-norm recalibrated and activation ranges set; not fine-tuned.
+        """Return the compressed model as good as it gets without training.
 
         Raises:
             CompressionError: The policy does not fit the model.
         """
-        with ledger.spend("apply"):
-            model = apply_policy(self.base, policy, CompressionContext(self.task.example_inputs(2), self.scores))
-        with ledger.spend("proxy"):
-            dtype = fast_dtype()
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                if not policy.is_structural_identity:
-                    with quantization_mode(model, "off"):
-                        recalibrate(model, self.calibration())
-                calibrate(model, self.calibration())
-        return model
+        return self._oneshot.model(policy, ledger)
 
     def build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
         """Export and build `model` into `folder`, and check that torch, ONNX and engine agree.

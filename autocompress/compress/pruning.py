@@ -53,6 +53,12 @@ def kept_channels(channels: int, ratio: float) -> int:
     return max(1, channels - round(channels * ratio))
 
 
+def kept_indices(channels: int, ratio: float, scores: Tensor | None) -> Tensor:
+    """Return which of `channels` stay at `ratio`, ascending, by their importance `scores` ``(C,)``."""
+    removed = set(_least_important(channels, ratio, scores))
+    return torch.tensor([channel for channel in range(channels) if channel not in removed])
+
+
 def _least_important(channels: int, ratio: float, scores: Tensor | None) -> list[int]:
     removed = channels - kept_channels(channels, ratio)
     if scores is None:

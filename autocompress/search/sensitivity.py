@@ -1,9 +1,9 @@
 """What each choice costs in quality, on its own and without labels: how far the outputs move.
 
 For every (parameter, choice) the network with that choice alone is compared with the uncompressed one by the
-Kullback-Leibler divergence of their outputs on calibration data, batch-norm recalibrated. The strongest choices come
-first; what there is no time for follows from them. Figures are kept in the user's cache, so that another target or an
-interrupted pass begins with what is known.
+Kullback-Leibler divergence of their outputs on calibration data, reconstructed as a candidate is. The strongest
+choices come first; what there is no time for follows from them. Figures are kept in the user's cache, so that another
+target or an interrupted pass begins with what is known.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import calibrate, quantization_mode
+from autocompress.compress import rewrite
 from autocompress.config import RunConfig
 from autocompress.engines.base import dense_dtypes
 from autocompress.environment import cache_directory
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.inventory import take_inventory
+from autocompress.inventory import Inventory, take_inventory
 from autocompress.latency.table_file import append_text
 from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.search.fitting import severity
 from autocompress.search.space import Choice, SearchSpace, load_space
@@ -40,6 +39,8 @@ from autocompress.worker.client import EngineWorker
 
 # Calibration samples that a choice is judged on.
 SAMPLES = 256
+# Of what is kept in the cache: losses after reconstruction.
+_METHOD = "reconstructed"
 # How a loss grows with what is taken away, where only one choice of a parameter was measured.
 _USUAL_POWER, _POWERS = 2.0, (0.5, 5.0)
 _SMALLEST = 1e-9
@@ -77,15 +78,18 @@ class SensitivityPass:
 
     Args:
         base: The uncompressed model, rewritten, in eval mode; not changed.
+        inventory: Of this model.
         scores: Of channels, as `CompressionContext` takes them.
         task: Gives calibration data, and names the model for the cache.
         space: What may be chosen.
     """
 
-    def __init__(self, base: nn.Module, scores: Mapping[str, Tensor], task: Task, space: SearchSpace) -> None:
+    def __init__(
+        self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], task: Task, space: SearchSpace
+    ) -> None:
         self._base, self._space = base, space
-        self._context = CompressionContext(task.example_inputs(2), scores)
         self._inputs = next(iter(task.calibration(SAMPLES)))
+        self._oneshot = OneShot(base, inventory, scores, task.example_inputs(2), lambda: [self._inputs])
         self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space)}.jsonl"
 
     def run(
@@ -133,11 +137,7 @@ class SensitivityPass:
 
     def _loss(self, policy: CompressionPolicy, expected: Tensor) -> float:
         try:
-            model = apply_policy(self._base, policy, self._context)
-            if not policy.is_structural_identity:
-                with quantization_mode(model, "off"):
-                    recalibrate(model, [self._inputs])
-            calibrate(model, [self._inputs])
+            model = self._oneshot.model(policy)
         except CompressionError:
             return math.inf
         with torch.no_grad():
@@ -233,7 +233,7 @@ def _between(points: Sequence[tuple[float, float]], place: float) -> float:
 
 def _key(base: nn.Module, task: Task, space: SearchSpace) -> str:
     digest = hashlib.sha256(
-        json.dumps([task.fingerprint(), space.file.importance, SAMPLES], sort_keys=True, default=str).encode()
+        json.dumps([task.fingerprint(), space.file.importance, SAMPLES, _METHOD], sort_keys=True, default=str).encode()
     )
     for name, tensor in base.state_dict().items():
         digest.update(name.encode())
@@ -264,4 +264,4 @@ def of_task(
     file = load_space(config.space)
     space = SearchSpace(file, inventory, dense_dtype, int8="int8" in capabilities, sparse="2:4" in capabilities)
     scores = channel_scores(task, base, inventory, file.importance)
-    return SensitivityPass(base, scores, task, space).run(progress=progress)
+    return SensitivityPass(base, inventory, scores, task, space).run(progress=progress)

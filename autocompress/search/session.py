@@ -13,15 +13,14 @@ from typing import Any
 import torch
 
 from autocompress import environment
-from autocompress.compress import CompressionContext, apply_policy
 from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor
+from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import recalibrate
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
@@ -202,7 +201,8 @@ class SearchSession:
         now, deadline = time.monotonic(), self.deadline
         until = float("inf") if deadline is None else now + _SENSITIVITY_SHARE * (deadline - now)
         with pipeline.ledger.spend("profile"):
-            found = SensitivityPass(pipeline.base, pipeline.scores, self.task, space).run(until, self.observer.progress)
+            made = SensitivityPass(pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
+            found = made.run(until, self.observer.progress)
             if found is None:
                 self.observer.warn(
                     "No choice moves the model's outputs, or they are not finite: the search begins without knowing "
@@ -294,9 +294,7 @@ class SearchSession:
             expected = pipeline.base(inputs)
         losses = {}
         for name in pipeline.inventory.blocks:
-            policy = CompressionPolicy(removed_blocks=(name,))
-            model = apply_policy(pipeline.base, policy, CompressionContext(inputs[:2]))
-            recalibrate(model, [inputs])
+            model = pipeline.compress(CompressionPolicy(removed_blocks=(name,)), Ledger())
             with torch.no_grad():
                 losses[name] = float(distillation_loss(model(inputs), expected, 1.0))
         return sorted(losses, key=losses.__getitem__)

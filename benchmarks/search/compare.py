@@ -3,7 +3,7 @@
     python benchmarks/search/compare.py resnet20 --data cifar10-jpeg.tar --weights DIR [--samplers knapsack,tpe]
 
 Every sampler proposes for the same space and is told the same two figures: accuracy of the compressed network on
-validation data, batch-norm recalibrated, not fine-tuned, and the latency that the shipped table of OpenVINO predicts
+validation data, reconstructed, not fine-tuned, and the latency that the shipped table of OpenVINO predicts
 (nothing is timed, so that all samplers see the same figures and a busy machine changes none). `uniform` compresses
 everything alike. The hypervolume is counted from chance level and the uncompressed latency. Writes
 benchmarks/search/results/compare-MODEL.json; what was evaluated is kept in --cache, and never evaluated twice.
@@ -25,8 +25,7 @@ import optuna
 import torch
 
 from autocompress import environment
-from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import calibrate, quantization_mode
+from autocompress.compress import rewrite
 from autocompress.config import TaskConfig
 from autocompress.errors import CompressionError
 from autocompress.graphs import GraphBuilder
@@ -34,7 +33,7 @@ from autocompress.inventory import take_inventory
 from autocompress.latency.table import LatencyTable
 from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.recovery import OneShot, fast_dtype
 from autocompress.results import read_json, write_json
 from autocompress.search.costs import fitted_costs
 from autocompress.search.sampler import Knowledge, make_sampler
@@ -70,8 +69,8 @@ class Evaluator:
         self.space = SearchSpace(load_space("default"), self.inventory, dense, int8=True)
         file = load_space("default")
         self.scores = channel_scores(self.task, self.base, self.inventory, file.importance)
-        self.context = CompressionContext(inputs, self.scores)
-        self._calibration = next(iter(self.task.calibration(SAMPLES)))
+        calibration = next(iter(self.task.calibration(SAMPLES)))
+        self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, lambda: [calibration])
         batches = list(self.task.validation(arguments.images))
         self._images, self._targets = batches[0]
         self._cache = Path(arguments.cache) / f"{model}.jsonl"
@@ -98,14 +97,9 @@ class Evaluator:
     def _accuracy(self, policy: CompressionPolicy) -> float:
         dtype = fast_dtype()
         try:
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                model = apply_policy(self.base, policy, self.context)
-                if not policy.is_structural_identity:
-                    with quantization_mode(model, "off"):
-                        recalibrate(model, [self._calibration])
-                calibrate(model, [self._calibration])
-                with torch.no_grad():
-                    outputs = model(self._images).float()
+            model = self._oneshot.model(policy)
+            with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                outputs = model(self._images).float()
         except CompressionError:
             return FLOOR
         return self.task.metric(outputs, self._targets)
@@ -176,7 +170,7 @@ def main() -> None:
     random.seed(0)
     evaluator = Evaluator(arguments.model, arguments)
     begun = time.perf_counter()
-    sensing = SensitivityPass(evaluator.base, evaluator.scores, evaluator.task, evaluator.space)
+    sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
     sensitivity = sensing.run()
     assert sensitivity is not None
     known_s = time.perf_counter() - begun

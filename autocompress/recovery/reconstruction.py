@@ -1,0 +1,244 @@
+"""Least-squares reconstruction: the weights that are left take over what removed channels, ranks and blocks did.
+
+Every dense layer of a compressed network, from the first one whose input changed on, is fitted so that it gives what
+it gave in the uncompressed network, from the inputs that it now gets (He et al., Channel Pruning for Accelerating Very
+Deep Neural Networks, ICCV 2017; of a factorized layer, its last factor). The fit is sequential, so that later layers
+make up for what is left of the errors of earlier ones, and stays near the weights there are (ridge), since calibration
+data are few. Biases are fitted too, which is bias correction (Nagel et al., ICCV 2019).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autocompress.compress.pruning import kept_indices
+from autocompress.inventory import Inventory
+from autocompress.policy import CompressionPolicy
+
+# Rows of a fit, output positions of all samples together, and values of its inputs.
+_ROWS, _VALUES = 4096, 2**22
+# Of the mean square of a layer's inputs, times weights per row: the fewer rows, the nearer to the weights there are.
+_RIDGE = 1.0
+# Share of the outputs' variance below which a layer is left as it is: bfloat16 alone makes a tenth of this.
+_NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What one layer gave in the uncompressed network.
+
+    Attributes:
+        rows: ``(R, C)`` outputs of all its channels.
+        places: Indices ``(R,)`` of sample, and for convolutions row and column, of each.
+        shift: Whether the mean may be off: a batch-norm follows, whose recalibration takes it away.
+    """
+
+    rows: Tensor
+    places: tuple[Tensor, ...]
+    shift: bool
+
+
+class Reconstruction:
+    """Fits compressed forms of one network.
+
+    Args:
+        model: The uncompressed network, rewritten; not changed.
+        inventory: Of this model.
+        inputs: Calibration inputs ``(N, ...)``.
+        dtype: What forward passes run in.
+    """
+
+    def __init__(self, model: nn.Module, inventory: Inventory, inputs: Tensor, dtype: torch.dtype) -> None:
+        self._inputs, self._dtype = inputs, dtype
+        self._group_of = {p: name for name, group in inventory.groups.items() for p in group.producers}
+        self._targets: dict[str, _Target] = {}
+        self._last: tuple[str, Tensor] | None = None
+        generator = torch.Generator().manual_seed(0)
+
+        # Weights that work in two places cannot be fitted to one of them.
+        owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        calls: Counter[str] = Counter()
+
+        def keep(name: str, output: Tensor) -> None:
+            self._last = (name, output)
+            calls[name] += 1
+            if calls[name] == 1:
+                places = _places(output, generator)
+                self._targets[name] = _Target(_at(output, places), places, shift=False)
+
+        def norm(inputs: tuple[Any, ...]) -> None:
+            if self._last is not None and inputs and inputs[0] is self._last[1]:
+                name = self._last[0]
+                self._targets[name] = _Target(self._targets[name].rows, self._targets[name].places, shift=True)
+
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if _fits(module) and owners[id(module.weight)] == 1:
+                    handle = module.register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
+                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    handle = module.register_forward_pre_hook(lambda _m, given: norm(given))
+                else:
+                    continue
+                hooks.callback(handle.remove)
+            self._forward(model)
+        self._last = None
+        self._targets = {name: target for name, target in self._targets.items() if calls[name] == 1}
+
+    def apply(self, model: nn.Module, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> int:
+        """Fit the layers of `model`, which `apply_policy` made by `policy` and these channel `scores`, in place.
+
+        Quantizers are to be off. Batch-norms normalise by the batch in this pass; their statistics are to be
+        recalibrated after it.
+
+        Returns:
+            How many layers were fitted.
+        """
+        if policy.is_structural_identity:
+            return 0
+        fitted = 0
+        seen: set[str] = set()
+
+        def fit(name: str, layer: nn.Module, given: Tensor) -> None:
+            nonlocal fitted
+            if name not in seen:
+                seen.add(name)
+                fitted += self._fit(name, layer, given, policy, scores)
+
+        with ExitStack() as hooks:
+            for name in self._targets:
+                layer = _last_factor(model, name)
+                # What is sparse must stay so.
+                if layer is not None and policy.layer(name).sparsity == "none":
+                    handle = layer.register_forward_pre_hook(
+                        lambda module, given, name=name: fit(name, module, given[0])
+                    )
+                    hooks.callback(handle.remove)
+            self._forward(model)
+        return fitted
+
+    def _forward(self, model: nn.Module) -> None:
+        """Run `model` with batch-norms that normalise by the batch, as they will once they are recalibrated."""
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.track_running_stats = False
+        try:
+            with torch.no_grad(), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
+                model(self._inputs)
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
+            model.eval()
+
+    def _fit(
+        self, name: str, layer: nn.Module, given: Tensor, policy: CompressionPolicy, scores: Mapping[str, Tensor]
+    ) -> int:
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        target = self._targets[name]
+        wanted = target.rows
+        group = self._group_of.get(name)
+        if group is not None and group in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
+            wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group))]
+        if wanted.shape[1] != layer.weight.shape[0]:
+            return 0
+        with torch.autocast("cpu", enabled=False):
+            rows = min(len(wanted), max(1, _VALUES // layer.weight[0].numel()))
+            inputs = _patches(layer, given, tuple(index[:rows] for index in target.places))
+            if inputs is None:
+                return 0
+            wanted = wanted[:rows]
+            weight = layer.weight.flatten(1).float()
+            bias = layer.bias.float() if layer.bias is not None else None
+            residual = wanted - functional.linear(inputs, weight, bias)
+            spread = (wanted - wanted.mean(0)).square().mean()
+            if bias is not None or target.shift:
+                # The bias, or the batch-norm after it, takes the means.
+                middle, off = inputs.mean(0), residual.mean(0)
+                inputs, residual = inputs - middle, residual - off
+            left = residual.square().mean() + (off.square().mean() if bias is not None else 0)
+            if left <= _NEGLIGIBLE * spread:
+                return 0
+            change = _ridge(inputs, residual)
+            if not bool(torch.isfinite(change).all()):
+                return 0
+            layer.weight += change.T.reshape(layer.weight.shape).to(layer.weight.dtype)
+            if layer.bias is not None:
+                layer.bias += (off - middle @ change).to(layer.bias.dtype)
+        return 1
+
+
+def _fits(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    )
+
+
+def _last_factor(model: nn.Module, name: str) -> nn.Module | None:
+    """Return the layer of this name, the last factor where it was factorized, or None where it is gone."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return None
+    if isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    return module if _fits(module) else None
+
+
+def _places(output: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Return where in ``(N, C, H, W)`` or ``(N, ..., C)`` the rows are taken: at most `_ROWS`, in random order."""
+    sizes = (output.shape[0], *output.shape[2:]) if output.dim() == 4 else output.shape[:-1]
+    count = int(torch.tensor(sizes).prod())
+    chosen = torch.randperm(count, generator=generator)[:_ROWS]
+    return tuple(torch.unravel_index(chosen, sizes))
+
+
+def _at(output: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Return the rows ``(R, C)`` at these places."""
+    if output.dim() == 4 and len(places) == 3:
+        return output[places[0], :, places[1], places[2]].float()
+    return output[places].float()
+
+
+def _patches(layer: nn.Conv2d | nn.Linear, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:
+    """Return what the layer's weights are multiplied with at these places ``(R, K)``; None where shapes differ."""
+    if isinstance(layer, nn.Linear):
+        return given[places].float() if given.dim() - 1 == len(places) else None
+    if isinstance(layer.padding, str) or len(places) != 3:
+        return None
+    sample, row, column = places
+    (high, wide), (down, right) = layer.padding, layer.stride
+    padded = functional.pad(given, (wide, wide, high, high)) if high or wide else given
+    pieces = [
+        padded[sample, :, row * down + i * layer.dilation[0], column * right + j * layer.dilation[1]]
+        for i in range(layer.kernel_size[0])
+        for j in range(layer.kernel_size[1])
+    ]
+    return torch.stack(pieces, 2).flatten(1).float()
+
+
+def _ridge(inputs: Tensor, residual: Tensor) -> Tensor:
+    """Return the change ``(K, C)`` of the weights that takes most of `residual` ``(R, C)``, and is small."""
+    rows, size = inputs.shape
+    ridge = _RIDGE * inputs.square().sum() / rows
+    if rows < size:
+        gram = inputs @ inputs.T
+        gram.diagonal().add_(ridge)
+        return inputs.T @ _solve(gram, residual)
+    gram = inputs.T @ inputs
+    gram.diagonal().add_(ridge)
+    return _solve(gram, inputs.T @ residual)
+
+
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    # Without a solution the weights stay.
+    return torch.cholesky_solve(right, factor) if not bool(failed) else torch.zeros_like(right)

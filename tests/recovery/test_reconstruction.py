@@ -1,0 +1,166 @@
+"""Least-squares reconstruction: what is left takes over what was removed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autocompress.compress import CompressionContext, apply_policy, rewrite
+from autocompress.compress.pruning import kept_indices
+from autocompress.inventory import take_inventory
+from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.recovery import reconstruction as module
+from autocompress.recovery.oneshot import OneShot
+from autocompress.recovery.recalibration import recalibrate
+from autocompress.recovery.reconstruction import Reconstruction
+from autocompress.tasks.cifar_models import ResNet
+
+
+class Twice(nn.Module):
+    """Hidden units 0 and 1 are the same, 2 is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.second = nn.Linear(3, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+            self.first.bias.zero_()
+            self.second.weight.copy_(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+            self.second.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(functional.relu(self.first(x)))  # type: ignore[no-any-return]
+
+
+def fitted(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, scores: dict[str, Tensor]) -> nn.Module:
+    inventory = take_inventory(model, inputs[:2])
+    made = apply_policy(model, policy, CompressionContext(inputs[:2], scores))
+    Reconstruction(model, inventory, inputs, torch.float32).apply(made, policy, scores)
+    return made
+
+
+def test_the_twin_takes_over_what_a_removed_channel_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RIDGE", 1e-6)
+    model, inputs = Twice().eval(), torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    scores = {"first": torch.tensor([0.0, 1.0, 2.0])}
+    made = fitted(model, CompressionPolicy(pruning={"first": 1 / 3}), inputs, scores)
+    # Unit 0 is gone; unit 1 now counts for both: 1 + 2 and 4 + 5.
+    expected = torch.tensor([[3.0, 3.0], [9.0, 6.0]])
+    assert torch.allclose(made.get_submodule("second").weight, expected, atol=1e-3)
+    assert torch.allclose(made(inputs), model(inputs), atol=1e-3)
+
+
+def test_the_mean_of_what_is_gone_goes_to_the_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RIDGE", 1e-6)
+    model = Twice().eval()
+    with torch.no_grad():
+        model.first.weight[2].zero_()
+        model.first.bias[2] = 2.0
+    inputs = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    made = fitted(model, CompressionPolicy(pruning={"first": 1 / 3}), inputs, {"first": torch.tensor([1.0, 1.0, 0.0])})
+    assert torch.allclose(made.get_submodule("second").bias, torch.tensor([6.0, 12.0]), atol=1e-3)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    model = rewrite(ResNet(1))
+    recalibrate(model, [torch.randn(64, 3, 32, 32)])
+    return model.eval()
+
+
+POLICIES = {
+    "pruned": CompressionPolicy(pruning={"layer1.0.conv1": 0.5, "layer2.0.conv1": 0.5, "conv1": 0.25}),
+    "factorized": CompressionPolicy(layers={"layer3.0.conv2": LayerPolicy(rank_ratio=0.25)}),
+    "without a block": CompressionPolicy(removed_blocks=("layer1.0",)),
+    "of all kinds": CompressionPolicy(
+        pruning={"layer2.0.conv1": 0.5}, layers={"layer3.0.conv1": LayerPolicy("int8", 0.5)},
+        removed_blocks=("layer1.0",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_reconstructed_network_is_nearer_to_the_original(name: str) -> None:
+    model = small()
+    generator = torch.Generator().manual_seed(1)
+    inputs, others = torch.randn(2, 48, 3, 32, 32, generator=generator)
+    inventory = take_inventory(model, inputs[:2])
+    off = []
+    for reconstruct in (False, True):
+        made = OneShot(model, inventory, {}, inputs[:2], lambda: [inputs], reconstruct=reconstruct)
+        with torch.no_grad():
+            off.append(float((made.model(POLICIES[name])(others) - model(others)).square().mean()))
+    assert off[1] < 0.9 * off[0], off
+
+
+def test_nothing_is_fitted_where_nothing_changed() -> None:
+    model, inputs = small(), torch.randn(16, 3, 32, 32)
+    made = Reconstruction(model, take_inventory(model, inputs[:2]), inputs, torch.float32)
+    untouched = copy.deepcopy(model)
+    assert made.apply(untouched, CompressionPolicy(), {}) == 0
+    # The first layers see what they always saw: the last block is all that is fitted, and what comes after it.
+    policy = CompressionPolicy(pruning={"layer3.0.conv1": 0.5})
+    pruned = apply_policy(model, policy, CompressionContext(inputs[:2]))
+    before = copy.deepcopy(pruned.state_dict())
+    count = made.apply(pruned, policy, {})
+    changed = {n.removesuffix(".weight") for n, t in pruned.state_dict().items() if not torch.equal(t, before[n])}
+    assert 0 < count <= 3 and "layer3.0.conv2" in changed
+    assert not any(name.startswith(("conv1", "layer1", "layer2", "layer3.0.conv1")) for name in changed)
+
+
+def test_sparse_reused_and_shared_layers_are_left_alone() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.again = nn.Linear(8, 8)
+            self.shared = nn.Linear(8, 8)
+            self.twin = nn.Linear(8, 8)
+            self.twin.weight = self.shared.weight
+            self.sparse = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.again(self.again(functional.relu(self.first(x))))
+            return self.sparse(self.twin(self.shared(x)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, inputs = Tied().eval(), torch.randn(64, 8)
+    policy = CompressionPolicy(
+        layers={"first": LayerPolicy(rank_ratio=0.25), "sparse": LayerPolicy(sparsity="2:4")},
+    )
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        made.first.weight.mul_(0.5)
+    before = copy.deepcopy(made.state_dict())
+    assert Reconstruction(model, take_inventory(model, inputs[:2]), inputs, torch.float32).apply(made, policy, {}) == 1
+    assert [n for n, t in made.state_dict().items() if not torch.equal(t, before[n])] == ["first.weight", "first.bias"]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 0, 2)])
+def test_patches_are_what_weights_are_multiplied_with(kernel: int, stride: int, padding: int, dilation: int) -> None:
+    layer = nn.Conv2d(3, 4, kernel, stride, padding, dilation)
+    given = torch.randn(2, 3, 14, 14)
+    output = layer(given)
+    places = module._places(output, torch.Generator())
+    inputs = module._patches(layer, given, places)
+    assert inputs is not None
+    expected = functional.linear(inputs, layer.weight.flatten(1), layer.bias)
+    assert torch.allclose(module._at(output, places), expected, atol=1e-4)
+
+
+def test_both_forms_of_the_fit_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, residual = torch.randn(6, 8, generator=generator), torch.randn(6, 3, generator=generator)
+    ridge = module._RIDGE * inputs.square().sum() / 6
+    expected = torch.linalg.solve(inputs.T @ inputs + ridge * torch.eye(8), inputs.T @ residual)
+    assert torch.allclose(module._ridge(inputs, residual), expected, atol=1e-5)
+
+
+def test_kept_channels_are_the_important_ones_in_order() -> None:
+    assert kept_indices(4, 0.5, torch.tensor([3.0, 0.0, 1.0, 2.0])).tolist() == [0, 3]
+    assert kept_indices(4, 0.5, None).tolist() == [0, 1]
