@@ -221,21 +221,32 @@ def quantization_mode(model: nn.Module, mode: str) -> Iterator[None]:
             layer.input_quantizer.mode = old
 
 
-def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set every activation range from `batches` of inputs ``(N, ...)``, streamed; changes `model` in place.
+@contextmanager
+def observing(model: nn.Module) -> Iterator[None]:
+    """Set every activation range from what `model` is given in the block; changes `model` in place.
 
     Raises:
         CompressionError: A layer saw only zeros, a value that is not finite, or no data.
     """
     layers = list(quantized_layers(model))
-    if not layers:
-        return
     for _, layer in layers:
         layer.input_quantizer.forget()
-    model.eval()
-    with quantization_mode(model, "observe"), torch.no_grad():
-        for inputs in batches:
-            model(inputs)
+    with quantization_mode(model, "observe"):
+        yield
     for name, layer in layers:
         layer.input_quantizer.finish(name)
         layer.simulate = True
+
+
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set every activation range from `batches` of inputs ``(N, ...)``, streamed; changes `model` in place.
+
+    Raises:
+        CompressionError: See `observing`.
+    """
+    if not any(quantized_layers(model)):
+        return
+    model.eval()
+    with observing(model), torch.no_grad():
+        for inputs in batches:
+            model(inputs)

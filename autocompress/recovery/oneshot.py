@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
-from autocompress.compress.quantization import calibrate, quantization_mode
+from autocompress.compress.quantization import calibrate, observing, quantization_mode
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery.recalibration import fast_dtype, recalibrate
+from autocompress.recovery.recalibration import batch_norms, fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
 
-# What reconstruction is fitted to; images of high resolution have many positions each.
-_SAMPLES, _BYTES = 512, 2**26
+# What candidates are made with: images of high resolution have many positions each.
+_SAMPLES, _BYTES, _BATCH = 512, 2**26, 256
 
 
 class OneShot:
@@ -27,18 +27,18 @@ class OneShot:
         inventory: Of this model.
         scores: Importance of channels, as `CompressionContext` takes it.
         inputs: Example inputs ``(N, ...)``.
-        batches: Gives calibration inputs ``(N, ...)``, the same at every call.
+        batches: Calibration inputs ``(N, ...)``; the first ones are kept.
         reconstruct: Whether to fit the weights that are left.
     """
 
     def __init__(
         self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], inputs: Tensor,
-        batches: Callable[[], Iterable[Tensor]], *, reconstruct: bool = True,
+        batches: Iterable[Tensor], *, reconstruct: bool = True,
     ) -> None:  # fmt: skip
-        self._base, self._batches = base, batches
+        self._base, self._data = base, _first(batches)
         self._context = CompressionContext(inputs, scores)
         self._dtype = fast_dtype()
-        self._reconstruction = Reconstruction(base, inventory, _first(batches()), self._dtype) if reconstruct else None
+        self._reconstruction = Reconstruction(base, inventory, self._data, self._dtype) if reconstruct else None
 
     def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
         """Return the model that `policy` makes, in eval mode.
@@ -50,12 +50,16 @@ class OneShot:
         with ledger.spend("apply"):
             model = apply_policy(self._base, policy, self._context)
         with ledger.spend("proxy"), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
-            if not policy.is_structural_identity:
+            changed = not policy.is_structural_identity
+            if changed and self._reconstruction is not None:
                 with quantization_mode(model, "off"):
-                    if self._reconstruction is not None:
-                        self._reconstruction.apply(model, policy, self._context.channel_scores)
-                    recalibrate(model, self._batches())
-            calibrate(model, self._batches())
+                    self._reconstruction.apply(model, policy, self._context.channel_scores)
+            if changed and batch_norms(model):
+                # One pass serves both.
+                with observing(model):
+                    recalibrate(model, torch.split(self._data, _BATCH))
+            else:
+                calibrate(model, torch.split(self._data, _BATCH))
         return model
 
 

@@ -17,12 +17,17 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the batch-norms of `model` that normalise by running statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimate every batch-norm's mean and variance over `batches` of inputs ``(N, ...)``; changes `model` in place.
 
     A cumulative average over all batches; weights stay. Models without batch-norm are left alone.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = batch_norms(model)
     if not norms:
         return
     momenta = [m.momentum for m in norms]

@@ -22,6 +22,7 @@ from torch.nn import functional
 from autocompress.compress.pruning import kept_indices
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
+from autocompress.recovery.recalibration import batch_norms
 
 # Rows of a fit, output positions of all samples together, and values of its inputs.
 _ROWS, _VALUES = 4096, 2**22
@@ -126,7 +127,7 @@ class Reconstruction:
 
     def _forward(self, model: nn.Module) -> None:
         """Run `model` with batch-norms that normalise by the batch, as they will once they are recalibrated."""
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = batch_norms(model)
         model.eval()
         for norm in norms:
             norm.train()

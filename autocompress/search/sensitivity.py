@@ -89,7 +89,7 @@ class SensitivityPass:
     ) -> None:
         self._base, self._space = base, space
         self._inputs = next(iter(task.calibration(SAMPLES)))
-        self._oneshot = OneShot(base, inventory, scores, task.example_inputs(2), lambda: [self._inputs])
+        self._oneshot = OneShot(base, inventory, scores, task.example_inputs(2), [self._inputs])
         self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space)}.jsonl"
 
     def run(

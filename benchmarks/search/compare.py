@@ -70,7 +70,7 @@ class Evaluator:
         file = load_space("default")
         self.scores = channel_scores(self.task, self.base, self.inventory, file.importance)
         calibration = next(iter(self.task.calibration(SAMPLES)))
-        self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, lambda: [calibration])
+        self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, [calibration])
         batches = list(self.task.validation(arguments.images))
         self._images, self._targets = batches[0]
         self._cache = Path(arguments.cache) / f"{model}.jsonl"

@@ -92,7 +92,7 @@ def test_a_reconstructed_network_is_nearer_to_the_original(name: str) -> None:
     inventory = take_inventory(model, inputs[:2])
     off = []
     for reconstruct in (False, True):
-        made = OneShot(model, inventory, {}, inputs[:2], lambda: [inputs], reconstruct=reconstruct)
+        made = OneShot(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct)
         with torch.no_grad():
             off.append(float((made.model(POLICIES[name])(others) - model(others)).square().mean()))
     assert off[1] < 0.9 * off[0], off
