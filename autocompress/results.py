@@ -137,10 +137,11 @@ class TrialRecord:
     Attributes:
         number: Optuna's trial number; also names the artefact folder.
         policy: What was done to the model.
-        state: ``"complete"`` or ``"failed"``.
+        state: ``"complete"``, ``"failed"``, or ``"rejected"``: at first sight too far behind to be built.
         stage: ``"proxy"`` (after batch-norm recalibration) or ``"recovered"`` (fine-tuned).
         accuracy: The task's metric on VALIDATION data, computed by the engine file itself, in [0, 1]; higher is better.
-        measurement: Latency of the engine file; None when failed.
+            Of a rejected one an estimate from its first samples, in torch.
+        measurement: Latency of the engine file; None when failed or rejected.
         size_bytes: Bytes of the engine's files on disk.
         macs, params: Multiply-accumulates of one sample, and parameters, of the compressed network.
         seconds: Wall time by activity (``apply``, ``proxy``, ``export``, ``build``, ``measure``, ``recovery``).

@@ -74,6 +74,9 @@ class LiveObserver(Observer):
         name = f"trial {record.number:>4}"
         if record.state == "failed":
             self._say(f"{name} failed: {record.error}")
+        elif record.state == "rejected":
+            seen = f"val. acc. {record.accuracy or 0.0:7.2%}"
+            self._say(f"{name} {seen}  {'':>9}  about  {record.policy.describe()} (not built: too far behind)")
         else:
             mark = " (fine-tuned)" if record.stage == "recovered" else ""
             self._say(f"{name} {self._figures(record)}  {record.policy.describe()}{mark}")

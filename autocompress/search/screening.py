@@ -142,7 +142,12 @@ class Screen:
     @property
     def trusted(self) -> bool:
         """Whether there is a limit, and predictions are good enough to act on."""
-        if self.limit is None or not self.predictor.ready:
+        return self.limit is not None and self.believed
+
+    @property
+    def believed(self) -> bool:
+        """Whether predictions are good enough to act on."""
+        if not self.predictor.ready:
             return False
         if len(self._errors) == _RECENT and fmean(self._errors) > TRUSTED:
             return False

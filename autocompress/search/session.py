@@ -110,7 +110,7 @@ class SearchSession:
         self.run.write_config(self.config)
         self.loop = TrialLoop(
             self.pipeline, space, study, self.constraints, self._finished,
-            predictor=self.predictor, seed=self.config.seed,
+            predictor=self.predictor, seed=self.config.seed, finalists=self.config.recovery.candidates,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
         self.observer.stage("Ordering the blocks")

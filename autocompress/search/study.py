@@ -18,11 +18,12 @@ import optuna
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError, UnavailableError
-from autocompress.latency.predictor import LatencyPredictor
-from autocompress.pipeline import Pipeline
+from autocompress.latency.predictor import LatencyPredictor, Prediction
+from autocompress.pipeline import Glance, Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.run_directory import RunDirectory
+from autocompress.search.first_sight import behind
 from autocompress.search.knapsack import COST_ATTRIBUTE
 from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.sampler import Knowledge, make_sampler
@@ -33,7 +34,7 @@ from autocompress.search.space import Choice, SearchSpace
 _NAME = "autocompress"
 _IDENTITY = "identity"
 # What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
-_PROPOSED, _SCREENED_OUT = "proposed", "screened_out"
+_PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 
@@ -120,6 +121,7 @@ class TrialLoop:
         on_trial: Called with every finished record.
         predictor: Of latencies; learns from every trial, and screens proposals by the latency limit once it is trusted.
         seed: Of what is decided at random between proposal and trial.
+        finalists: Candidates that are fine-tuned in the end; what cannot become one is not built. 0 builds all.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class TrialLoop:
         *,
         predictor: LatencyPredictor | None = None,
         seed: int = 0,
+        finalists: int = 0,
     ) -> None:
         self.pipeline = pipeline
         self.space = space
@@ -139,7 +142,7 @@ class TrialLoop:
         self.constraints = constraints
         # Fine-tuned records are left out: the study learns from figures that compare.
         self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
-        self._on_trial = on_trial
+        self._on_trial, self._finalists = on_trial, finalists
         self._by_policy = {r.policy: r for r in self.records.values() if r.state == "complete"}
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.screen: Screen | None = None
@@ -244,19 +247,18 @@ class TrialLoop:
         number = trial.number
         known = self._by_policy.get(policy)
         predicted = self.screen.expect(policy) if self.screen is not None and known is None else None
-        if predicted is not None:
-            trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
         try:
             # The same network drawn again: its figures are known, and the study learns them for these choices too.
-            record = known if known is not None else self.pipeline.evaluate(policy, number)
+            record = known if known is not None else self._evaluated(trial, policy, predicted)
         except (ConfigError, UnavailableError):
             # Not this candidate's fault; resuming fails the trial that is left running.
             raise
         except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
             self._failed(trial, policy, error)
             return True
-        if predicted is not None:
-            record = replace(record, predicted_ratio=predicted.ratio)
+        if record.state == "rejected":
+            self._rejected(trial, record, predicted)
+            return True
         for key, value in self.constraints.violations(record).items():
             trial.set_constraint(key, value)
         assert record.accuracy is not None and record.measurement is not None
@@ -278,6 +280,38 @@ class TrialLoop:
         if known is None:
             self._on_trial(record)
         return known is None
+
+    def _evaluated(self, trial: optuna.Trial, policy: CompressionPolicy, predicted: Prediction | None) -> TrialRecord:
+        """Return the record of a network that is new; its prediction is noted before."""
+        if predicted is None:
+            return self.pipeline.evaluate(policy, trial.number)
+        trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
+        record = self.pipeline.evaluate(policy, trial.number, hopeless=self._judge(trial.number, predicted))
+        return replace(record, predicted_ratio=predicted.ratio)
+
+    def _judge(self, number: int, predicted: Prediction) -> Callable[[Glance], bool] | None:
+        """Return what decides at first sight whether a trial's network is built; None where it is in any case."""
+        if self._finalists == 0 or self.screen is None or not self.screen.believed:
+            return None
+        # What explores teaches the predictor, whatever its accuracy is.
+        if explores(number) or self.constraints.size_bytes is not None:
+            return None
+        return lambda seen: behind(seen, predicted, self.records.values(), self.constraints, self._finalists)
+
+    def _rejected(self, trial: optuna.Trial, record: TrialRecord, predicted: Prediction | None) -> None:
+        """Tell the study what was seen and predicted: a sampler learns from what is bad, too."""
+        assert record.accuracy is not None and self.screen is not None and predicted is not None
+        limit = self.screen.limit
+        if limit is not None:
+            trial.set_constraint("latency", predicted.high / limit - 1)
+        trial.set_user_attr(_REJECTED, True)
+        trial.set_user_attr(COST_ATTRIBUTE, predicted.high)
+        self.screen.taken.add(record.policy)
+        self.pipeline.run.append(record)
+        self.records[trial.number] = record
+        single = len(self.study.directions) == 1
+        self.study.tell(trial, [record.accuracy] if single else [record.accuracy, predicted.ratio])
+        self._on_trial(record)
 
     def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], drawn: Drawn | None) -> bool:
         """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
@@ -303,7 +337,8 @@ class TrialLoop:
         """Return what prediction did for the search so far, earlier sessions included; None without a predictor.
 
         Keys: ``networks_known`` (by the predictor), ``screened_out`` (proposals that were not built because they were
-        certain to be over the limit), ``fitted`` (trials moved to the limit) and ``mape`` (mean absolute error,
+        certain to be over the limit), ``rejected`` (trials not built for what was seen of their accuracy), ``fitted``
+        (trials moved to the limit) and ``mape`` (mean absolute error,
         relative to what was measured, of the trials that were predicted; None for none).
         """
         if self.screen is None:
@@ -317,6 +352,7 @@ class TrialLoop:
         return {
             "networks_known": self.screen.predictor.size,
             "screened_out": sum(trial.user_attrs.get(_SCREENED_OUT, 0) for trial in trials),
+            "rejected": sum(record.state == "rejected" for record in self.records.values()),
             "fitted": sum(_PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
             "mape": fmean(errors) if errors else None,
         }

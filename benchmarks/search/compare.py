@@ -72,7 +72,7 @@ class Evaluator:
         calibration = next(iter(self.task.calibration(SAMPLES)))
         self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, [calibration])
         batches = list(self.task.validation(arguments.images))
-        self._images, self._targets = batches[0]
+        self.images, self.targets = batches[0]
         self._cache = Path(arguments.cache) / f"{model}.jsonl"
         self._known: dict[str, float] = {}
         if self._cache.exists():
@@ -99,10 +99,10 @@ class Evaluator:
         try:
             model = self._oneshot.model(policy)
             with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                outputs = model(self._images).float()
+                outputs = model(self.images).float()
         except CompressionError:
             return FLOOR
-        return self.task.metric(outputs, self._targets)
+        return self.task.metric(outputs, self.targets)
 
 
 def hypervolumes(points: Sequence[tuple[float, float]]) -> list[float]:
@@ -151,21 +151,26 @@ def run(name: str, seed: int, trials: int, evaluator: Evaluator, knowledge: Know
     }  # fmt: skip
 
 
-def main() -> None:
-    """Run the samplers asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison on a network is told."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=WEIGHTS)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, help="folder of the .safetensors files")
+    parser.add_argument("--images", type=int, default=1000, help="of validation data")
+    shipped = sorted((HERE.parents[1] / "latency_tables").glob("*/openvino.csv"))
+    parser.add_argument("--table", type=Path, default=shipped[0], help="of latencies")
+    parser.add_argument("--cache", default="/tmp/autocompress-compare")
+    return parser
+
+
+def main() -> None:
+    """Run the samplers asked for."""
+    parser = arguments_of(__doc__)
     parser.add_argument("--samplers", default="knapsack,tpe+seeds,tpe,nsga2,random,gp")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1000, help="of validation data")
-    parser.add_argument("--table", type=Path, default=None)
-    parser.add_argument("--cache", default="/tmp/autocompress-compare")
     arguments = parser.parse_args()
-    tables = sorted((HERE.parents[1] / "latency_tables").glob("*/openvino.csv"))
-    arguments.table = arguments.table or tables[0]
     environment.seed_everything(0)
     random.seed(0)
     evaluator = Evaluator(arguments.model, arguments)

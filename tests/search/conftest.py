@@ -11,6 +11,7 @@ import pytest
 from autocompress.config import RunConfig
 from autocompress.errors import BuildError
 from autocompress.inventory import Block, Group, Inventory, Layer
+from autocompress.pipeline import Glance
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement, TrialRecord
 from autocompress.run_directory import RunDirectory
@@ -93,12 +94,16 @@ class FakePipeline:
         self.asked: list[CompressionPolicy] = []
         self.fails: Callable[[int, CompressionPolicy], Exception | None] = lambda number, policy: None
 
-    def evaluate(self, policy: CompressionPolicy, number: int) -> TrialRecord:
+    def evaluate(
+        self, policy: CompressionPolicy, number: int, *, hopeless: Callable[[Glance], bool] | None = None
+    ) -> TrialRecord:
         self.asked.append(policy)
         error = self.fails(number, policy)
         if error is not None:
             raise error
         accuracy, latency = figures(policy)
+        if hopeless is not None and hopeless(Glance(accuracy, accuracy + 0.005)):
+            return TrialRecord(number, policy, "rejected", accuracy=accuracy)
         return record(number, accuracy, latency, policy=policy)
 
 
@@ -116,14 +121,18 @@ class Bench:
         return SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "fp32", int8=True)
 
     def loop(
-        self, config: RunConfig, space: SearchSpace | None = None, predictor: Any = None, **identity: Any
-    ) -> TrialLoop:
+        self, config: RunConfig, space: SearchSpace | None = None, predictor: Any = None, *, finalists: int = 0,
+        **identity: Any,
+    ) -> TrialLoop:  # fmt: skip
         from autocompress.search.pareto import Constraints
 
         study = open_study(self.run, config, {**IDENTITY, **identity})
         constraints = Constraints.of(config, BASELINE)
         pipeline: Any = self.pipeline
-        return TrialLoop(pipeline, space or self.space(), study, constraints, self.told.append, predictor=predictor)
+        return TrialLoop(
+            pipeline, space or self.space(), study, constraints, self.told.append,
+            predictor=predictor, finalists=finalists,
+        )  # fmt: skip
 
 
 @pytest.fixture

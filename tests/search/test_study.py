@@ -303,7 +303,7 @@ def test_every_record_keeps_what_was_predicted(bench: Bench) -> None:
         assert record.predicted_ratio == pytest.approx(1.05 * record.measurement.ratio)
     assert loop.prediction() == {
         "networks_known": 6, "screened_out": loop.prediction()["screened_out"], "fitted": loop.prediction()["fitted"],  # type: ignore[index]
-        "mape": pytest.approx(0.05),
+        "rejected": 0, "mape": pytest.approx(0.05),
     }  # fmt: skip
     attrs = load_study(bench.run).trials[0].user_attrs["predicted"]
     assert attrs == pytest.approx([loop.records[0].predicted_ratio] * 3)
