@@ -176,12 +176,13 @@ def finalists(
 
     Within the budget, half are the most accurate before fine-tuning, the others those that keep the most
     multiply-accumulates: proxy accuracy orders deep cuts badly, and capacity is what fine-tuning has to work with.
-    Without a budget: the front, from the fastest that keeps half of the baseline's accuracy on.
+    Without a budget: the front, from the fastest that keeps half of the baseline's accuracy on; all of it, since
+    `promotion` decides.
     """
     done = [r for r in records if r.state == "complete" and r.stage == "proxy" and r.accuracy is not None]
     if constraints.latency is None and constraints.size_bytes is None:
         floor = 0.5 * (baseline.accuracy or 0.0)
-        return [r for r in pareto_front(done) if (r.accuracy or 0.0) >= floor][:count]
+        return [r for r in pareto_front(done) if (r.accuracy or 0.0) >= floor]
     inside = [r for r in done if constraints.within_budget(r)]
     if not inside:
         return sorted(done, key=lambda r: max(constraints.violations(r).values()))[:1]

@@ -1,7 +1,7 @@
 """Fine-tuning of the finalists: a short round for each, then the rest of the time for the one that came out best.
 
-Owns how the time is shared out (successive halving, Jamieson & Talwalkar, 2016, in two rounds); `recovery.finetune`
-owns the training.
+Owns how the time is shared out (successive halving, Jamieson & Talwalkar, 2016, in two rounds; where the whole front is
+wanted, by `promotion`); `recovery.finetune` owns the training.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import TIE, Constraints, best_record
+from autocompress.search.promotion import Promotion
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
 _FIRST_ROUND = 0.12
@@ -53,17 +54,14 @@ class Recovery:
         """Fine-tune and return the new records, in the order they finished.
 
         Args:
-            candidates: Proxy records, most promising first.
+            candidates: Proxy records, most promising first; without a limit the front, of which as many as the
+                configuration says are taken.
             deadline: `time.monotonic()` by which everything has ended, or None to train `config.epochs`.
         """
         assert self.pipeline.baseline is not None
         goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
         if not goal or len(candidates) == 1:
-            return [
-                r
-                for index, c in enumerate(candidates)
-                if (r := self._one(c, 1, epochs=1.0, deadline=deadline, left=len(candidates) - index))
-            ]
+            return self._front(candidates, deadline)
         first = [
             r
             for index, c in enumerate(candidates)
@@ -73,6 +71,21 @@ class Recovery:
             return []
         last = self._one(self._winner(first), 2, epochs=1.0, deadline=deadline, left=1)
         return [*first, last] if last else first
+
+    def _front(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
+        """Fine-tune as many as were asked for to the end, each time the one that the front gains most from."""
+        assert self.pipeline.baseline is not None
+        promotion = Promotion(self.pipeline.baseline, candidates)
+        waiting, found = list(candidates), []
+        rounds = min(self.config.candidates, len(waiting))
+        for index in range(rounds):
+            chosen = promotion.next(waiting)
+            waiting.remove(chosen)
+            made = self._one(chosen, 1, epochs=1.0, deadline=deadline, left=rounds - index)
+            if made is not None:
+                found.append(made)
+                promotion.learn(chosen, made)
+        return found
 
     def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""

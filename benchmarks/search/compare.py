@@ -54,9 +54,10 @@ class Evaluator:
     Args:
         model: Of `WEIGHTS`.
         arguments: Of the command line.
+        space: What may be chosen.
     """
 
-    def __init__(self, model: str, arguments: argparse.Namespace) -> None:
+    def __init__(self, model: str, arguments: argparse.Namespace, space: str = "default") -> None:
         weights = str(Path(arguments.weights) / WEIGHTS[model])
         self.task = load_task(TaskConfig(name="cifar10", model=model, data=arguments.data, weights=weights))
         self.base = rewrite(self.task.model()).to(memory_format=torch.channels_last)
@@ -66,8 +67,8 @@ class Evaluator:
         table = LatencyTable.load(arguments.table)
         dense = table.of_network(layout.hash).networks[-1].policy.dense_dtype
         self.predictor = predictor_from(table, layout, dense)
-        self.space = SearchSpace(load_space("default"), self.inventory, dense, int8=True)
-        file = load_space("default")
+        file = load_space(space)
+        self.space = SearchSpace(file, self.inventory, dense, int8=True)
         self.scores = channel_scores(self.task, self.base, self.inventory, file.importance)
         calibration = next(iter(self.task.calibration(SAMPLES)))
         self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, [calibration])
@@ -151,6 +152,25 @@ def run(name: str, seed: int, trials: int, evaluator: Evaluator, knowledge: Know
     }  # fmt: skip
 
 
+def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
+    """Return what the knapsack sampler is told, and what that took."""
+    begun = time.perf_counter()
+    sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
+    sensitivity = sensing.run()
+    assert sensitivity is not None
+    known_s = time.perf_counter() - begun
+    begun = time.perf_counter()
+    costs = fitted_costs(evaluator.space, lambda policy: evaluator.predictor.predict(policy).ratio)
+    costs_s = time.perf_counter() - begun
+    dense = evaluator(evaluator.space.policy({}))[0]
+    losses: Any = sensitivity.losses
+    error = (dense * (1 - dense) / len(evaluator.targets)) ** 0.5
+    return Knowledge(costs, losses, floor=FLOOR, error=error), {
+        "dense_accuracy": dense, "costs_seconds": costs_s,
+        "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
+    }  # fmt: skip
+
+
 def arguments_of(text: str | None) -> argparse.ArgumentParser:
     """Return a parser of what every comparison on a network is told."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,24 +194,12 @@ def main() -> None:
     environment.seed_everything(0)
     random.seed(0)
     evaluator = Evaluator(arguments.model, arguments)
-    begun = time.perf_counter()
-    sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
-    sensitivity = sensing.run()
-    assert sensitivity is not None
-    known_s = time.perf_counter() - begun
-    begun = time.perf_counter()
-    costs = fitted_costs(evaluator.space, lambda policy: evaluator.predictor.predict(policy).ratio)
-    costs_s = time.perf_counter() - begun
-    dense = evaluator(evaluator.space.policy({}))[0]
-    losses: Any = sensitivity.losses
-    knowledge = Knowledge(costs, losses, floor=FLOOR, error=(dense * (1 - dense) / arguments.images) ** 0.5)
+    knowledge, found = knowledge_of(evaluator)
     path = HERE / "results" / f"compare-{arguments.model}.json"
     document: dict[str, Any] = read_json(path) if path.exists() else {"runs": []}
     document |= {
         "model": arguments.model, "environment": environment.describe(), "table": arguments.table.name,
-        "images": arguments.images, "dense_accuracy": dense, "parameters": len(evaluator.space.parameters),
-        "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
-        "costs_seconds": costs_s,
+        "images": arguments.images, "parameters": len(evaluator.space.parameters), **found,
     }  # fmt: skip
     for seed in range(arguments.seeds):
         for name in arguments.samplers.split(","):

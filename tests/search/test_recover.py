@@ -97,6 +97,12 @@ def test_without_a_budget_all_are_trained_to_the_end_and_share_the_time(bench: B
     assert [b.seconds for b in bench.budgets] == pytest.approx([50 - 6, 100 - 6], abs=1)
 
 
+def test_without_a_budget_the_front_decides_who_is_trained_and_in_which_order(bench: Bench) -> None:
+    # All are as fast and begin at half of their accuracy; three of five are asked for.
+    found = bench.run({n: [0.9] for n in range(1, 6)})
+    assert len(found) == 3 == len(bench.budgets)
+
+
 def test_what_the_deadline_leaves_no_time_for_is_not_begun(bench: Bench) -> None:
     assert bench.run({1: [0.9], 2: [0.8]}, deadline=time.monotonic() + 1, target_latency="0.5x") == []
     assert bench.budgets == []
