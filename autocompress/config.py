@@ -68,7 +68,7 @@ class RunConfig(_Section):
     max_size: str | None = None
     n_trials: int = Field(default=100, ge=1)
     timeout: str | None = None
-    sampler: str = "tpe"
+    sampler: str = "knapsack"
     seed: int = 0
     table: str = ANY_TABLE
     allow_foreign_table: bool = False

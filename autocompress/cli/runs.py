@@ -22,7 +22,7 @@ from autocompress.cli.terminal import err, out, plain_errors
 @click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
 @click.option("--n-trials", type=int, help="Trials at most; those of a resumed run count. Default 100.")
 @click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
-@click.option("--sampler", help="tpe (default), knapsack, nsga2, gp or random.")
+@click.option("--sampler", help="knapsack (default), tpe, nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
 @click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs; latency is PREDICTED.")
