@@ -380,11 +380,11 @@ def _subject(
 
 def _check(config: RunConfig) -> None:
     """Refuse what can be seen to be wrong before anything is loaded."""
-    from autocompress.search.space import load_space
+    from autocompress.search.space import configured_space
 
     if config.engine not in ENGINES:
         raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
-    load_space(config.space)
+    configured_space(config)
 
 
 def inspect(task: Task) -> dict[str, Any]:

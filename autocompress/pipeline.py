@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.agreement import agree
-from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
+from autocompress.compress import ChannelScores, CompressionContext, Evidence, apply_policy, rewrite, score_channels
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
@@ -384,16 +384,20 @@ class Pipeline:
             self.ledger.merge(ledger)
 
 
-def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> dict[str, Tensor]:
-    """Return the importance of every group's channels, as `compress.score_channels`, by losses on training data."""
+def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> ChannelScores:
+    """Return the importance of every group's channels, as `compress.score_channels`, by a task's data."""
 
-    def losses() -> Iterator[Tensor]:
-        for index, (inputs, targets) in enumerate(task.train_batches(128, 0)):
-            if index == 8:
-                return
+    def losses(batch_size: int) -> Iterator[Tensor]:
+        for inputs, targets in task.train_batches(batch_size, 0):
             yield task.loss(base(inputs), targets)
 
-    return score_channels(base, task.example_inputs(2), inventory, importance, losses())
+    def outputs() -> Iterator[Tensor]:
+        for inputs in task.calibration(_BATCH):
+            with torch.no_grad():
+                found = base(inputs)
+            yield found
+
+    return score_channels(base, task.example_inputs(2), inventory, importance, Evidence(losses, outputs))
 
 
 def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:
