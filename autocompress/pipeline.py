@@ -49,6 +49,8 @@ from autocompress.worker.client import EngineWorker
 
 REFERENCE_SAMPLES = 32
 _BATCH = 256
+# Training samples read at once for importances; the largest batch whose loss one may ask for.
+_LOSS_BATCH = 128
 # Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
 _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
@@ -388,8 +390,10 @@ def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance
     """Return the importance of every group's channels, as `compress.score_channels`, by a task's data."""
 
     def losses(batch_size: int) -> Iterator[Tensor]:
-        for inputs, targets in task.train_batches(batch_size, 0):
-            yield task.loss(base(inputs), targets)
+        # A task may refuse batches of one sample, which no batch-norm can train on.
+        for inputs, targets in task.train_batches(_LOSS_BATCH, 0):
+            for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+                yield task.loss(base(x), y)
 
     def outputs() -> Iterator[Tensor]:
         for inputs in task.calibration(_BATCH):

@@ -141,7 +141,7 @@ def _below_one_threshold(
         raise _too_much(ratio, wide, least)
     gone = torch.zeros(len(everything), dtype=torch.bool)
     gone[everything.argsort(stable=True)[:removed]] = True
-    parts = gone.split([len(own) for own in candidates])
+    parts = torch.split(gone, [len(own) for own in candidates])
     return {name: wide[name] - int(part.sum()) for name, part in zip(wide, parts, strict=True)}
 
 
@@ -154,11 +154,11 @@ def _too_much(ratio: float, wide: Mapping[str, int], least: Mapping[str, int]) -
 
 
 def _check(inventory: Inventory, scope: str, multiple: int, ratio: float) -> None:
+    if not inventory.groups:
+        raise ConfigError("No channels of this model can be pruned; `autocompress inspect` says why.")
     if scope not in SCOPES:
         raise ConfigError(f"Unknown scope {scope!r}.{nearest(scope, SCOPES)}")
     if multiple < 1:
         raise ConfigError(f"Channels cannot be kept in multiples of {multiple}; give 1 or more.")
     if not 0 <= ratio < 1:
         raise ConfigError(f"pruning_ratio {ratio} is the fraction of channels removed; give it in [0, 1).")
-    if not inventory.groups:
-        raise ConfigError("No channels of this model can be pruned; `autocompress inspect` says why.")

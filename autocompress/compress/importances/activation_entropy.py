@@ -48,7 +48,8 @@ class ActivationEntropy(ActivationImportance):
     def result(self, reader: Reader) -> Tensor:
         """See `ActivationImportance.result`."""
         counts = self._counts[reader]
-        return torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1)
+        shares = counts / counts.sum(1, keepdim=True)
+        return -torch.xlogy(shares, shares).sum(1)
 
 
 IMPORTANCES = {METHOD.name: ActivationEntropy}

@@ -24,7 +24,7 @@ class Evidence:
     """What data say of a model. Made lazily: an importance pays only for what it reads.
 
     Attributes:
-        losses: Number of samples in a batch to scalar losses of the model over such training batches.
+        losses: Number of samples in a batch, 128 at most, to scalar losses of the model over such training batches.
         outputs: Runs the model over calibration inputs, one batch for every step of the iterator; the same ones each
             time it is called.
     """

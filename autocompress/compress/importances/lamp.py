@@ -11,7 +11,7 @@ from autocompress.methods import Method
 METHOD = Method(
     "lamp",
     "importance",
-    "squared L2 norm over that of all channels as large or larger; for global thresholds",
+    "squared L2 norm over those of all channels as large, for a global threshold",
     "Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021",
 )
 
