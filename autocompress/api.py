@@ -426,7 +426,8 @@ def prune(
 
     resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
     try:
-        wanted = pruning.PruningOptions(**{"importance": resolved.importance or "magnitude", **options})
+        named = {} if resolved.importance is None else {"importance": resolved.importance}
+        wanted = pruning.PruningOptions(**{**named, **options})
     except TypeError as error:
         raise ConfigError(f"autocompress.prune: {error}.") from error
     if to is not None:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from autocompress.compress import CompressionContext, apply_policy, check_importance, rewrite
+from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig
 from autocompress.engines.export import save_onnx
@@ -51,7 +52,7 @@ class PruningOptions:
             recalibrated, nothing is trained.
     """
 
-    importance: str = "magnitude"
+    importance: str = DEFAULT_IMPORTANCE
     ratio: float | None = None
     macs: float | None = None
     scope: str = "global"

@@ -25,6 +25,7 @@ def _found() -> Iterator[tuple[str, Callable[[], Importance]]]:
         yield from getattr(import_module(info.name), "IMPORTANCES", {}).items()
 
 
+DEFAULT_IMPORTANCE = "magnitude"
 # Name of a method to what makes one.
 IMPORTANCES: Mapping[str, Callable[[], Importance]] = dict(_found())
 

@@ -14,6 +14,7 @@ import torch
 
 from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy
+from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
@@ -286,6 +287,8 @@ class SearchSession:
             "batch_size": config.batch_size,
             "space": space.hash,
             "seed": config.seed,
+            # What is the default is left out, so that runs of before it could be chosen resume.
+            **({} if space.file.importance == DEFAULT_IMPORTANCE else {"importance": space.file.importance}),
         }
 
     def _block_order(self) -> list[str]:

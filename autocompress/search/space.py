@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from autocompress.compress.importance import IMPORTANCES, check_importance
+from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, check_importance
 from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
@@ -96,7 +96,7 @@ class SpaceFile(BaseModel):
     sparsity: SparsitySpace = SparsitySpace()
     blocks: BlockSpace = BlockSpace()
     uniform: bool = False
-    importance: str = "magnitude"
+    importance: str = DEFAULT_IMPORTANCE
 
     @field_validator("importance")
     @classmethod

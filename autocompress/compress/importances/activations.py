@@ -69,8 +69,8 @@ class ActivationImportance(Importance):
         }
 
     def _pass(self, subject: Subject, readers: list[Reader], number: int) -> None:
-        def hook(mine: list[Reader], module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0].detach()
+        def hook(mine: list[Reader], module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            inputs = (args or tuple(named.values()))[0].detach()
             if isinstance(module, nn.Linear):
                 inputs = inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)
             for reader in mine:
@@ -79,7 +79,8 @@ class ActivationImportance(Importance):
         handles = []
         for layer in dict.fromkeys(reader.layer for reader in readers):
             mine = [reader for reader in readers if reader.layer == layer]
-            handles.append(subject.model.get_submodule(layer).register_forward_pre_hook(partial(hook, mine)))
+            module = subject.model.get_submodule(layer)
+            handles.append(module.register_forward_pre_hook(partial(hook, mine), with_kwargs=True))
         try:
             batches = sum(1 for _ in subject.evidence.outputs())
         finally:
