@@ -392,7 +392,7 @@ def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance
     def losses(batch_size: int) -> Iterator[Tensor]:
         # A task may refuse batches of one sample, which no batch-norm can train on.
         for inputs, targets in task.train_batches(_LOSS_BATCH, 0):
-            for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+            for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
                 yield task.loss(base(x), y)
 
     def outputs() -> Iterator[Tensor]:
