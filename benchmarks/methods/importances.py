@@ -132,24 +132,28 @@ class Bench:
 
 
 def table() -> str:
-    """Return the results as Markdown tables."""
+    """Return the results as Markdown tables; a column that nothing was measured of is left out."""
     lines = []
     for path in sorted(RESULTS.glob("importances-*.json")):
         found = read_json(path)
         rows = found["rows"]
+        measured = {key for name in NAMES for key in rows.get(name, {})}
+        tuned = sorted(key for key in measured if key.startswith("tuned_"))
+        titles = {"same_ratios": "same ratios", "own_ratios": "own ratios"}
+        titles |= {key: f"same ratios, {key.removeprefix('tuned_')} epochs" for key in tuned}
         lines += [
-            f"**{found['model']}**, {found['macs'] / found['macs_uncompressed']:.3f}x the MACs, uncompressed "
-            f"{rows['uncompressed']['accuracy']:.2%}",
+            f"**{found['model']}**, {found['macs'] / found['macs_uncompressed']:.3f}x the MACs (same ratios), "
+            f"uncompressed {rows['uncompressed']['accuracy']:.2%}",
             "",
-            "| importance | same ratios | own ratios | same ratios, 2 epochs |",
-            "|---|---|---|---|",
+            f"| importance | {' | '.join(titles.values())} |",
+            "|---" * (1 + len(titles)) + "|",
         ]
         for name in NAMES:
             row = rows.get(name, {})
-            cells = [f"{row[key]:.2%}" if key in row else "" for key in ("same_ratios", "own_ratios", "tuned_2")]
+            cells = {key: f"{row[key]:.2%}" if key in row else "not measured" for key in titles}
             if name in SAME_ORDER:
-                cells[0] = cells[2] = f"as {SAME_ORDER[name]}"
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+                cells |= {key: f"as {SAME_ORDER[name]}" for key in titles if key != "own_ratios"}
+            lines.append(f"| {name} | {' | '.join(cells.values())} |")
         lines.append("")
     return "\n".join(lines)
 
