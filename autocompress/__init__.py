@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, build, measure, open_profile, profile, search, sensitivity
+    from autocompress.api import benchmark, build, measure, open_profile, profile, prune, search, sensitivity
     from autocompress.errors import AutoCompressError
+    from autocompress.methods import list_methods
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
     from autocompress.tasks import ClassificationTask, Task, load_task
@@ -26,11 +27,13 @@ _HOMES = {
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
     "build": "autocompress.api",
+    "list_methods": "autocompress.methods",
     "load_task": "autocompress.tasks",
     "measure": "autocompress.api",
     "open_profile": "autocompress.api",
     "open_run": "autocompress.run",
     "profile": "autocompress.api",
+    "prune": "autocompress.api",
     "search": "autocompress.api",
     "sensitivity": "autocompress.api",
 }
@@ -44,11 +47,13 @@ __all__ = [
     "Task",
     "benchmark",
     "build",
+    "list_methods",
     "load_task",
     "measure",
     "open_profile",
     "open_run",
     "profile",
+    "prune",
     "search",
     "sensitivity",
 ]

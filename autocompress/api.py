@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from autocompress.search.observer import Observer
     from autocompress.search.sensitivity import Sensitivity
     from autocompress.search.tables import Profile
+    from autocompress.stepwise import PruningResult
     from autocompress.tasks import Task
 
 
@@ -380,11 +381,11 @@ def _subject(
 
 def _check(config: RunConfig) -> None:
     """Refuse what can be seen to be wrong before anything is loaded."""
-    from autocompress.search.space import load_space
+    from autocompress.search.space import configured_space
 
     if config.engine not in ENGINES:
         raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
-    load_space(config.space)
+    configured_space(config)
 
 
 def inspect(task: Task) -> dict[str, Any]:
@@ -396,6 +397,50 @@ def inspect(task: Task) -> dict[str, Any]:
 
     inventory = take_inventory(rewrite(task.model()), task.example_inputs(2))
     return asdict(inventory)
+
+
+def prune(
+    task: Task | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    to: Path | str | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> PruningResult:
+    """Prune a model by one importance, without a search, in one step or in several with fine-tuning between them.
+
+    Args:
+        task: A `Task`, or the name of one.
+        config: A run file, or its contents: the task, `importance`, and `recovery` for the fine-tuning.
+        to: New directory for policy, weights, ONNX file and figures; None writes nothing.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides of the run file.
+        **options: Of `autocompress.stepwise.PruningOptions`: ``ratio=0.5, scope="global", schedule="gradual"``.
+
+    Raises:
+        ConfigError: An option cannot be used, so much cannot go, or `to` holds something.
+        CompressionError: The importance lacks what it needs, or fine-tuning diverged.
+    """
+    from autocompress import stepwise as pruning
+
+    resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
+    try:
+        named = {} if resolved.importance is None else {"importance": resolved.importance}
+        wanted = pruning.PruningOptions(**{**named, **options})
+    except TypeError as error:
+        raise ConfigError(f"autocompress.prune: {error}.") from error
+    if to is not None:
+        pruning.check_new(Path(to))
+    loaded, resolved = _subject(task, config, observer, sets, {})
+    found = pruning.prune(
+        loaded, wanted, resolved.recovery,
+        stage=observer.stage if observer is not None else lambda text: None,
+        progress=observer.progress if observer is not None else _silent,
+    )  # fmt: skip
+    if to is not None:
+        pruning.write_pruned(found, loaded, Path(to))
+    return found
 
 
 def task_from(config: TaskConfig) -> Task:

@@ -53,7 +53,7 @@ class RunConfig(_Section):
     """One search run.
 
     Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
-    `timeout_seconds` properties give them parsed.
+    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own.
     """
 
     task: TaskConfig = TaskConfig()
@@ -63,6 +63,7 @@ class RunConfig(_Section):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     dense_dtype: Literal["best", "fp32", "bf16", "fp16"] = "best"
     space: str = "default"
+    importance: str | None = None
     target_latency: str | None = None
     max_drop: str | None = None
     max_size: str | None = None

@@ -22,7 +22,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.agreement import agree
-from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
+from autocompress.compress import (
+    ChannelScores,
+    CompressionContext,
+    Evidence,
+    apply_policy,
+    rewrite,
+    score_channels,
+)
 from autocompress.compress.quantization import activation_ranges
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
@@ -51,6 +58,8 @@ from autocompress.worker.client import EngineWorker
 
 REFERENCE_SAMPLES = 32
 _BATCH = 256
+# Training samples read at once for importances; the largest batch whose loss one may ask for.
+_LOSS_BATCH = 128
 # Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
 _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
@@ -425,16 +434,22 @@ class Pipeline:
         return Glance(middle, middle + _STUDENT * spread)
 
 
-def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> dict[str, Tensor]:
-    """Return the importance of every group's channels, as `compress.score_channels`, by losses on training data."""
+def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> ChannelScores:
+    """Return the importance of every group's channels, as `compress.score_channels`, by a task's data."""
 
-    def losses() -> Iterator[Tensor]:
-        for index, (inputs, targets) in enumerate(task.train_batches(128, 0)):
-            if index == 8:
-                return
-            yield task.loss(base(inputs), targets)
+    def losses(batch_size: int) -> Iterator[Tensor]:
+        # A task may refuse batches of one sample, which no batch-norm can train on.
+        for inputs, targets in task.train_batches(_LOSS_BATCH, 0):
+            for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
+                yield task.loss(base(x), y)
 
-    return score_channels(base, task.example_inputs(2), inventory, importance, losses())
+    def outputs() -> Iterator[Tensor]:
+        for inputs in task.calibration(_BATCH):
+            with torch.no_grad():
+                found = base(inputs)
+            yield found
+
+    return score_channels(base, task.example_inputs(2), inventory, importance, Evidence(losses, outputs))
 
 
 def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:

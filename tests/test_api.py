@@ -161,6 +161,8 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_resumes(
     settings = (out / "config.yaml").read_text()
     with pytest.raises(StudyMismatchError, match="seed: 0 in the run, 5 now"):
         api.search(task, out=out, resume=True, seed=5)
+    with pytest.raises(StudyMismatchError, match="importance: None in the run, 'apoz' now"):
+        api.search(task, out=out, resume=True, importance="apoz")
     assert (out / "config.yaml").read_text() == settings
 
     # An unreachable target: the closest is on disk, and it is said how far off it is.

@@ -29,6 +29,7 @@ from autocompress.cli.terminal import err, out, plain_errors
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
 @click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
 @click.option("--space", help="default, prune-only, quantize-only, lowrank-only, uniform, or a YAML file.")
+@click.option("--importance", help="Which channels go first; see `autocompress methods`. By default the space's.")
 @click.option("--table", metavar="FILE", help="A latency table; by default that of this device. none: predict nothing.")
 @click.option("--allow-foreign-table", is_flag=True, default=None, help="Use a table of another device, labelled so.")
 @click.option(

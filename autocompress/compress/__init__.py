@@ -2,7 +2,18 @@
 
 from autocompress.compress.apply import apply_policy
 from autocompress.compress.base import CompressionContext, Transform
-from autocompress.compress.importance import IMPORTANCES, score_channels
+from autocompress.compress.importance import IMPORTANCES, ChannelScores, check_importance, score_channels
+from autocompress.compress.importances.base import Evidence
 from autocompress.compress.rewrite import rewrite
 
-__all__ = ["IMPORTANCES", "CompressionContext", "Transform", "apply_policy", "rewrite", "score_channels"]
+__all__ = [
+    "IMPORTANCES",
+    "ChannelScores",
+    "CompressionContext",
+    "Evidence",
+    "Transform",
+    "apply_policy",
+    "check_importance",
+    "rewrite",
+    "score_channels",
+]

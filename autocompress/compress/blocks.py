@@ -8,7 +8,16 @@ from torch import nn
 
 from autocompress.compress.base import CompressionContext, Transform
 from autocompress.errors import CompressionError
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
+
+METHOD = Method(
+    "blocks",
+    "pruning",
+    "residual blocks with an identity shortcut removed whole",
+    "Veit et al., Residual networks behave like ensembles, NeurIPS 2016",
+    ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+)
 
 
 class BlockRemoval(Transform):

@@ -1,76 +1,100 @@
 """Importance of channels: which ones a group can best do without. Higher is more worth keeping.
 
-Scores are summed over all layers that a channel touches, producers and consumers (Fang et al., DepGraph, CVPR 2023).
-``magnitude``: L2 norm (Li et al., 2017). ``taylor``: ``|weight x gradient|`` of the loss (Molchanov et al., 2019).
-``random``: the control.
+Scores are of whole groups: every method says how it sums over the layers that a channel touches (after Fang et al.,
+DepGraph, CVPR 2023). The methods are the files of `importances`; a new file there is found by itself.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.compress import importances
+from autocompress.compress.importances.base import Evidence, Importance, Subject, relative
 from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.inventory import Inventory, dependency_graph, output_group
 
-IMPORTANCES: dict[str, Callable[[], Any]] = {
-    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
-    "taylor": lambda: tp.importance.GroupTaylorImportance(normalizer=None),
-    "random": tp.importance.RandomImportance,
-}
+
+def _found() -> Iterator[tuple[str, Callable[[], Importance]]]:
+    for info in pkgutil.iter_modules(importances.__path__, f"{importances.__name__}."):
+        yield from getattr(import_module(info.name), "IMPORTANCES", {}).items()
 
 
-def score_channels(
-    model: nn.Module, inputs: Tensor, inventory: Inventory, method: str, losses: Iterable[Tensor] = ()
-) -> dict[str, Tensor]:
-    """Score every channel of every group.
+DEFAULT_IMPORTANCE = "magnitude"
+# Name of a method to what makes one.
+IMPORTANCES: Mapping[str, Callable[[], Importance]] = dict(_found())
 
-    Args:
-        model: The uncompressed model, not changed. Its own gradients are used by ``taylor``: see `losses`.
-        inputs: Example inputs ``(N, ...)``.
-        inventory: Of this model.
-        method: A key of `IMPORTANCES`.
-        losses: Scalar losses of `model` over a few batches, made lazily; each is backpropagated by ``taylor``.
 
-    Returns:
-        Group name to scores ``(C,)``, normalised to mean 1 so that groups compare.
+class ChannelScores(dict[str, Tensor]):
+    """Group name to scores ``(C,)``.
+
+    Attributes:
+        notes: Group name to what was done instead, where the method says nothing of a group.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+        super().__init__(scores)
+        self.notes = dict(notes or {})
+
+
+def check_importance(method: str) -> str:
+    """Return `method`.
 
     Raises:
-        ConfigError: Unknown `method`.
-        CompressionError: ``taylor`` got no gradient of some layer.
+        ConfigError: It is no key of `IMPORTANCES`.
     """
     if method not in IMPORTANCES:
         raise ConfigError(f"Unknown importance {method!r}.{nearest(method, IMPORTANCES)}")
-    if method == "taylor":
-        model.zero_grad(set_to_none=True)
-        for loss in losses:
-            loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return method
+
+
+def score_channels(
+    model: nn.Module, inputs: Tensor, inventory: Inventory, method: str, evidence: Evidence | None = None
+) -> ChannelScores:
+    """Score every channel of every group.
+
+    Args:
+        model: The uncompressed model in eval mode, not changed; what `evidence` runs.
+        inputs: Example inputs ``(N, ...)``.
+        inventory: Of this model.
+        method: A key of `IMPORTANCES`.
+        evidence: Losses and outputs of `model`, for methods that look at data.
+
+    Returns:
+        Scores that compare between groups: normalised to mean 1 for each, unless the method's own do.
+
+    Raises:
+        ConfigError: Unknown `method`.
+        CompressionError: A weight is not finite, or the model or the evidence lacks what the method needs.
+    """
+    importance = IMPORTANCES[check_importance(method)]()
+    _check_weights(model, inventory)
     scored = copy.deepcopy(model)
-    model.zero_grad(set_to_none=True)
-    if method == "taylor":
-        _check_gradients(inventory, gradients)
-    graph = dependency_graph(scored, inputs)
-    for name, parameter in scored.named_parameters():
-        parameter.grad = gradients[name]
-    importance = IMPORTANCES[method]()
-    scores: dict[str, Tensor] = {}
-    for name, group in inventory.groups.items():
-        raw = importance(output_group(graph, scored, name, range(group.channels))).detach().float()
-        scores[name] = raw / raw.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return scores
+    scored.zero_grad(set_to_none=True)
+    graph = dependency_graph(scored, inputs) if inventory.groups else None
+    groups = {name: output_group(graph, scored, name, range(g.channels)) for name, g in inventory.groups.items()}
+    subject = Subject(method, model, scored, inventory, graph, groups, evidence or Evidence())
+    scores = {}
+    for name, raw in importance.scores(subject).items() if groups else ():
+        if not bool(raw.isfinite().all()):
+            raise CompressionError(
+                f"Importance {method!r} of group {name!r} is not finite: its gradients or activations overflow. Use "
+                "'magnitude', or check the model and the data."
+            )
+        scores[name] = raw if importance.compares else relative(raw)
+    return ChannelScores(scores, subject.notes)
 
 
-def _check_gradients(inventory: Inventory, gradients: Mapping[str, Tensor | None]) -> None:
-    for group in inventory.groups.values():
-        for name in (*group.producers, *group.consumers):
-            if gradients.get(f"{name}.weight") is None:
-                raise CompressionError(
-                    f"Importance 'taylor' needs the gradient of {name!r}, which the losses do not give: there were no "
-                    "training batches, or its weight is frozen. Use 'magnitude'."
-                )
+def _check_weights(model: nn.Module, inventory: Inventory) -> None:
+    members = {name for group in inventory.groups.values() for name in (*group.producers, *group.consumers)}
+    for name, module in model.named_modules():
+        if name in members and not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+            raise CompressionError(
+                f"The weights of layer {name!r} hold NaN or infinite values, so its channels cannot be compared. Check "
+                "the weights that the task loads."
+            )

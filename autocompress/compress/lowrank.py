@@ -13,8 +13,25 @@ from torch import Tensor, nn
 
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 
+METHODS = (
+    Method(
+        "svd",
+        "lowrank",
+        "linear and 1x1 layers as two thinner ones, by truncated SVD",
+        "Denton et al., NeurIPS 2014",
+        ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+    ),
+    Method(
+        "tucker2",
+        "lowrank",
+        "k x k convolutions as three thinner ones, by Tucker-2",
+        "Kim et al., ICLR 2016",
+        ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+    ),
+)
 # Engines vectorise channels by eight at least; a rank in between costs the same as the next multiple.
 RANK_STEP = 8
 

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
 from autocompress.inventory import CONVOLUTIONS, dependency_graph, output_group
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
+
+METHOD = Method(
+    "channels",
+    "pruning",
+    "whole channels removed in all layers that share them",
+    "Li et al., ICLR 2017; Fang et al., DepGraph, CVPR 2023",
+    ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+)
 
 
 class ChannelPruning(Transform):

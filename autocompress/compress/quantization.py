@@ -20,8 +20,16 @@ from torch.nn import functional as F
 
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 
+METHOD = Method(
+    "int8",
+    "quantization",
+    "weights per channel, activations per tensor by MSE, as Q/DQ",
+    "Jacob et al., CVPR 2018",
+    ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
+)
 _BINS = 2048
 _SAMPLES = 2**17
 # Clipping thresholds tried, as fractions of the largest magnitude seen.

@@ -79,6 +79,17 @@ def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkSha
     return NetworkShape(policy.dense_dtype, groups, layers, policy.removed_blocks)
 
 
+def network_macs(inventory: Inventory, policy: CompressionPolicy) -> int:
+    """Return the multiply-accumulates for one sample that channels and blocks of `policy` leave; ranks are not seen."""
+    total = 0.0
+    for name, shape in network_shape(inventory, policy).layers.items():
+        layer = inventory.layers[name]
+        # Every output channel of a depthwise layer reads one input channel, however many there are.
+        ins = 1.0 if layer.kind == "depthwise" else shape.in_channels / layer.in_channels
+        total += layer.macs * ins * shape.out_channels / layer.out_channels
+    return round(total)
+
+
 def ranks(layer: Layer, ins: int, outs: int, ratio: float) -> tuple[int, ...]:
     """Return the ranks that `LowRank` gives `layer` at these widths; empty when it is not factorized."""
     if ratio >= 1 or not layer.factorizable:

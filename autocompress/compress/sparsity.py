@@ -21,8 +21,16 @@ from torch import Tensor, nn
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
 from autocompress.inventory import CONVOLUTIONS, NORMS, dependency_graph, output_group
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 
+METHOD = Method(
+    "2:4",
+    "pruning",
+    "two of every four weights zero, channels permuted to keep more",
+    "Mishra et al., 2021; Pool & Yu, NeurIPS 2021",
+    ("tensorrt", "tensorrt-rtx"),
+)
 # Layers with fewer input channels gain nothing from it.
 LEAST_CHANNELS = 16
 _ROWS, _PAIRS = 512, 400

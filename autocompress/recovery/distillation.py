@@ -10,6 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.methods import Method
+
+METHOD = Method(
+    "logits",
+    "distillation",
+    "outputs of the uncompressed model matched, with temperature and alpha",
+    "Hinton et al., Distilling the knowledge in a neural network, 2015",
+)
+
 # Teacher outputs kept in memory at most; beyond it they are computed again.
 _CACHE_BYTES = 512 * 2**20
 

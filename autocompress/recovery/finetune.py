@@ -22,11 +22,18 @@ from autocompress.compress.quantization import calibrate, quantization_mode, qua
 from autocompress.compress.sparsity import keep_zeros
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
+from autocompress.methods import Method
 from autocompress.recovery.distillation import Teacher, distillation_loss
 from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.results import write_bytes
 from autocompress.tasks.base import Batch, Task
 
+METHOD = Method(
+    "qat",
+    "recovery",
+    "int8 simulated in the last part of fine-tuning, gradients straight through",
+    "Jacob et al., CVPR 2018",
+)
 # Augmented epochs are repeated after this many, so that the teacher's outputs are computed once for each.
 AUGMENTED_EPOCHS = 6
 _WARM_UP = 0.1

@@ -10,6 +10,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from autocompress.methods import Method
+
+METHOD = Method(
+    "recalibration",
+    "recovery",
+    "batch-norm statistics estimated anew after every change",
+    "Li et al., EagleEye, ECCV 2020",
+)
+
 
 def fast_dtype() -> torch.dtype:
     """Return what forward passes run in under autocast: bfloat16 where the processor computes in it, else float32."""

@@ -21,9 +21,16 @@ from torch.nn import functional
 
 from autocompress.compress.pruning import kept_indices
 from autocompress.inventory import Inventory
+from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.recalibration import batch_norms
 
+METHOD = Method(
+    name="reconstruction",
+    family="recovery",
+    summary="Fits what is left of each layer by least squares to what the whole layer gave",
+    source="He, Zhang & Sun, Channel pruning for accelerating very deep neural networks, ICCV 2017",
+)
 # Rows of a fit, output positions of all samples together, and values of its inputs.
 _ROWS, _VALUES = 4096, 2**22
 # Of the mean square of a layer's inputs, times weights per row: the fewer rows, the nearer to the weights there are.

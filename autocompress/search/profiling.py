@@ -44,7 +44,7 @@ from autocompress.pipeline import engine_options
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer
-from autocompress.search.space import Choice, SearchSpace, load_space
+from autocompress.search.space import Choice, SearchSpace, configured_space
 from autocompress.search.tables import Profile, layer_times, observations, open_profile, predictor_from
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
@@ -125,7 +125,7 @@ class Profiler:
         self._observer.stage("Measuring the uncompressed model")
         self.dense_dtype, self._baseline = self._fastest(wanted)
         self.space = SearchSpace(
-            load_space(config.space), self.inventory, self.dense_dtype,
+            configured_space(config), self.inventory, self.dense_dtype,
             int8="int8" in self._capabilities, sparse="2:4" in self._capabilities,
         )  # fmt: skip
         device = device_fingerprint(gpu=runs_on_gpu(config.engine))

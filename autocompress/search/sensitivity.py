@@ -33,7 +33,7 @@ from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.search.fitting import severity
-from autocompress.search.space import Choice, SearchSpace, load_space
+from autocompress.search.space import Choice, SearchSpace, configured_space
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
@@ -261,7 +261,7 @@ def of_task(
     dense_dtype = dense_dtypes(capabilities, config.dense_dtype, f"{config.engine} ({described['device']})")[0]
     base = rewrite(task.model()).to(memory_format=torch.channels_last)
     inventory = take_inventory(base, task.example_inputs(2))
-    file = load_space(config.space)
+    file = configured_space(config)
     space = SearchSpace(file, inventory, dense_dtype, int8="int8" in capabilities, sparse="2:4" in capabilities)
     scores = channel_scores(task, base, inventory, file.importance)
     return SensitivityPass(base, inventory, scores, task, space).run(progress=progress)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from autocompress import environment
+from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
@@ -32,7 +33,7 @@ from autocompress.search.recover import Recovery
 from autocompress.search.sampler import Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SensitivityPass
-from autocompress.search.space import Choice, SearchSpace, load_space
+from autocompress.search.space import Choice, SearchSpace, configured_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import TrialLoop, open_study
 from autocompress.search.tables import open_ahead, open_predictor
@@ -73,9 +74,11 @@ class SearchSession:
 
     def __post_init__(self) -> None:
         environment.seed_everything(self.config.seed)
-        space = load_space(self.config.space)
+        space = configured_space(self.config)
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
+        for group, note in self.pipeline.scores.notes.items():
+            self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         self._space_file = space
         # What single choices lose, where the sampler asked for it.
         self._losses: Mapping[str, Mapping[Choice, float]] | None = None
@@ -284,6 +287,8 @@ class SearchSession:
             "batch_size": config.batch_size,
             "space": space.hash,
             "seed": config.seed,
+            # What is the default is left out, so that runs of before it could be chosen resume.
+            **({} if space.file.importance == DEFAULT_IMPORTANCE else {"importance": space.file.importance}),
         }
 
     def _block_order(self) -> list[str]:

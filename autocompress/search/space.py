@@ -19,8 +19,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
+from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, check_importance
 from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
 from autocompress.compress.sparsity import LEAST_CHANNELS
+from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.inventory import Inventory, Layer
 from autocompress.policy import SPARSITIES, CompressionPolicy, LayerPolicy
@@ -94,7 +96,14 @@ class SpaceFile(BaseModel):
     sparsity: SparsitySpace = SparsitySpace()
     blocks: BlockSpace = BlockSpace()
     uniform: bool = False
-    importance: Literal["magnitude", "taylor", "random"] = "magnitude"
+    importance: str = DEFAULT_IMPORTANCE
+
+    @field_validator("importance")
+    @classmethod
+    def _known_importance(cls, value: str) -> str:
+        if value not in IMPORTANCES:
+            raise ValueError(f"unknown importance {value!r}.{nearest(value, IMPORTANCES)}")
+        return value
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -102,6 +111,18 @@ def shipped_spaces() -> dict[str, Path]:
     installed = Path(str(resources.files("autocompress"))) / "_search_spaces"
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "search_spaces"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def configured_space(config: RunConfig) -> SpaceFile:
+    """Return the space of a run, with what the run file says instead of it.
+
+    Raises:
+        ConfigError: As `load_space`, or the run's importance is unknown.
+    """
+    file = load_space(config.space)
+    if config.importance is None:
+        return file
+    return file.model_copy(update={"importance": check_importance(config.importance)})
 
 
 def load_space(name: str) -> SpaceFile:

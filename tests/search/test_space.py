@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 
+from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.search.space import SearchSpace, SpaceFile, channel_step, load_space, nearest_choice, shipped_spaces
+from autocompress.search.space import (
+    SearchSpace,
+    SpaceFile,
+    channel_step,
+    configured_space,
+    load_space,
+    nearest_choice,
+    shipped_spaces,
+)
 from tests.search.conftest import layer, make_inventory
 
 EVERYTHING: dict[str, Any] = {
@@ -47,7 +56,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         ("rank: {ratios: [0]}", r"rank\.ratios: rank ratios are fractions of the rank kept"),
         ("dtype: {choices: [int3]}", r"dtype\.choices"),
         ("pruning: {round_to: 0}", r"pruning\.round_to"),
-        ("importance: taylr", "importance"),
+        ("importance: taylr", r"importance: unknown importance 'taylr'\. Did you mean 'taylor'"),
         ("a: [", "space.yaml"),
         ("- 1", "space.yaml"),
     ],
@@ -230,3 +239,13 @@ def test_2_4_sparsity_is_offered_where_the_device_skips_zeros() -> None:
     assert space.narrowed({"sparsity/c2": ("none",)}).parameters.keys() == space.parameters.keys() - {"sparsity/c2"}
     uniform = SearchSpace(file.model_copy(update={"uniform": True}), inventory, "fp16", int8=True, sparse=True)
     assert uniform.parameters["sparsity/*"] == ("none", "2:4")
+
+
+# -- the run file -----------------------------------------------------------------------------------------------------
+
+
+def test_the_run_file_may_name_another_importance() -> None:
+    assert configured_space(RunConfig(space="prune-only")).importance == "magnitude"
+    assert configured_space(RunConfig(space="prune-only", importance="apoz")).importance == "apoz"
+    with pytest.raises(ConfigError, match=r"Unknown importance 'apox'\. Did you mean 'apoz'"):
+        configured_space(RunConfig(importance="apox"))

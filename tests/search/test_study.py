@@ -92,7 +92,7 @@ def test_without_a_target_the_whole_front_is_sought(bench: Bench) -> None:
 
 
 def test_a_size_limit_alone_is_a_target_too(bench: Bench) -> None:
-    assert [d.name for d in bench.loop(RunConfig(max_size="1MB")).study.directions] == ["MAXIMIZE"]
+    assert [d.name for d in bench.loop(RunConfig(max_size="1MB", sampler="random")).study.directions] == ["MAXIMIZE"]
 
 
 # -- duplicates, exhaustion, budgets ----------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_fine_tuned_records_are_not_learned_from(bench: Bench, make_record: Call
 def test_a_mismatch_lists_every_difference_and_no_other(bench: Bench) -> None:
     bench.loop(HALF).run(1, FOREVER)
     with pytest.raises(StudyMismatchError) as caught:
-        open_study(bench.run, RunConfig(), {**IDENTITY, "seed": 7, "space": "new"})
+        open_study(bench.run, RunConfig(sampler="random"), {**IDENTITY, "seed": 7, "space": "new"})
     text = str(caught.value)
     assert "objectives: 'accuracy' in the run, 'accuracy, latency ratio' now" in text
     assert "seed: 0 in the run, 7 now" in text and "space: None in the run, 'new' now" in text

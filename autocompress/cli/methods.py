@@ -1,0 +1,71 @@
+"""Commands about methods of compression: which there are, and pruning by one of them without a search."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autocompress.cli.terminal import err, out, plain_errors
+
+
+@click.command(short_help="List every method of compression.")
+@click.option("--family", help="importance, pruning, quantization, lowrank, distillation, recovery or storage.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@plain_errors
+def methods(family: str | None, *, as_json: bool) -> None:
+    """List every method: what it does, where it is from, and which engines it can make faster.
+
+    A method of the family importance is named so in a search space or a run file: importance: apoz.
+    """
+    from autocompress.methods import list_methods
+    from autocompress.report.method_tables import methods_table
+
+    found = list_methods(family)
+    if as_json:
+        click.echo(json.dumps([asdict(method) for method in found], indent=2))
+    else:
+        out.print(methods_table(found, out.width))
+
+
+@click.command(
+    short_help="Prune by one importance, without a search.",
+    epilog="Example: autocompress prune --task digits --importance taylor --ratio 0.5 --schedule gradual --epochs 2",
+)
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--importance", help="Which channels go first; see `autocompress methods`. Default magnitude.")
+@click.option("--ratio", type=float, metavar="R", help="Fraction of all channels that goes, such as 0.5.")
+@click.option("--macs", type=float, metavar="M", help="Or fraction of the multiply-accumulates that stays.")
+@click.option("--scope", default="global", show_default=True, help="global, one threshold, or layer, the same ratio.")
+@click.option("--multiple", type=int, default=1, show_default=True, help="Keep channels in multiples of this.")
+@click.option("--schedule", default="one_shot", show_default=True, help="one_shot, iterative or gradual.")
+@click.option("--steps", type=int, default=5, show_default=True, help="Of iterative and gradual schedules.")
+@click.option("--epochs", type=float, default=0.0, show_default=True, help="Of distillation, over all steps together.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), metavar="DIR", help="Write policy, weights and ONNX file; new directory."
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@plain_errors
+def prune(
+    run_file: Path | None, *, task: str | None, to: Path | None, sets: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Prune a task's model to a share of its channels or multiply-accumulates, in one step or in several.
+
+    Nothing is searched or measured on an engine: `autocompress benchmark` times DIR/model.onnx.
+    """
+    from autocompress import api
+    from autocompress.report.live import LiveObserver
+    from autocompress.report.method_tables import pruned_tables
+
+    given = {key: value for key, value in options.items() if value is not None}
+    with LiveObserver(err) as observer:
+        found = api.prune(task, config=run_file, to=to, observer=observer, sets=sets, **given)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(pruned_tables(found))

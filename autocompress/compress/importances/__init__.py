@@ -1,0 +1,1 @@
+"""Importances, one file each: adding one is a new file here with a `METHOD` and an `IMPORTANCES`."""

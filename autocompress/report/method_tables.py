@@ -1,0 +1,72 @@
+"""Terminal tables of methods and of what one of them did to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autocompress.methods import Method
+
+if TYPE_CHECKING:
+    from autocompress.stepwise import PruningResult
+
+# Terminal columns from which the sources have room of their own.
+_SOURCE_WIDTH = 110
+
+
+def methods_table(methods: Sequence[Method], width: int = 80) -> RenderableType:
+    """Return what `autocompress methods` prints: a table for each family.
+
+    `width` is the terminal's; in narrow ones the source stands below what the method does.
+    """
+    wide = width >= _SOURCE_WIDTH
+    tables: list[RenderableType] = []
+    for family, members in groupby(methods, key=lambda method: method.family):
+        listed = list(members)
+        fast = any(method.speeds_up for method in listed)
+        table = _table(family)
+        table.add_column("method", no_wrap=True, min_width=max(len(m.name) for m in listed))
+        table.add_column("what it does", ratio=3)
+        if wide:
+            table.add_column("source", ratio=3, style="dim")
+        if fast:
+            table.add_column("speeds up", ratio=1)
+        for method in listed:
+            does = Text(method.summary) if wide else Text.assemble(method.summary, "\n", (method.source, "dim"))
+            cells = [Text(method.name, style="bold"), does, *((Text(method.source),) if wide else ())]
+            table.add_row(*cells, *((Text(", ".join(method.speeds_up)),) if fast else ()))
+        tables.append(table)
+    if any(method.speeds_up for method in methods):
+        note = "speeds up: engines that it can make faster; what pays on a device is measured there. "
+        tables.append(Text(note + "TensorRT: as its documentation says, not timed.", style="dim"))
+    return Group(*tables)
+
+
+def pruned_tables(result: PruningResult) -> RenderableType:
+    """Return what `autocompress prune` prints: the steps, and what every group lost."""
+    steps = _table("Steps")
+    for name in ("step", "channels", "MACs", "pruned", "fine-tuned"):
+        steps.add_column(name, justify="right")
+    steps.add_row("", "1.00x", "1.00x", f"{result.baseline:.2%}", "", style="dim")
+    for number, step in enumerate(result.steps, 1):
+        tuned = "" if step.finetuned is None else f"{step.finetuned:.2%}"
+        steps.add_row(str(number), f"{step.channels:.2f}x", f"{step.macs:.2f}x", f"{step.pruned:.2%}", tuned)
+    groups = _table("Groups")
+    groups.add_column("group", overflow="fold")
+    groups.add_column("channels", justify="right", no_wrap=True)
+    groups.add_column("note", overflow="fold")
+    for name, (before, after) in result.groups.items():
+        cells = (name, f"{before} → {after}", result.notes.get(name, ""))
+        groups.add_row(*map(Text, cells), style="dim" if before == after else "")
+    test = f"Test data: {result.baseline_test:.2%} uncompressed, {result.test:.2%} pruned. Other figures: validation."
+    return Group(steps, groups, Text(test))
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
