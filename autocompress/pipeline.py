@@ -49,7 +49,7 @@ from autocompress.worker.client import EngineWorker
 
 REFERENCE_SAMPLES = 32
 _BATCH = 256
-# Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
+# Validation inputs lie on disk, for the worker to map, and outputs in memory; beyond this fewer samples are used.
 _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
@@ -120,8 +120,11 @@ class Pipeline:
 
     def _write_validation(self) -> ValidationData:
         inputs, targets, count = [], [], 0
+        with torch.no_grad():
+            # What a network gives may be larger than what it takes: maps of class scores.
+            given = self.base(self.inputs)[0].nbytes
         for x, y in self.task.validation(_BATCH):
-            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes))
+            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes, given))
             inputs.append(x[: limit - count].float().numpy())
             targets.append(y[: limit - count])
             count += len(inputs[-1])

@@ -46,6 +46,9 @@ def score_channels(
     """
     if method not in IMPORTANCES:
         raise ConfigError(f"Unknown importance {method!r}.{nearest(method, IMPORTANCES)}")
+    if not inventory.groups:
+        # The model may be one whose coupling cannot be traced at all.
+        return {}
     if method == "taylor":
         model.zero_grad(set_to_none=True)
         for loss in losses:

@@ -36,6 +36,7 @@ __all__ = [
     "UnlabelledTask",
     "load_task",
     "load_weights",
+    "measured_by",
     "pack",
 ]
 
@@ -53,15 +54,19 @@ _FORMS = ("torchvision:<model>", "timm:<model>", "transformers:<folder>", "<modu
 def load_task(config: TaskConfig) -> Task:
     """Return the task a run file names.
 
-    ``digits`` and ``cifar10`` are built in, ``torchvision:<model>``, ``timm:<model>`` and ``transformers:<folder>`` take
-    the models of these libraries, and ``package.module:factory`` calls the user's own factory, with the `TaskConfig` if
-    it takes an argument. With `TaskConfig.metric` the task's labels are not looked at: see `LabelFreeTask`.
+    ``digits`` and ``cifar10`` are built in, ``torchvision:<model>``, ``timm:<model>`` and ``transformers:<folder>``
+    take the models of these libraries, and ``package.module:factory`` calls the user's own factory, with the
+    `TaskConfig` if it takes an argument. With `TaskConfig.metric` the task's labels are not looked at: see `LabelFreeTask`.
 
     Raises:
         ConfigError: The name is unknown, or model, weights or data cannot be used.
     """
-    task = _named(config)
-    return task if config.metric is None else LabelFreeTask(task, config.metric)
+    return measured_by(config.metric, _named(config))
+
+
+def measured_by(metric: str | None, task: Task) -> Task:
+    """Return `task` measured by a metric of `label_free`; itself for None, or when it is so already."""
+    return task if metric is None or isinstance(task, LabelFreeTask) else LabelFreeTask(task, metric)
 
 
 def _named(config: TaskConfig) -> Task:

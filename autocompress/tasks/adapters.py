@@ -75,7 +75,8 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
         named = _mapping(outputs)
         missing = [name for name in keep if named.get(name) is None]
         if missing:
-            raise ConfigError(f"The model has no output {missing[0]!r}; it has {', '.join(named) or 'none with a name'}.")
+            known = ", ".join(named) or "none with a name"
+            raise ConfigError(f"The model has no output {missing[0]!r}; it has {known}.")
         outputs = [named[name] for name in keep]
     tensors = _tensors(outputs)
     if not tensors:
@@ -107,9 +108,7 @@ class Adapter(nn.Module):
         keep: See `as_tensor`.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Sequence[InputSpec] | None = None, keep: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[InputSpec] | None = None, keep: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
         self.inputs = None if inputs is None else tuple(inputs)

@@ -1,4 +1,4 @@
-"""Any model that takes images, known by name, with data of the user's: labelled or not, or noise where there is none."""
+"""Any model that takes images, known by name, with the user's data, labelled or not, or noise where there is none."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ _NOISE_SIZE = 256  # samples made where random weights come without data
 _IN_MEMORY_BYTES = 512 * 2**20
 _READERS = 2  # processes that decode a streamed folder
 _FASHION = "FashionMNIST"
+_OFF = 1e-3  # the largest weight of a layer that is switched off
 _HELD_OUT = 5  # every fifth unlabelled image is for testing, where there is no folder for that
 
 
@@ -118,7 +119,24 @@ def image_task(config: TaskConfig, model: ImageModel) -> Task:
 def _seeded(config: TaskConfig, model: ImageModel, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return model.build(classes)
+        return switch_on(model.build(classes))
+
+
+def switch_on(model: nn.Module) -> nn.Module:
+    """Give random values to what a builder sets to (all but) zero, and return the model.
+
+    Heads and the ends of residual branches often start at zero for the sake of training. A model of random weights is
+    run and compared, and what is zero would hide whatever lies behind it.
+    """
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias") or float(value.abs().max()) > _OFF:
+                continue
+            if value.ndim > 1 and min(value.shape) > 1:
+                nn.init.normal_(value, std=0.02)
+            else:
+                nn.init.uniform_(value, 0.5, 1.0)
+    return model
 
 
 def load_file(build: Callable[[int], nn.Module], weights: str, ignored: tuple[str, ...] = ()) -> nn.Module:

@@ -123,7 +123,7 @@ def list_images(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], tuple[st
 
 
 def has_classes(path: Path) -> bool:
-    """Return whether a path is laid out with a folder per class. Of what is no folder, a tar perhaps, that is assumed."""
+    """Return whether a path is laid out with a folder per class; of a file, a tar perhaps, that is assumed."""
     if not path.is_dir():
         return True
     splits = [item for item in path.iterdir() if item.is_dir() and item.name in SPLITS]

@@ -123,7 +123,9 @@ def _read(path: Path) -> tuple[list[str], list[int] | None]:
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Texts {path} cannot be read: {error}. task.data is a UTF-8 file, a text per line.") from error
+        raise ConfigError(
+            f"Texts {path} cannot be read: {error}. task.data is a UTF-8 file, a text per line."
+        ) from error
     if len(lines) < 2 * _TEST_SHARE:
         raise ConfigError(f"Texts {path} hold {len(lines)} lines; at least {2 * _TEST_SHARE} are needed.")
     parts = [line.rpartition("\t") for line in lines]

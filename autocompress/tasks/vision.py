@@ -99,8 +99,7 @@ def _with_weights(name: str, weights: str) -> nn.Module:
         return model
     if not Path(weights).expanduser().exists():
         raise ConfigError(
-            f"task.weights {weights!r} is neither a file nor weights of {name}."
-            f"{nearest(weights, (*published, RANDOM))}"
+            f"task.weights {weights!r} is neither a file nor weights of {name}.{nearest(weights, (*published, RANDOM))}"
         )
     return load_file(partial(_build, name), weights, _AUXILIARY_KEYS)
 

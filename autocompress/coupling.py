@@ -1,0 +1,282 @@
+"""Channels that can only be pruned together, through residual, concat and depthwise connections.
+
+The coupling is Torch-Pruning's dependency graph (Fang et al., DepGraph, CVPR 2023). That graph guesses at reshapes and
+concatenations, so a group is believed only after a copy of the model with it pruned has run, has kept its output shape,
+and gives what the whole model gives with the same channels silenced. A group that fails is left alone, and named.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import index_mapping
+
+from autocompress.errors import CompressionError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer.
+
+    Attributes:
+        name: Qualified module name.
+        kind: ``"conv"``, ``"pointwise"`` (1x1), ``"depthwise"``, ``"grouped"`` or ``"linear"``.
+        in_channels, out_channels: Width of its channel axes.
+        kernel: Spatial kernel size; empty for linear layers.
+        macs: Multiply-accumulates for one sample.
+        params: Parameters, bias included.
+        factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
+            forward may do something else with the weight).
+        quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
+        groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    macs: int
+    params: int
+    factorizable: bool
+    quantizable: bool
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers coupled by one shared channel axis, which can only be pruned together.
+
+    Attributes:
+        name: The first layer, in the model's order, whose output channels belong to the axis.
+        channels: Length of the axis.
+        producers: Layers whose output channels are pruned.
+        consumers: Layers whose input channels are pruned with them.
+        multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
+            flatten, or where a layer reads the axis twice.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+
+
+def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
+    """Build Torch-Pruning's dependency graph of a model in eval mode; gradients are needed for its tracing.
+
+    Raises:
+        CompressionError: The model cannot be traced, data-dependent control flow being the usual reason.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            with _forgiving(model):
+                return tp.DependencyGraph().build_dependency(model, inputs[:1], verbose=False)
+    except Exception as error:  # the library raises whatever it meets
+        raise CompressionError(f"Channel coupling cannot be traced: {type(error).__name__}: {error}") from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int]) -> Any:
+    """Return Torch-Pruning's group for removing output `channels` of layer `name`."""
+    module = model.get_submodule(name)
+    with _forgiving(model):
+        return graph.get_pruning_group(
+            module, graph.get_pruner_of_module(module).prune_out_channels, idxs=list(channels)
+        )
+
+
+@contextmanager
+def _forgiving(model: nn.Module) -> Iterator[None]:
+    """Keep what Torch-Pruning gets wrong about one reshape from costing a model all of its groups.
+
+    It divides by a number of channels that it takes to be zero (channel shuffles, windows of attention): such a
+    reshape is left unmapped, and what couples wrongly through it fails its trial. Where reshapes and concatenations
+    form a ring it multiplies indices without end: a group with more than any layer has is given up.
+    """
+    mapped, flattened = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
+    widest = max((max(p.shape[:2]) for p in model.parameters() if p.ndim > 1), default=0)
+
+    def forgiving(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            mapped(graph, node)
+
+    def bounded(mapping: Any, indices: Any) -> Any:
+        if len(indices) * (1 if mapping.reverse else mapping._stride) > widest:
+            raise CompressionError("it couples more channels than any layer has")
+        return flattened(mapping, indices)
+
+    index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = forgiving, bounded
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = mapped, flattened
+
+
+def coupled_groups(
+    model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipped: dict[str, str]
+) -> dict[str, Group]:
+    """Return the groups of `model` (eval mode; not changed) whose pruning is known to work, by name.
+
+    Args:
+        model: Network.
+        inputs: Its example inputs ``(N, ...)``.
+        layers: What may be pruned.
+        skipped: Takes what is left alone, with the reason.
+    """
+    try:
+        graph = dependency_graph(model, inputs)
+    except CompressionError as error:
+        skipped["(channels)"] = str(error)
+        return {}
+    names = {module: name for name, module in model.named_modules()}
+    order = {name: index for index, name in enumerate(layers)}
+    groups: dict[str, Group] = {}
+    seen: set[str] = set()
+    for name, layer in layers.items():
+        if name in seen:
+            continue
+        try:
+            traced = output_group(graph, model, name, range(layer.out_channels))
+        except Exception as error:  # noqa: BLE001 - one group that cannot be traced is left alone, and named
+            skipped[f"{name} (channels)"] = f"its channel coupling cannot be traced ({type(error).__name__}: {error})"
+            continue
+        producers: set[str] = set()
+        consumers: set[str] = set()
+        foreign: set[str] = set()
+        widths: dict[str, int] = {}
+        for dependency, indices in traced:
+            target = names.get(dependency.target.module)
+            if target is None:
+                continue
+            is_output = graph.is_out_channel_pruning_fn(dependency.handler)
+            if target in layers:
+                (producers if is_output else consumers).add(target)
+                if not is_output:
+                    widths[target] = widths.get(target, 0) + len(indices)
+            elif not isinstance(dependency.target.module, NORMS):
+                foreign.add(target)
+        # A depthwise layer's input axis is its output axis: it is a member, not a consumer.
+        consumers = {c for c in consumers if c not in producers or layers[c].kind != "depthwise"}
+        seen |= producers
+        members = sorted(producers, key=order.__getitem__)
+        ordered = tuple(sorted(consumers, key=order.__getitem__))
+        multiples = {c: widths[c] // layer.out_channels for c in ordered}
+        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples)
+        if not consumers - producers:
+            skipped.setdefault(f"{group.name} (channels)", "its channels are the model's output")
+        elif foreign:
+            skipped.setdefault(f"{group.name} (channels)", f"coupled to {', '.join(sorted(foreign))}")
+        else:
+            groups[group.name] = group
+    return _believed(_Trials(model, inputs, graph), groups, skipped)
+
+
+def _believed(trials: _Trials, groups: dict[str, Group], skipped: dict[str, str]) -> dict[str, Group]:
+    """Keep the groups whose pruning works, together with those kept before: all at once, then by halves."""
+    good: list[Group] = []
+    pending = [list(groups.values())]
+    while pending:
+        batch = pending.pop()
+        reason = trials.reason_against([*good, *batch]) if batch else None
+        if reason is None:
+            good += batch
+        elif len(batch) == 1:
+            skipped[f"{batch[0].name} (channels)"] = f"pruning it breaks the model ({reason})"
+        else:
+            pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+    kept = {group.name for group in good}
+    return {name: group for name, group in groups.items() if name in kept}
+
+
+# Relative error (RMS) between a pruned model and the whole one with the same channels silenced: rounding alone.
+_SAME = 1e-3
+
+
+class _Trials:
+    """Prunes copies of a model.
+
+    Args:
+        model: The model, in eval mode; not changed.
+        inputs: Example inputs ``(N, ...)``.
+        graph: Its dependency graph.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, graph: Any) -> None:
+        self._model, self._inputs, self._graph = model, inputs[:1], graph
+        self._names = {module: name for name, module in model.named_modules()}
+
+    def reason_against(self, groups: Sequence[Group]) -> str | None:
+        """Halve these groups in a copy; return why that does not work, or None."""
+        trial = copy.deepcopy(self._model)
+        try:
+            graph = dependency_graph(trial, self._inputs)
+            for group in groups:
+                traced = output_group(graph, trial, group.name, range(max(1, group.channels // 2)))
+                if not graph.check_pruning_group(traced):
+                    return "it would leave no channel"
+                traced.prune()
+            with torch.no_grad():
+                found = trial(self._inputs)
+            expected, comparable = self._silenced(groups)
+        except Exception as error:  # noqa: BLE001 - any failure means that this group is left alone
+            return f"{type(error).__name__}: {str(error)[:120]}"
+        if found.shape != expected.shape:
+            return f"the output became {tuple(found.shape)}"
+        if comparable and bool(expected.isfinite().all()):
+            error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-12))
+            if not error < _SAME:
+                return "it removes other channels than the layers that read them expect"
+        return None
+
+    def _silenced(self, groups: Sequence[Group]) -> tuple[Tensor, bool]:
+        """Return what the model gives when nobody makes or reads these channels, and whether pruning must too.
+
+        It need not where a norm takes the mean over channels.
+        """
+        silent = copy.deepcopy(self._model)
+        comparable = True
+        with torch.no_grad():
+            for group in groups:
+                traced = output_group(self._graph, self._model, group.name, range(max(1, group.channels // 2)))
+                for dependency, indices in traced:
+                    name = self._names.get(dependency.target.module)
+                    if name is None:
+                        continue
+                    module = silent.get_submodule(name)
+                    comparable = comparable and not isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+                    _silence(module, indices, made=self._graph.is_out_channel_pruning_fn(dependency.handler))
+            return silent(self._inputs), comparable
+
+
+def _silence(module: nn.Module, channels: Sequence[int], *, made: bool) -> None:
+    """Set to zero what a layer or batch-norm makes of these output channels, or reads of these input channels."""
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        reads = not made and getattr(module, "groups", 1) == 1
+        if reads:
+            module.weight[:, channels] = 0
+        else:
+            module.weight[channels] = 0
+        if not reads and module.bias is not None:
+            module.bias[channels] = 0
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+        module.weight[channels] = 0
+        module.bias[channels] = 0
