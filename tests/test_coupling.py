@@ -81,8 +81,8 @@ class Heads(nn.Module):
         maps = (fine, torch.relu(self.coarse(fine)))
         heads = []
         for layers, size in ((self.scores, 3), (self.boxes, 4)):
-            made = [layer(each).permute(0, 2, 3, 1).reshape(len(x), -1, size) for layer, each in zip(layers, maps)]
-            heads.append(torch.cat(made, 1))
+            made = [layer(each).permute(0, 2, 3, 1) for layer, each in zip(layers, maps, strict=True)]
+            heads.append(torch.cat([each.reshape(len(x), -1, size) for each in made], 1))
         return torch.cat(heads, -1)
 
 

@@ -56,7 +56,7 @@ def load_task(config: TaskConfig) -> Task:
 
     ``digits`` and ``cifar10`` are built in, ``torchvision:<model>``, ``timm:<model>`` and ``transformers:<folder>``
     take the models of these libraries, and ``package.module:factory`` calls the user's own factory, with the
-    `TaskConfig` if it takes an argument. With `TaskConfig.metric` the task's labels are not looked at: see `LabelFreeTask`.
+    `TaskConfig` if it takes an argument. With `TaskConfig.metric`, labels are not looked at: see `LabelFreeTask`.
 
     Raises:
         ConfigError: The name is unknown, or model, weights or data cannot be used.

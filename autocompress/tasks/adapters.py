@@ -118,7 +118,7 @@ class Adapter(nn.Module):
         """Map ``(N, total)``, or the model's own input ``(N, ...)``, to ``(N, ...)``."""
         if self.inputs is None:
             return as_tensor(self.model(packed), self.keep)
-        parts = packed.split([spec.size for spec in self.inputs], 1)
+        parts = torch.split(packed, [spec.size for spec in self.inputs], 1)
         given = {
             spec.name: part.reshape(-1, *spec.shape).to(DTYPES[spec.dtype])
             for spec, part in zip(self.inputs, parts, strict=True)

@@ -92,7 +92,7 @@ class LabelFreeTask(Task):
     def _answered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for inputs, _ in batches:
             with torch.no_grad():
-                outputs = torch.cat([self._teacher(part) for part in inputs.split(_ROWS)])
+                outputs = torch.cat([self._teacher(part) for part in torch.split(inputs, _ROWS)])
             yield inputs, outputs.argmax(1) if self.kind == "top1" else outputs
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
+from autocompress._lazy import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.adapters import Adapter, InputSpec, pack
@@ -22,6 +22,8 @@ from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.image_task import RANDOM
 from autocompress.tasks.label_free import UnlabelledTask
 from autocompress.tasks.weights import apply_weights, read_weights
+
+transformers: Any = optional("transformers", "transformers", "A text task")
 
 LENGTH = 128  # tokens of a text, if the model takes as many
 _NOISE_SIZE = 256  # texts made where there is no data

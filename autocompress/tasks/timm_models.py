@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import timm
 from PIL import Image
 from torch import nn
 
+from autocompress._lazy import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.base import Task
 from autocompress.tasks.image_task import ImageModel, image_task, load_file
 from autocompress.tasks.images import Preprocess
 from autocompress.tasks.samples import Normalization
+
+timm: Any = optional("timm", "timm", "A timm task")
 
 
 def timm_task(config: TaskConfig, name: str) -> Task:

@@ -129,9 +129,9 @@ def _detector(name: str) -> ImageModel:
     def build(_: int = 0) -> nn.Module:
         return DetectorNetwork(make())
 
-    transform = make().get_submodule("transform")
-    side = int(transform.min_size[-1])  # type: ignore[index, arg-type, union-attr]
-    normalization = Normalization(tuple(transform.image_mean), tuple(transform.image_std))  # type: ignore[arg-type]
+    transform: Any = make().get_submodule("transform")
+    side = int(transform.min_size[-1])
+    normalization = Normalization(tuple(transform.image_mean), tuple(transform.image_std))
     return ImageModel(
         f"torchvision-{name}", Preprocess(side, side), normalization, build, partial(_into, build), outputs="values"
     )

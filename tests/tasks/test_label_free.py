@@ -129,7 +129,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_of_images_without_labels_is_enough(images: Path) -> None:
     pytest.importorskip("torchvision")
     config = TaskConfig(name="torchvision:squeezenet1_1", weights="random", data=str(images), calibration_size=16)
-    with pytest.raises(ConfigError, match="no labels for what this model gives in .*--metric agreement"):
+    with pytest.raises(ConfigError, match=r"no labels for what this model gives in .*--metric agreement"):
         load_task(config)
     task = load_task(config.model_copy(update={"metric": "agreement"}))
     assert task.example_inputs(1).shape == (1, 3, 224, 224)

@@ -36,7 +36,7 @@ def test_random_weights_switch_nothing_off() -> None:
 
 
 def test_what_cannot_be_found_is_told() -> None:
-    with pytest.raises(ConfigError, match="unknown timm model 'resnet81'.*resnet18"):
+    with pytest.raises(ConfigError, match=r"unknown timm model 'resnet81'.*resnet18"):
         load_task(TaskConfig(name="timm:resnet81", weights="random"))
     with pytest.raises(ConfigError, match="not a file"):
         load_task(TaskConfig(name=f"timm:{NAME}", weights="a1_in1k", data="."))
