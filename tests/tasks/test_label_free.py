@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError
-from autocompress.tasks import LabelFreeTask, Task, UnlabelledTask, load_task, measured_by
+from autocompress.tasks import ClassificationTask, LabelFreeTask, Task, UnlabelledTask, load_task, measured_by
 from tests.tasks.conftest import seeded_model
 from tests.tasks.contract import TaskContract
 
@@ -78,13 +78,15 @@ def test_agreement_is_what_fits_the_model() -> None:
 
 
 def test_labels_are_not_looked_at() -> None:
-    config = TaskConfig(name="digits", metric="agreement")
-    task = load_task(config)
+    wrong = torch.zeros(40, dtype=torch.int64), torch.zeros(10, dtype=torch.int64)
+    labelled = ClassificationTask(network(), (inputs(40), wrong[0]), (inputs(10, 1), wrong[1]), calibration_size=16)
+    task = measured_by("agreement", labelled)
     x, targets = next(task.test(64))
     with torch.no_grad():
         assert bool((task.model()(x).argmax(1) == targets).all())
+    assert task.fingerprint() != labelled.fingerprint()
     assert measured_by("agreement", task) is task
-    assert task.fingerprint() != load_task(TaskConfig(name="digits")).fingerprint()
+    assert measured_by(None, labelled) is labelled
 
 
 def test_without_labels_the_metric_must_be_given() -> None:
