@@ -39,4 +39,4 @@ def test_what_cannot_be_found_is_told() -> None:
     with pytest.raises(ConfigError, match=r"unknown timm model 'resnet81'.*resnet18"):
         load_task(TaskConfig(name="timm:resnet81", weights="random"))
     with pytest.raises(ConfigError, match="not a file"):
-        load_task(TaskConfig(name=f"timm:{NAME}", weights="a1_in1k", data="."))
+        load_task(TaskConfig(name=f"timm:{NAME}", weights="a1_in1k", data=".", metric="agreement"))
