@@ -123,6 +123,7 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
 
 def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) -> Iterator[tuple[str, Layer]]:
     owners: dict[int, str] = {}
+    shared = _shared_weights(model)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase, nn.Embedding)):
@@ -137,6 +138,9 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
             skipped[name] = f"shares its weight with {owners[id(weight)]}"
             continue
         owners[id(weight)] = name
+        if id(weight) in shared:
+            others = ", ".join(other for other in shared[id(weight)] if other != name)
+            skipped[f"{name} (int8, low rank)"] = f"its weight is that of {others} too"
         if isinstance(module, nn.Linear):
             kind, ins, outs = "linear", module.in_features, module.out_features
             kernel: tuple[int, ...] = ()
@@ -148,10 +152,19 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
                 kind = "pointwise" if all(k == 1 for k in kernel) else "conv"
             else:
                 kind = "depthwise" if groups == ins else "grouped"
-        quantizable = type(module) in (nn.Conv2d, nn.Linear)
+        quantizable = type(module) in (nn.Conv2d, nn.Linear) and id(weight) not in shared
         factorizable = quantizable and kind in ("conv", "pointwise", "linear")
         own = sum(p.numel() for p in module.parameters())
         yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups)
+
+
+def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
+    """Return the weights that several modules have, by their id, with the modules' names."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            users.setdefault(id(weight), []).append(name)
+    return {key: names for key, names in users.items() if len(names) > 1}
 
 
 # -- residual blocks --------------------------------------------------------------------------------------------------
