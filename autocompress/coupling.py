@@ -8,8 +8,9 @@ and gives what the whole model gives with the same channels silenced. A group th
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,8 @@ class Group:
         consumers: Layers whose input channels are pruned with them.
         multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
             flatten, or where a layer reads the axis twice.
+        parts: Into how many equal parts the axis falls, each of which loses the same places: the groups of a grouped
+            convolution in it.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Group:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
+    parts: int = 1
 
 
 def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
@@ -102,6 +106,30 @@ def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int
         return graph.get_pruning_group(
             module, graph.get_pruner_of_module(module).prune_out_channels, idxs=list(channels)
         )
+
+
+def parts_of(traced: Any) -> int:
+    """Return into how many parts a traced group's axis falls, each of which must lose the same places."""
+    parts = 1
+    for dependency, _ in traced:
+        module = dependency.target.module
+        # Of a depthwise convolution each channel is a group of its own, and goes with it.
+        if isinstance(module, CONVOLUTIONS) and 1 < module.groups < module.in_channels:
+            parts = math.lcm(parts, module.groups)
+    return parts
+
+
+def in_every_part(places: Iterable[int], channels: int, parts: int) -> list[int]:
+    """Return the channels that are at `places`, counted within a part, in each of `parts` parts of an axis."""
+    size = channels // parts
+    return sorted(part * size + place for place in places for part in range(parts))
+
+
+def _half(group: Group) -> list[int]:
+    """Return half of a group's channels, drawn at random: a regular half may fit a model that no other half fits."""
+    size = group.channels // group.parts
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: max(1, size // 2)]
+    return in_every_part(drawn.tolist(), group.channels, group.parts)
 
 
 @contextmanager
@@ -180,14 +208,24 @@ def coupled_groups(
         members = sorted(producers, key=order.__getitem__)
         ordered = tuple(sorted(consumers, key=order.__getitem__))
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
-        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples)
-        if not consumers - producers:
-            skipped.setdefault(f"{group.name} (channels)", "its channels are the model's output")
-        elif foreign:
-            skipped.setdefault(f"{group.name} (channels)", f"coupled to {', '.join(sorted(foreign))}")
-        else:
+        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts_of(traced))
+        reason = _unfit(group, consumers - producers, foreign)
+        if reason is None:
             groups[group.name] = group
+        else:
+            skipped.setdefault(f"{group.name} (channels)", reason)
     return _believed(_Trials(model, inputs, graph), groups, skipped)
+
+
+def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str]) -> str | None:
+    """Return why a group cannot be pruned, going by what is in it; None when it may be."""
+    if not consumers:
+        return "its channels are the model's output"
+    if foreign:
+        return f"coupled to {', '.join(sorted(foreign))}"
+    if group.channels % group.parts or group.channels == group.parts:
+        return f"{group.channels} channels in {group.parts} parts cannot be thinned equally"
+    return None
 
 
 def _believed(trials: _Trials, groups: dict[str, Group], skipped: dict[str, str]) -> dict[str, Group]:
@@ -230,7 +268,7 @@ class _Trials:
         try:
             graph = dependency_graph(trial, self._inputs)
             for group in groups:
-                traced = output_group(graph, trial, group.name, range(max(1, group.channels // 2)))
+                traced = output_group(graph, trial, group.name, _half(group))
                 if not graph.check_pruning_group(traced):
                     return "it would leave no channel"
                 traced.prune()
@@ -256,7 +294,7 @@ class _Trials:
         comparable = True
         with torch.no_grad():
             for group in groups:
-                traced = output_group(self._graph, self._model, group.name, range(max(1, group.channels // 2)))
+                traced = output_group(self._graph, self._model, group.name, _half(group))
                 for dependency, indices in traced:
                     name = self._names.get(dependency.target.module)
                     if name is None:
@@ -270,13 +308,17 @@ class _Trials:
 def _silence(module: nn.Module, channels: Sequence[int], *, made: bool) -> None:
     """Set to zero what a layer or batch-norm makes of these output channels, or reads of these input channels."""
     if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-        reads = not made and getattr(module, "groups", 1) == 1
-        if reads:
-            module.weight[:, channels] = 0
-        else:
+        groups = getattr(module, "groups", 1)
+        if made or groups == getattr(module, "in_channels", 0) > 1:
             module.weight[channels] = 0
-        if not reads and module.bias is not None:
-            module.bias[channels] = 0
+            if module.bias is not None:
+                module.bias[channels] = 0
+        else:
+            # Output channels of one group read the input channels of that group alone.
+            read, filled = module.weight.shape[1], len(module.weight) // groups
+            for channel in channels:
+                first = channel // read * filled
+                module.weight[first : first + filled, channel % read] = 0
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
         module.weight[channels] = 0
         module.bias[channels] = 0

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.coupling import CONVOLUTIONS, NORMS, Group, Layer, coupled_groups, dependency_graph, output_group
+from autocompress.coupling import (
+    CONVOLUTIONS,
+    NORMS,
+    Group,
+    Layer,
+    coupled_groups,
+    dependency_graph,
+    in_every_part,
+    output_group,
+    parts_of,
+)
 from autocompress.errors import CompressionError
 
 __all__ = [
@@ -27,7 +37,9 @@ __all__ = [
     "Layer",
     "count_macs",
     "dependency_graph",
+    "in_every_part",
     "output_group",
+    "parts_of",
     "take_inventory",
 ]
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.importance import score_channels
+from autocompress.compress.shapes import network_shape
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
 
@@ -67,6 +68,39 @@ def test_behind_a_shuffle_what_is_coupled_to_nothing_else_can_be_pruned() -> Non
     assert small.get_submodule("each").weight.shape[0] == 4  # type: ignore[union-attr]
 
 
+class Grouped(nn.Module):
+    """A block of ResNeXt (Xie et al., 2017) without its shortcut: a convolution in four groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.grouped = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 24, 3, groups=4)
+        self.after, self.fc = nn.Conv2d(24, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.after(torch.relu(self.grouped(torch.relu(self.before(x))))).mean((2, 3)))
+
+
+def test_each_group_of_a_grouped_convolution_loses_the_same_places() -> None:
+    model = Grouped().eval()
+    found = inventory(model)
+    assert found.groups["before"].parts == found.groups["grouped"].parts == 4
+    assert found.groups["after"].parts == 1
+    # Of the four places in a group the second and third are worth least, though single channels there are not.
+    scores = torch.tensor([4.0, 3, 0, 9, 4, 1, 2, 9, 4, 0, 4, 9, 4, 3, 0, 9])
+    policy = CompressionPolicy(pruning={"before": 0.5, "grouped": 0.5})
+    small = apply_policy(model, policy, CompressionContext(images(), {"before": scores}))
+    kept = torch.tensor([0, 3, 4, 7, 8, 11, 12, 15])
+    assert torch.equal(small.get_parameter("before.weight"), model.before.weight[kept])
+    assert small.get_parameter("grouped.weight").shape == (12, 2, 3, 3)
+    assert torch.equal(small.get_parameter("grouped.weight"), model.grouped.weight[OUT][:, [0, 3]])
+    shape = network_shape(found, policy)
+    assert (shape.layers["grouped"].in_channels, shape.layers["grouped"].out_channels) == (8, 12)
+
+
+# Without scores the last channels of every group of six go.
+OUT = torch.tensor([0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20])
+
+
 class Heads(nn.Module):
     """The heads of a detector (Liu et al., SSD, 2016): maps of two sizes, reshaped to anchors and concatenated."""
 
@@ -111,3 +145,26 @@ def test_a_model_that_cannot_be_traced_is_still_scored() -> None:
     assert not found.groups
     assert "not with gradients" in found.skipped["(channels)"]
     assert score_channels(model, images(), found, "magnitude") == {}
+
+
+class Attention(nn.Module):
+    """Holds the width of its heads as a number, as BERT does: only whole heads could go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(3, 16) for _ in range(3))
+        self.out, self.fc = nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        query, key, value = (
+            layer(tokens).view(len(x), 64, -1, 4).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = (query @ key.transpose(2, 3)).softmax(-1) @ value
+        return self.fc(torch.relu(self.out(mixed.transpose(1, 2).reshape(len(x), 64, -1))).mean(1))
+
+
+def test_channels_of_heads_whose_width_is_fixed_are_left_alone() -> None:
+    found = inventory(Attention())
+    assert set(found.groups) == {"out"}
+    assert "query (channels)" in found.skipped
