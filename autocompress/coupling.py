@@ -261,6 +261,7 @@ class _Trials:
     def __init__(self, model: nn.Module, inputs: Tensor, graph: Any) -> None:
         self._model, self._inputs, self._graph = model, inputs[:1], graph
         self._names = {module: name for name, module in model.named_modules()}
+        self._known: dict[str, list[tuple[str, list[int], bool]]] = {}
 
     def reason_against(self, groups: Sequence[Group]) -> str | None:
         """Halve these groups in a copy; return why that does not work, or None."""
@@ -294,15 +295,22 @@ class _Trials:
         comparable = True
         with torch.no_grad():
             for group in groups:
-                traced = output_group(self._graph, self._model, group.name, _half(group))
-                for dependency, indices in traced:
-                    name = self._names.get(dependency.target.module)
-                    if name is None:
-                        continue
+                for name, indices, made in self._touched(group):
                     module = silent.get_submodule(name)
                     comparable = comparable and not isinstance(module, (nn.LayerNorm, nn.GroupNorm))
-                    _silence(module, indices, made=self._graph.is_out_channel_pruning_fn(dependency.handler))
+                    _silence(module, indices, made=made)
             return silent(self._inputs), comparable
+
+    def _touched(self, group: Group) -> list[tuple[str, list[int], bool]]:
+        """Return modules, which channels of theirs go with half of a group, and whether they make or read these."""
+        if group.name not in self._known:
+            traced = output_group(self._graph, self._model, group.name, _half(group))
+            self._known[group.name] = [
+                (name, list(indices), self._graph.is_out_channel_pruning_fn(dependency.handler))
+                for dependency, indices in traced
+                if (name := self._names.get(dependency.target.module)) is not None
+            ]
+        return self._known[group.name]
 
 
 def _silence(module: nn.Module, channels: Sequence[int], *, made: bool) -> None:
