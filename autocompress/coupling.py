@@ -97,6 +97,18 @@ def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+        _drop_traced(model)
+
+
+def _drop_traced(model: nn.Module) -> None:
+    """Let go of what modules remember of a pass with gradients (tables of biases, say): it cannot be copied."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+            elif isinstance(value, dict):
+                for key in [key for key, kept in value.items() if isinstance(kept, Tensor) and not kept.is_leaf]:
+                    del value[key]
 
 
 def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int]) -> Any:

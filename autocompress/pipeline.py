@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress.agreement import agree
+from autocompress.agreement import agree, relative_error
 from autocompress.compress import CompressionContext, apply_policy, rewrite, score_channels
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import NO_TABLE, RunConfig
@@ -274,14 +274,19 @@ class Pipeline:
     def _verify(self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path) -> None:
         with torch.no_grad():
             expected = model(self.data.reference).float().numpy()
+
+        def int8_error() -> float:
+            with torch.no_grad(), quantization_mode(model, "off"):
+                return relative_error(model(self.data.reference).float().numpy(), expected)
+
         inputs, threads = self.data.reference.numpy(), self._config.threads
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32",
+            dense_dtype="fp32", int8_error=int8_error,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx)
+        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.importance import score_channels
 from autocompress.compress.shapes import network_shape
-from autocompress.inventory import Inventory, take_inventory
+from autocompress.inventory import Inventory, dependency_graph, take_inventory
 from autocompress.policy import CompressionPolicy
 
 
@@ -168,3 +170,24 @@ def test_channels_of_heads_whose_width_is_fixed_are_left_alone() -> None:
     found = inventory(Attention())
     assert set(found.groups) == {"out"}
     assert "query (channels)" in found.skipped
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed from its weights for the next pass, as LeViT does with its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.bias = nn.Conv2d(3, 8, 1), nn.Linear(8, 5), nn.Parameter(torch.ones(5))
+        self.known: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.known:
+            self.known["bias"] = 2 * self.bias
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3))) + self.known["bias"]
+
+
+def test_a_model_that_remembers_traced_tensors_can_still_be_copied() -> None:
+    model = Remembering().eval()
+    dependency_graph(model, images())
+    assert torch.equal(copy.deepcopy(model)(images()), model(images()))
+    assert set(inventory(Remembering()).groups) == {"conv"}

@@ -139,8 +139,8 @@ def cover(name: str) -> dict[str, Any]:
                     placement = file.path.parent / "placement.json"
                     dense = json.loads(placement.read_text()) if placement.exists() else {}
                     result["engines"][engine] = {
-                        "relative_error": relative_error(pipeline, model, file), "edited_graph": pipeline.graphs.edits,
-                        "agreement": pipeline.accuracy(file), "size_bytes": file.size_bytes, "left_dense": len(dense),
+                        **errors_of(pipeline, model, file), "edited_graph": pipeline.graphs.edits,
+                        "size_bytes": file.size_bytes, "left_dense": len(dense),
                     }  # fmt: skip
             result["station"] = "done"
         except AutoCompressError as error:
@@ -166,15 +166,22 @@ def described(inventory: Any, policy: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def relative_error(pipeline: Any, model: Any, file: Any) -> float:
-    """Return the RMS difference of the engine's outputs to the torch model's over the RMS of those."""
-    import numpy as np
+def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
+    """Return relative errors (RMS): of the engine against the simulated int8 model, and of int8 itself."""
     import torch
 
+    from autocompress.agreement import relative_error
+    from autocompress.compress.quantization import quantization_mode
+
     with torch.no_grad():
-        expected = model(pipeline.data.reference).double().numpy()
+        expected = model(pipeline.data.reference).numpy()
+        with quantization_mode(model, "off"):
+            dense = model(pipeline.data.reference).numpy()
     found = pipeline.worker.infer(file, pipeline.data.reference.numpy())
-    return float(f"{np.sqrt(np.mean((found - expected) ** 2) / max(np.mean(expected**2), 1e-24)):.4g}")
+    return {
+        "relative_error": float(f"{relative_error(expected, found):.4g}"),
+        "int8_error": float(f"{relative_error(dense, expected):.4g}"),
+    }
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
