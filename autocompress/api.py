@@ -68,7 +68,6 @@ def search(
     started = time.monotonic()
     from autocompress.search.observer import Observer
     from autocompress.search.session import SearchSession
-    from autocompress.tasks import load_task
 
     observer = observer or Observer()
     resolved, path = _resolve(task, config, out, resume=resume, sets=sets, options=options)
@@ -79,7 +78,7 @@ def search(
             if not resume:
                 run.write_config(resolved)
             observer.stage("Loading the task")
-            loaded = load_task(resolved.task) if task is None or isinstance(task, str) else task
+            loaded = _loaded(task, resolved)
             loaded_at = time.monotonic()
             session = SearchSession(loaded, resolved, run, worker, observer, started)
             session.pipeline.ledger.add("load", loaded_at - started)
@@ -370,13 +369,19 @@ def _subject(
     options: Mapping[str, Any],
 ) -> tuple[Task, RunConfig]:
     """Return the task and the settings of a profile, once all that was written is known to make sense."""
-    from autocompress.tasks import load_task
-
     resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
     _check(resolved)
     if observer is not None:
         observer.stage("Loading the task")
-    return load_task(resolved.task) if task is None or isinstance(task, str) else task, resolved
+    return _loaded(task, resolved), resolved
+
+
+def _loaded(task: Task | str | None, config: RunConfig) -> Task:
+    from autocompress.tasks import load_task, measured_by
+
+    if task is None or isinstance(task, str):
+        return load_task(config.task)
+    return measured_by(config.task.metric, task)
 
 
 def _check(config: RunConfig) -> None:

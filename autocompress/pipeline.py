@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress.agreement import agree
+from autocompress.agreement import agree, relative_error
 from autocompress.compress import (
     ChannelScores,
     CompressionContext,
@@ -30,7 +30,7 @@ from autocompress.compress import (
     rewrite,
     score_channels,
 )
-from autocompress.compress.quantization import activation_ranges
+from autocompress.compress.quantization import activation_ranges, quantization_mode
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
@@ -60,7 +60,7 @@ REFERENCE_SAMPLES = 32
 _BATCH = 256
 # Training samples read at once for importances; the largest batch whose loss one may ask for.
 _LOSS_BATCH = 128
-# Validation inputs lie on disk, for the worker to map; beyond this fewer samples are used.
+# Validation inputs lie on disk, for the worker to map, and outputs in memory; beyond this fewer samples are used.
 _VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
@@ -148,8 +148,11 @@ class Pipeline:
 
     def _write_validation(self) -> ValidationData:
         inputs, targets, count = [], [], 0
+        with torch.no_grad():
+            # What a network gives may be larger than what it takes: maps of class scores.
+            given = self.base(self.inputs)[0].nbytes
         for x, y in self.task.validation(_BATCH):
-            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes))
+            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes, given))
             inputs.append(x[: limit - count].float().numpy())
             targets.append(y[: limit - count])
             count += len(inputs[-1])
@@ -290,14 +293,19 @@ class Pipeline:
     def _verify(self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path) -> None:
         with torch.no_grad():
             expected = model(self.data.reference).float().numpy()
+
+        def int8_error() -> float:
+            with torch.no_grad(), quantization_mode(model, "off"):
+                return relative_error(model(self.data.reference).float().numpy(), expected)
+
         inputs, threads = self.data.reference.numpy(), self._config.threads
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32",
+            dense_dtype="fp32", int8_error=int8_error,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx)
+        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

@@ -121,6 +121,9 @@ def test_what_is_skipped_says_why() -> None:
     assert set(found.layers) == {"one", "fc"}
     assert found.skipped["unused"] == "not reached by the forward pass"
     assert found.skipped["two"] == "shares its weight with one"
+    assert found.skipped["one (int8, low rank)"] == "its weight is that of two too"
+    assert not found.layers["one"].quantizable
+    assert not found.layers["one"].factorizable
     assert "ConvTranspose2d" in found.skipped["up"]
     assert not found.groups
     assert "output" in found.skipped["fc (channels)"]

@@ -106,7 +106,7 @@ def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool
 
 @click.command(short_help="Build the latency table of a model on this device.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
 @click.option("--engine", help="openvino (default) or onnxruntime.")
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
 @click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")

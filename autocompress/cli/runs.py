@@ -16,7 +16,8 @@ from autocompress.cli.terminal import err, out, plain_errors
     epilog="Example: autocompress search --task digits --target-latency 0.5x --timeout 5m",
 )
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
+@click.option("--metric", help="Without labels: agreement, top1, cosine or kl with the uncompressed model's outputs.")
 @click.option("--target-latency", metavar="LIMIT", help="Such as 5ms, 800us or 0.5x of the uncompressed model.")
 @click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric, such as 1pp.")
 @click.option("--max-size", metavar="LIMIT", help="Largest engine on disk, such as 20MB or 0.25x.")
@@ -61,7 +62,7 @@ def search(
     from autocompress.errors import NoFeasibleTrialError
     from autocompress.report.live import LiveObserver
 
-    task = options.pop("task")
+    task, options["task.metric"] = options.pop("task"), options.pop("metric")
     if compute_capability is not None:
         sets = (*sets, f"engine_options.compute_capability={compute_capability}")
     with LiveObserver(err) as observer:
@@ -152,17 +153,18 @@ def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, trito
 
 @click.command(short_help="List what can be compressed in a model.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
+@click.option("--metric", help="Without labels: agreement, top1, cosine or kl with the uncompressed model's outputs.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the inventory as JSON.")
 @plain_errors
-def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+def inspect(run_file: Path | None, task: str | None, metric: str | None, sets: tuple[str, ...], as_json: bool) -> None:
     """List what can be compressed in a task's model, and what is left alone and why."""
     from autocompress import api
     from autocompress.config import load_config
     from autocompress.report.tables import inventory_tables
 
-    config = load_config(run_file, {"task.name": task}, sets)
+    config = load_config(run_file, {"task.name": task, "task.metric": metric}, sets)
     found = api.inspect(api.task_from(config.task))
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -173,7 +175,8 @@ def inspect(run_file: Path | None, task: str | None, sets: tuple[str, ...], as_j
 
 @click.command(short_help="Show what each choice costs in accuracy.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
+@click.option("--metric", help="Without labels: agreement, top1, cosine or kl with the uncompressed model's outputs.")
 @click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--space", help="The search space, as for search.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
@@ -189,7 +192,7 @@ def sensitivity(run_file: Path | None, *, sets: tuple[str, ...], as_json: bool, 
     from autocompress.report.live import LiveObserver
     from autocompress.report.tables import sensitivity_table
 
-    task = options.pop("task")
+    task, options["task.metric"] = options.pop("task"), options.pop("metric")
     with LiveObserver(err) as observer:
         found = api.sensitivity(task, config=run_file, observer=observer, sets=sets, **options)
     if as_json:

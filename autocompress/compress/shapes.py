@@ -52,7 +52,7 @@ def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkSha
     removed = [inventory.blocks[block] for block in policy.removed_blocks if block in inventory.blocks]
     gone = {layer for block in removed for layer in block.layers}
     groups = {
-        name: kept_channels(group.channels, policy.pruning.get(name, 0.0))
+        name: kept_channels(group.channels, policy.pruning.get(name, 0.0), group.parts)
         for name, group in inventory.groups.items()
         # As in `ChannelPruning`: a group whose first layer went with its block is not pruned.
         if name not in gone

@@ -102,9 +102,20 @@ def save_onnx(model: ir.Model, path: Path) -> None:
 
 
 def layer_nodes(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Node]:
-    """Return the Conv, Gemm or MatMul node of each named layer; layers without one are absent."""
+    """Return the Conv, Gemm or MatMul node of each named layer, the first of those that run more than once.
+
+    Layers without one are absent.
+    """
+    return {name: nodes[0] for name, nodes in every_layer_node(model, names).items()}
+
+
+def every_layer_node(model: ir.Model, names: Iterable[str]) -> dict[str, list[ir.Node]]:
+    """Return all Conv, Gemm or MatMul nodes of each named layer, in the graph's order.
+
+    A layer that runs several times in one pass (the heads of a detector, a repeated block) has as many.
+    """
     wanted = set(names)
-    found: dict[str, ir.Node] = {}
+    found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
             continue
@@ -115,5 +126,5 @@ def layer_nodes(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Node]:
             inside = [s for s in ast.literal_eval(scopes) if s in wanted] if scopes else []
             name = inside[-1] if inside else ""
         if name in wanted and weight is not None and weight.const_value is not None:
-            found.setdefault(name, node)
+            found.setdefault(name, []).append(node)
     return found

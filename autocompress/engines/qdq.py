@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from autocompress.engines.export import layer_nodes
+from autocompress.engines.export import every_layer_node
 from autocompress.engines.placement import (
     RULES,
     PlacementRules,
@@ -53,14 +53,14 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
         ExportError: A layer has no node in the graph.
     """
     rules = RULES[engine]
-    nodes = layer_nodes(model, layers)
+    nodes = every_layer_node(model, layers)
     for name in layers:
         if name not in nodes:
             raise ExportError(f"Layer {name!r} cannot be found in the exported graph, so it cannot be set to int8.")
     pairs: Pairs = {}
     dense: dict[str, str] = {}
     for name, quantization in layers.items():
-        node = nodes[name]
+        node, *repeats = nodes[name]
         reason = reason_to_stay_dense(node, rules)
         if reason is not None:
             dense[name] = reason
@@ -74,10 +74,15 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
             # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
             room = codes.scale * 2**30
             smallest = (np.abs(_array(bias, f"bias of {name!r}")) / room).astype(np.float32)
+        stored = [(index, node.inputs[index]) for index in ((1, 2) if bias is not None else (1,))]
         weight_scale = _quantize_weight(model.graph, node, name, smallest)
         _quantize_input(model.graph, node, codes, rules, pairs)
         if bias is not None:
             _quantize_bias(model.graph, node, name, weight_scale * codes.scale)
+        for repeat in repeats:
+            _quantize_input(model.graph, repeat, codes, rules, pairs)
+            for index, value in stored:
+                _share(model.graph, repeat, index, value, node.inputs[index], name=name)
     if rules.share_residual:
         _share_residuals(model.graph)
     model.graph.sort()
@@ -152,6 +157,20 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.
     dequantize.outputs[0].name = f"{name}.bias_dq"
     graph.insert_before(node, dequantize)
     node.replace_input_with(2, dequantize.outputs[0])
+    if not value.uses() and value.name is not None and value.name in graph.initializers:
+        del graph.initializers[value.name]
+
+
+def _share(
+    graph: ir.Graph, node: ir.Node, index: int, stored: ir.Value | None, quantized: ir.Value | None, *, name: str
+) -> None:
+    """Have a layer's further run read the weight or bias that its first one reads."""
+    value = node.inputs[index]
+    if value is None or stored is None:
+        return
+    if value is not stored and not np.array_equal(_array(value, f"weight of {name!r}"), _array(stored, name)):
+        raise ExportError(f"Layer {name!r} runs more than once with different weights, so it cannot be set to int8.")
+    node.replace_input_with(index, quantized)
     if not value.uses() and value.name is not None and value.name in graph.initializers:
         del graph.initializers[value.name]
 

@@ -66,7 +66,7 @@ class Reconstruction:
 
     def __init__(self, model: nn.Module, inventory: Inventory, inputs: Tensor, dtype: torch.dtype) -> None:
         self._inputs, self._dtype = inputs, dtype
-        self._group_of = {p: name for name, group in inventory.groups.items() for p in group.producers}
+        self._group_of = {p: (name, group.parts) for name, group in inventory.groups.items() for p in group.producers}
         self._targets: dict[str, _Target] = {}
         self._last: tuple[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
@@ -153,9 +153,9 @@ class Reconstruction:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         target = self._targets[name]
         wanted = target.rows
-        group = self._group_of.get(name)
+        group, parts = self._group_of.get(name, (None, 1))
         if group is not None and group in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
-            wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group))]
+            wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group), parts)]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):

@@ -11,47 +11,72 @@ from pathlib import Path
 from autocompress._lazy import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import AutoCompressError, ConfigError, nearest
+from autocompress.tasks.adapters import Adapter, InputSpec, pack
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
+from autocompress.tasks.label_free import LabelFreeTask, UnlabelledTask
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples
 from autocompress.tasks.weights import load_weights
 
 __all__ = [
+    "Adapter",
     "Augmentation",
     "Batch",
     "ClassificationTask",
     "DatasetSamples",
+    "InputSpec",
+    "LabelFreeTask",
     "Normalization",
     "OptionAShortcut",
     "Samples",
     "Task",
     "TensorSamples",
+    "UnlabelledTask",
     "load_task",
     "load_weights",
+    "measured_by",
+    "pack",
 ]
 
 # Name to "module:factory"; a factory takes the TaskConfig.
 _TASKS = {"cifar10": "autocompress.tasks.cifar:cifar10", "digits": "autocompress.tasks.digits:digits"}
-_FORMS = ("torchvision:<model>", "<module>:<factory>")
+# What is before the colon to the package, its extra and "module:factory"; a factory takes the TaskConfig and the rest.
+_LIBRARIES = {
+    "torchvision": ("torchvision", "vision", "autocompress.tasks.vision:torchvision_task"),
+    "timm": ("timm", "timm", "autocompress.tasks.timm_models:timm_task"),
+    "transformers": ("transformers", "transformers", "autocompress.tasks.text:transformers_task"),
+}
+_FORMS = ("torchvision:<model>", "timm:<model>", "transformers:<folder>", "<module>:<factory>")
 
 
 def load_task(config: TaskConfig) -> Task:
     """Return the task a run file names.
 
-    ``digits`` and ``cifar10`` are built in, ``torchvision:<model>`` takes any torchvision classifier, and
-    ``package.module:factory`` calls the user's own factory, with the `TaskConfig` if it takes an argument.
+    ``digits`` and ``cifar10`` are built in, ``torchvision:<model>``, ``timm:<model>`` and ``transformers:<folder>``
+    take the models of these libraries, and ``package.module:factory`` calls the user's own factory, with the
+    `TaskConfig` if it takes an argument. With `TaskConfig.metric`, labels are not looked at: see `LabelFreeTask`.
 
     Raises:
         ConfigError: The name is unknown, or model, weights or data cannot be used.
     """
-    prefix, separator, rest = config.name.partition(":")
-    if prefix == "torchvision" and separator:
-        optional("torchvision", "vision", f"Task {config.name!r}")
-        from autocompress.tasks.vision import torchvision_task
+    return measured_by(config.metric, _named(config))
 
-        return torchvision_task(config, rest)
+
+def measured_by(metric: str | None, task: Task) -> Task:
+    """Return `task` measured by a metric of `label_free`; itself for None, or when it is so already."""
+    return task if metric is None or isinstance(task, LabelFreeTask) else LabelFreeTask(task, metric)
+
+
+def _named(config: TaskConfig) -> Task:
+    prefix, separator, rest = config.name.partition(":")
+    if prefix in _LIBRARIES and separator:
+        package, extra, place = _LIBRARIES[prefix]
+        optional(package, extra, f"Task {config.name!r}")
+        module, _, name = place.partition(":")
+        make: Callable[[TaskConfig, str], Task] = getattr(importlib.import_module(module), name)
+        return make(config, rest)
     if separator:
         return _user_task(config, prefix, rest)
     if config.name not in _TASKS:

@@ -23,9 +23,11 @@ class Task(abc.ABC):
 
     Attributes:
         name: Short name for tables and folders.
+        outputs: ``"classes"`` where axis 1 of the outputs holds class scores, else ``"values"``.
     """
 
     name: str
+    outputs: str = "classes"
 
     @abc.abstractmethod
     def model(self) -> nn.Module:

@@ -122,6 +122,37 @@ def list_images(path: Path) -> tuple[dict[str, list[tuple[Path, int]]], tuple[st
     }, classes
 
 
+def has_classes(path: Path) -> bool:
+    """Return whether a path is laid out with a folder per class; of a file, a tar perhaps, that is assumed."""
+    if not path.is_dir():
+        return True
+    splits = [item for item in path.iterdir() if item.is_dir() and item.name in SPLITS]
+    return any(item.is_dir() and not item.name.startswith(".") for split in splits for item in split.iterdir())
+
+
+def list_unlabelled(path: Path) -> dict[str, list[Path]]:
+    """Return the image files under a directory by split, sorted; reads no image.
+
+    Those under ``train``, ``test`` and ``val`` are what they say; without these folders all are for training.
+
+    Raises:
+        ConfigError: The directory is missing or holds no images for training.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"Data folder {path} does not exist. Check task.data.")
+    splits: dict[str, list[Path]] = {}
+    for folder in sorted(item for item in path.iterdir() if item.is_dir() and item.name in SPLITS):
+        splits.setdefault(SPLITS[folder.name], []).extend(_images_under(folder))
+    splits = splits or {"train": _images_under(path)}
+    if not splits.get("train"):
+        raise ConfigError(f"Data {path} hold no images to train with. Put some there, or in {path / 'train'}.")
+    return splits
+
+
+def _images_under(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.rglob("*") if item.is_file() and _is_image(item.name))
+
+
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 

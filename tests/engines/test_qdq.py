@@ -118,6 +118,30 @@ def test_the_graph_computes_what_torch_simulates(exported: Exported, engine: str
     assert error < 5e-3
 
 
+class Repeated(nn.Module):
+    """Runs a convolution on two maps and a linear layer twice in a row, as detectors and some transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.block, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.head(x).relu(), self.head(functional.max_pool2d(x, 2)).relu()]
+        tokens = torch.cat([each.flatten(2).transpose(1, 2) for each in maps], 1)
+        return self.fc(self.block(functional.gelu(self.block(tokens))).mean(1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_layer_that_runs_more_than_once_is_int8_every_time(engine: str, tmp_path: Path) -> None:
+    x = networks.images(2, seed=3)
+    model, ranges, graph = export(networks.randomize(Repeated()), ("head", "block", "fc"), networks.images(2))
+    insert_qdq(graph, ranges, engine)
+    assert relative_error(run(graph, x, tmp_path), model, x) < 5e-3
+    readers = [n.inputs[1].name for n in graph.graph if len(n.inputs) > 1 and n.inputs[1] and n.op_type != "Add"]
+    assert readers.count("head.weight_dq") == readers.count("block.weight_dq") == 2
+    assert not {"head.weight", "block.weight"} & set(graph.graph.initializers)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_are_stored_as_int8_and_the_floats_are_gone(exported: Exported, engine: str) -> None:
     model = inserted(exported, engine)

@@ -18,7 +18,7 @@ from tests.tasks.conftest import MakeFolder, save_weights, seeded_model
 from tests.tasks.contract import TaskContract, joined, same
 
 torchvision = pytest.importorskip("torchvision")
-from autocompress.tasks import vision  # noqa: E402
+from autocompress.tasks import image_task, vision  # noqa: E402
 
 
 def network(name: str = "squeezenet1_1", classes: int = 3) -> nn.Module:
@@ -59,14 +59,14 @@ class TestFolder(TaskContract):
     @pytest.fixture
     def again(self, weights: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> Task:
         """Streamed: where the pixels are kept must not show."""
-        monkeypatch.setattr(vision, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(vision, "_READERS", 0)
+        monkeypatch.setattr(image_task, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(image_task, "_READERS", 0)
         return load(weights=weights, data=folder)
 
 
 def test_a_large_folder_is_streamed_by_workers(weights: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held = load(weights=weights, data=folder)
-    monkeypatch.setattr(vision, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_task, "_IN_MEMORY_BYTES", 0)
     assert same(joined(load(weights=weights, data=folder).train_batches(4, 1)), joined(held.train_batches(4, 1)))
 
 

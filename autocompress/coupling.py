@@ -1,0 +1,344 @@
+"""Channels that can only be pruned together, through residual, concat and depthwise connections.
+
+The coupling is Torch-Pruning's dependency graph (Fang et al., DepGraph, CVPR 2023). That graph guesses at reshapes and
+concatenations, so a group is believed only after a copy of the model with it pruned has run, has kept its output shape,
+and gives what the whole model gives with the same channels silenced. A group that fails is left alone, and named.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch_pruning.dependency import index_mapping
+
+from autocompress.errors import CompressionError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer.
+
+    Attributes:
+        name: Qualified module name.
+        kind: ``"conv"``, ``"pointwise"`` (1x1), ``"depthwise"``, ``"grouped"`` or ``"linear"``.
+        in_channels, out_channels: Width of its channel axes.
+        kernel: Spatial kernel size; empty for linear layers.
+        macs: Multiply-accumulates for one sample.
+        params: Parameters, bias included.
+        factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
+            forward may do something else with the weight).
+        quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
+        groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, ...]
+    macs: int
+    params: int
+    factorizable: bool
+    quantizable: bool
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers coupled by one shared channel axis, which can only be pruned together.
+
+    Attributes:
+        name: The first layer, in the model's order, whose output channels belong to the axis.
+        channels: Length of the axis.
+        producers: Layers whose output channels are pruned.
+        consumers: Layers whose input channels are pruned with them.
+        multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
+            flatten, or where a layer reads the axis twice.
+        parts: Into how many equal parts the axis falls, each of which loses the same places: the groups of a grouped
+            convolution in it.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    parts: int = 1
+
+
+def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
+    """Build Torch-Pruning's dependency graph of a model in eval mode; gradients are needed for its tracing.
+
+    Raises:
+        CompressionError: The model cannot be traced, data-dependent control flow being the usual reason.
+    """
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            with _forgiving(model):
+                return tp.DependencyGraph().build_dependency(model, inputs[:1], verbose=False)
+    except Exception as error:  # the library raises whatever it meets
+        raise CompressionError(f"Channel coupling cannot be traced: {type(error).__name__}: {error}") from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        _drop_traced(model)
+
+
+def _drop_traced(model: nn.Module) -> None:
+    """Let go of what modules remember of a pass with gradients (tables of biases, say): it cannot be copied."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+            elif isinstance(value, dict):
+                for key in [key for key, kept in value.items() if isinstance(kept, Tensor) and not kept.is_leaf]:
+                    del value[key]
+
+
+def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int]) -> Any:
+    """Return Torch-Pruning's group for removing output `channels` of layer `name`."""
+    module = model.get_submodule(name)
+    with _forgiving(model):
+        return graph.get_pruning_group(
+            module, graph.get_pruner_of_module(module).prune_out_channels, idxs=list(channels)
+        )
+
+
+def parts_of(traced: Any) -> int:
+    """Return into how many parts a traced group's axis falls, each of which must lose the same places."""
+    parts = 1
+    for dependency, _ in traced:
+        module = dependency.target.module
+        # Of a depthwise convolution each channel is a group of its own, and goes with it.
+        if isinstance(module, CONVOLUTIONS) and 1 < module.groups < module.in_channels:
+            parts = math.lcm(parts, module.groups)
+    return parts
+
+
+def in_every_part(places: Iterable[int], channels: int, parts: int) -> list[int]:
+    """Return the channels that are at `places`, counted within a part, in each of `parts` parts of an axis."""
+    size = channels // parts
+    return sorted(part * size + place for place in places for part in range(parts))
+
+
+def _half(group: Group) -> list[int]:
+    """Return half of a group's channels, drawn at random: a regular half may fit a model that no other half fits."""
+    size = group.channels // group.parts
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: max(1, size // 2)]
+    return in_every_part(drawn.tolist(), group.channels, group.parts)
+
+
+@contextmanager
+def _forgiving(model: nn.Module) -> Iterator[None]:
+    """Keep what Torch-Pruning gets wrong about one reshape from costing a model all of its groups.
+
+    It divides by a number of channels that it takes to be zero (channel shuffles, windows of attention): such a
+    reshape is left unmapped, and what couples wrongly through it fails its trial. Where reshapes and concatenations
+    form a ring it multiplies indices without end: a group with more than any layer has is given up.
+    """
+    mapped, flattened = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
+    widest = max((max(p.shape[:2]) for p in model.parameters() if p.ndim > 1), default=0)
+
+    def forgiving(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            mapped(graph, node)
+
+    def bounded(mapping: Any, indices: Any) -> Any:
+        if len(indices) * (1 if mapping.reverse else mapping._stride) > widest:
+            raise CompressionError("it couples more channels than any layer has")
+        return flattened(mapping, indices)
+
+    index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = forgiving, bounded
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = mapped, flattened
+
+
+def coupled_groups(
+    model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipped: dict[str, str]
+) -> dict[str, Group]:
+    """Return the groups of `model` (eval mode; not changed) whose pruning is known to work, by name.
+
+    Args:
+        model: Network.
+        inputs: Its example inputs ``(N, ...)``.
+        layers: What may be pruned.
+        skipped: Takes what is left alone, with the reason.
+    """
+    try:
+        graph = dependency_graph(model, inputs)
+    except CompressionError as error:
+        skipped["(channels)"] = str(error)
+        return {}
+    names = {module: name for name, module in model.named_modules()}
+    order = {name: index for index, name in enumerate(layers)}
+    groups: dict[str, Group] = {}
+    seen: set[str] = set()
+    for name, layer in layers.items():
+        if name in seen:
+            continue
+        try:
+            traced = output_group(graph, model, name, range(layer.out_channels))
+        except Exception as error:  # noqa: BLE001 - one group that cannot be traced is left alone, and named
+            skipped[f"{name} (channels)"] = f"its channel coupling cannot be traced ({type(error).__name__}: {error})"
+            continue
+        producers: set[str] = set()
+        consumers: set[str] = set()
+        foreign: set[str] = set()
+        widths: dict[str, int] = {}
+        for dependency, indices in traced:
+            target = names.get(dependency.target.module)
+            if target is None:
+                continue
+            is_output = graph.is_out_channel_pruning_fn(dependency.handler)
+            if target in layers:
+                (producers if is_output else consumers).add(target)
+                if not is_output:
+                    widths[target] = widths.get(target, 0) + len(indices)
+            elif not isinstance(dependency.target.module, NORMS):
+                foreign.add(target)
+        # A depthwise layer's input axis is its output axis: it is a member, not a consumer.
+        consumers = {c for c in consumers if c not in producers or layers[c].kind != "depthwise"}
+        seen |= producers
+        members = sorted(producers, key=order.__getitem__)
+        ordered = tuple(sorted(consumers, key=order.__getitem__))
+        multiples = {c: widths[c] // layer.out_channels for c in ordered}
+        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts_of(traced))
+        reason = _unfit(group, consumers - producers, foreign)
+        if reason is None:
+            groups[group.name] = group
+        else:
+            skipped.setdefault(f"{group.name} (channels)", reason)
+    return _believed(_Trials(model, inputs, graph), groups, skipped)
+
+
+def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str]) -> str | None:
+    """Return why a group cannot be pruned, going by what is in it; None when it may be."""
+    if not consumers:
+        return "its channels are the model's output"
+    if foreign:
+        return f"coupled to {', '.join(sorted(foreign))}"
+    if group.channels % group.parts or group.channels == group.parts:
+        return f"{group.channels} channels in {group.parts} parts cannot be thinned equally"
+    return None
+
+
+def _believed(trials: _Trials, groups: dict[str, Group], skipped: dict[str, str]) -> dict[str, Group]:
+    """Keep the groups whose pruning works, together with those kept before: all at once, then by halves."""
+    good: list[Group] = []
+    pending = [list(groups.values())]
+    while pending:
+        batch = pending.pop()
+        reason = trials.reason_against([*good, *batch]) if batch else None
+        if reason is None:
+            good += batch
+        elif len(batch) == 1:
+            skipped[f"{batch[0].name} (channels)"] = f"pruning it breaks the model ({reason})"
+        else:
+            pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+    kept = {group.name for group in good}
+    return {name: group for name, group in groups.items() if name in kept}
+
+
+# Relative error (RMS) between a pruned model and the whole one with the same channels silenced: rounding alone.
+_SAME = 1e-3
+
+
+class _Trials:
+    """Prunes copies of a model.
+
+    Args:
+        model: The model, in eval mode; not changed.
+        inputs: Example inputs ``(N, ...)``.
+        graph: Its dependency graph.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, graph: Any) -> None:
+        self._model, self._inputs, self._graph = model, inputs[:1], graph
+        self._names = {module: name for name, module in model.named_modules()}
+        self._known: dict[str, list[tuple[str, list[int], bool]]] = {}
+
+    def reason_against(self, groups: Sequence[Group]) -> str | None:
+        """Halve these groups in a copy; return why that does not work, or None."""
+        trial = copy.deepcopy(self._model)
+        try:
+            graph = dependency_graph(trial, self._inputs)
+            for group in groups:
+                traced = output_group(graph, trial, group.name, _half(group))
+                if not graph.check_pruning_group(traced):
+                    return "it would leave no channel"
+                traced.prune()
+            with torch.no_grad():
+                found = trial(self._inputs)
+            expected, comparable = self._silenced(groups)
+        except Exception as error:  # noqa: BLE001 - any failure means that this group is left alone
+            return f"{type(error).__name__}: {str(error)[:120]}"
+        if found.shape != expected.shape:
+            return f"the output became {tuple(found.shape)}"
+        if comparable and bool(expected.isfinite().all()):
+            scale = expected.square().mean().sqrt().clamp_min(1e-12)
+            if not float((found - expected).square().mean().sqrt() / scale) < _SAME:
+                return "it removes other channels than the layers that read them expect"
+        return None
+
+    def _silenced(self, groups: Sequence[Group]) -> tuple[Tensor, bool]:
+        """Return what the model gives when nobody makes or reads these channels, and whether pruning must too.
+
+        It need not where a norm takes the mean over channels.
+        """
+        silent = copy.deepcopy(self._model)
+        comparable = True
+        with torch.no_grad():
+            for group in groups:
+                for name, indices, made in self._touched(group):
+                    module = silent.get_submodule(name)
+                    comparable = comparable and not isinstance(module, (nn.LayerNorm, nn.GroupNorm))
+                    _silence(module, indices, made=made)
+            return silent(self._inputs), comparable
+
+    def _touched(self, group: Group) -> list[tuple[str, list[int], bool]]:
+        """Return modules, which channels of theirs go with half of a group, and whether they make or read these."""
+        if group.name not in self._known:
+            traced = output_group(self._graph, self._model, group.name, _half(group))
+            self._known[group.name] = [
+                (name, list(indices), self._graph.is_out_channel_pruning_fn(dependency.handler))
+                for dependency, indices in traced
+                if (name := self._names.get(dependency.target.module)) is not None
+            ]
+        return self._known[group.name]
+
+
+def _silence(module: nn.Module, channels: Sequence[int], *, made: bool) -> None:
+    """Set to zero what a layer or batch-norm makes of these output channels, or reads of these input channels."""
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        groups = getattr(module, "groups", 1)
+        if made or groups == getattr(module, "in_channels", 0) > 1:
+            module.weight[channels] = 0
+            if module.bias is not None:
+                module.bias[channels] = 0
+        else:
+            # Output channels of one group read the input channels of that group alone.
+            read, filled = module.weight.shape[1], len(module.weight) // groups
+            for channel in channels:
+                first = channel // read * filled
+                module.weight[first : first + filled, channel % read] = 0
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+        module.weight[channels] = 0
+        module.bias[channels] = 0

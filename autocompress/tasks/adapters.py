@@ -1,0 +1,156 @@
+"""The edge between models as people write them and one tensor in, one tensor out, which is what engines are fed.
+
+Several named inputs of a model travel as one float tensor ``(N, total)``, each flattened, one behind the other; what a
+model gives as a tuple, a dict or a data class becomes one tensor ``(N, ...)``. Nothing else in the package knows of
+either. Float32 holds every integer up to 2**24 exactly, so token numbers and masks travel unharmed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model.
+
+    Attributes:
+        name: Of the forward's argument.
+        shape: Of one sample, without the batch axis.
+        dtype: ``"float32"``, ``"int64"`` or ``"bool"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"Input {self.name!r} is of dtype {self.dtype!r}; it must be one of {', '.join(DTYPES)}.")
+
+    @property
+    def size(self) -> int:
+        """Numbers in one sample."""
+        return math.prod(self.shape)
+
+
+def pack(inputs: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> Tensor:
+    """Return named inputs ``(N, ...)`` as one float tensor ``(N, total)``, in the order of `specs`.
+
+    Raises:
+        ConfigError: An input is missing or of another shape.
+    """
+    parts = []
+    for spec in specs:
+        value = inputs.get(spec.name)
+        if value is None or tuple(value.shape[1:]) != spec.shape:
+            found = "missing" if value is None else f"{tuple(value.shape)}"
+            raise ConfigError(f"Input {spec.name!r} must be (N, {', '.join(map(str, spec.shape))}); it is {found}.")
+        parts.append(value.flatten(1).float())
+    return torch.cat(parts, 1)
+
+
+def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
+    """Return a model's outputs as one float tensor ``(N, ...)``.
+
+    One tensor stays as it is; several become ``(N, total)``, each flattened, in the model's order.
+
+    Args:
+        outputs: A tensor, or tuples, lists, dicts and data classes of them.
+        keep: Names of the outputs wanted, when they have names; empty takes all floating-point ones.
+
+    Raises:
+        ConfigError: There is no such output, or no tensor at all.
+    """
+    if keep:
+        named = _mapping(outputs)
+        missing = [name for name in keep if named.get(name) is None]
+        if missing:
+            known = ", ".join(named) or "none with a name"
+            raise ConfigError(f"The model has no output {missing[0]!r}; it has {known}.")
+        outputs = [named[name] for name in keep]
+    tensors = _tensors(outputs)
+    if not tensors:
+        raise ConfigError(f"The model gives no tensor, but {type(outputs).__name__}.")
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+
+
+def _mapping(outputs: object) -> Mapping[str, object]:
+    return outputs if isinstance(outputs, Mapping) else dict(getattr(outputs, "__dict__", {}))
+
+
+def _tensors(outputs: object) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() and outputs.ndim > 0 else []
+    if isinstance(outputs, Mapping):
+        return [tensor for value in outputs.values() for tensor in _tensors(value)]
+    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
+        return [tensor for value in outputs for tensor in _tensors(value)]
+    named = getattr(outputs, "__dict__", None)
+    return [] if named is None or isinstance(outputs, nn.Module) else _tensors(named)
+
+
+class Adapter(nn.Module):
+    """A model that takes several inputs or gives more than a tensor, as one from a tensor to a tensor.
+
+    Args:
+        model: The user's network; its layers are named ``model.…`` here.
+        inputs: What the packed input ``(N, total)`` holds (`pack` makes one); None passes it on as it is.
+        keep: See `as_tensor`.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[InputSpec] | None = None, keep: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = None if inputs is None else tuple(inputs)
+        self.keep = tuple(keep)
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Map ``(N, total)``, or the model's own input ``(N, ...)``, to ``(N, ...)``."""
+        if self.inputs is None:
+            return as_tensor(self.model(packed), self.keep)
+        parts = torch.split(packed, [spec.size for spec in self.inputs], 1)
+        given = {
+            spec.name: part.reshape(-1, *spec.shape).to(DTYPES[spec.dtype])
+            for spec, part in zip(self.inputs, parts, strict=True)
+        }
+        return as_tensor(self.model(**given), self.keep)
+
+
+class DetectorNetwork(nn.Module):
+    """What a one-stage torchvision detector computes before boxes are chosen: ``(N, anchors, classes + 4 (+ 1))``.
+
+    Resizing the images and non-maximum suppression depend on the data and stay outside of an engine.
+
+    Args:
+        detector: With a `backbone` and a `head` (SSD, SSDlite, RetinaNet, FCOS).
+
+    Raises:
+        ConfigError: It is a two-stage detector, whose second stage works on proposals.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        backbone, head = (getattr(detector, name, None) for name in ("backbone", "head"))
+        if not isinstance(backbone, nn.Module) or not isinstance(head, nn.Module):
+            raise ConfigError(
+                f"{type(detector).__name__} is a two-stage detector: what its second stage computes depends on the "
+                "boxes that its first stage finds, which no fixed graph can hold. Take a one-stage detector (SSD, "
+                "RetinaNet, FCOS)."
+            )
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images ``(N, 3, H, W)`` to scores and box offsets ``(N, anchors, ...)``."""
+        features = self.backbone(images)
+        found: dict[str, Tensor] = self.head(list(features.values()) if isinstance(features, dict) else [features])
+        return torch.cat(list(found.values()), -1)

@@ -1,0 +1,179 @@
+"""Quality without labels: how far the compressed model's outputs agree with those of the uncompressed one.
+
+``agreement`` takes what fits the model: ``top1`` where it gives class scores, else ``cosine``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from autocompress.errors import ConfigError
+from autocompress.tasks.base import Batch, Task
+from autocompress.tasks.split import Data, SplitTask
+
+# Name to what it measures, each in [0, 1] and 1 for equal outputs.
+METRICS = {
+    "agreement": "top1 for class scores, else cosine",
+    "top1": "share of samples (pixels, in segmentation) that get the same class",
+    "cosine": "mean cosine similarity of a sample's outputs, at least 0",
+    "kl": "exp(-KL divergence) of the class probabilities, mean over samples",
+}
+
+
+class LabelFreeTask(Task):
+    """A task whose targets are what its own uncompressed model gives. Labels are not looked at.
+
+    Args:
+        task: Model and data.
+        metric: One of `METRICS`.
+    """
+
+    def __init__(self, task: Task, metric: str = "agreement") -> None:
+        if metric not in METRICS:
+            raise ConfigError(f"Unknown metric {metric!r}; without labels there are {', '.join(METRICS)}.")
+        self._task = task
+        self._teacher = task.model().requires_grad_(False)
+        self.name, self.outputs = task.name, task.outputs
+        fitting = "top1" if task.outputs == "classes" else "cosine"
+        self.kind = fitting if metric == "agreement" else metric
+
+    def model(self) -> nn.Module:
+        """See `Task.model`."""
+        return self._task.model()
+
+    def example_inputs(self, batch_size: int = 1) -> Tensor:
+        """See `Task.example_inputs`."""
+        return self._task.example_inputs(batch_size)
+
+    def calibration(self, batch_size: int) -> Iterator[Tensor]:
+        """See `Task.calibration`."""
+        return self._task.calibration(batch_size)
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
+        """Yield training inputs with what the uncompressed model makes of them."""
+        return self._answered(self._task.train_batches(batch_size, epoch))
+
+    def train_size(self) -> int:
+        """See `Task.train_size`."""
+        return self._task.train_size()
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """Yield validation inputs with what the uncompressed model makes of them."""
+        return self._answered(self._task.validation(batch_size))
+
+    def test(self, batch_size: int) -> Iterator[Batch]:
+        """Yield test inputs with what the uncompressed model makes of them."""
+        return self._answered(self._task.test(batch_size))
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """Return the agreement of `outputs` ``(N, ...)`` with `targets`; see `METRICS`."""
+        if self.kind == "top1":
+            return float((outputs.argmax(1) == targets).double().mean())
+        if self.kind == "cosine":
+            return max(0.0, float(_cosine(outputs.double(), targets.double())))
+        return float(torch.exp(-_divergence(outputs.double(), targets.double()).clamp_min(0)))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how far `outputs` are from the uncompressed model's; lower is closer."""
+        if self.kind == "top1":
+            return F.cross_entropy(outputs, targets)
+        return 1 - _cosine(outputs, targets) if self.kind == "cosine" else _divergence(outputs, targets)
+
+    def fingerprint(self) -> Mapping[str, str | int | float]:
+        """See `Task.fingerprint`."""
+        return {**self._task.fingerprint(), "metric": self.kind}
+
+    def _answered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, _ in batches:
+            with torch.no_grad():
+                outputs = torch.cat([self._teacher(part) for part in torch.split(inputs, _ROWS)])
+            yield inputs, outputs.argmax(1) if self.kind == "top1" else outputs
+
+
+# Samples of one forward pass of the teacher; a task's batches may be as large as its data.
+_ROWS = 64
+
+
+def _cosine(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cosine_similarity(outputs.flatten(1), targets.flatten(1)).mean()
+
+
+def _divergence(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean KL divergence over samples (and pixels) of class scores ``(N, classes, ...)``."""
+    found = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(targets, 1), log_target=True, reduction="none")
+    return found.sum(1).mean()
+
+
+class Unlabelled(Dataset[tuple[Tensor, int]]):
+    """Inputs without labels as a dataset of ``(input, 0)``."""
+
+    def __init__(self, inputs: Dataset[Any]) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._inputs[index], 0
+
+
+class UnlabelledTask(SplitTask):
+    """A model of any kind with inputs alone. Measured by `LabelFreeTask`, which makes the targets.
+
+    Args:
+        model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``; see `adapters` for others.
+        train: Training inputs: a tensor ``(N, ...)``, a map-style dataset of tensors, or labelled data whose labels are
+            not looked at.
+        test: Test inputs.
+        name: Short name for tables and folders.
+        outputs: ``"classes"`` where axis 1 of the outputs holds class scores, else ``"values"``.
+        options: Those of `SplitTask`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Tensor | Data,
+        test: Tensor | Data,
+        *,
+        name: str = "unlabelled",
+        outputs: str = "values",
+        **options: Any,
+    ) -> None:
+        if outputs not in ("classes", "values"):
+            raise ConfigError(f"outputs is {outputs!r}; it must be 'classes' or 'values'.")
+        self.outputs = outputs
+        super().__init__(model, _labelled(train), _labelled(test), name=name, **options)
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """Refuse: there is nothing to compare with.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            f"Task {self.name!r} has no labels to measure by. Give --metric agreement (task.metric), or in Python wrap "
+            "it: LabelFreeTask(task)."
+        )
+
+    def _check_outputs(self, outputs: object) -> None:
+        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ConfigError(
+                f"Task {self.name!r}: the model must return one tensor (N, ...), found {found}. "
+                "Wrap it in autocompress.tasks.Adapter."
+            )
+
+
+def _labelled(inputs: Tensor | Data) -> Data:
+    if isinstance(inputs, Tensor):
+        return inputs, torch.zeros(len(inputs), dtype=torch.int64)
+    if isinstance(inputs, Dataset) and len(inputs) and isinstance(inputs[0], Tensor):  # type: ignore[arg-type]
+        return Unlabelled(inputs)
+    return inputs

@@ -1,0 +1,184 @@
+"""`SplitTask`: a trained model with its data. Owns the splits and the model's copies; `samples` owns batching."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from autocompress.errors import ConfigError
+from autocompress.tasks.augmentation import Augmentation
+from autocompress.tasks.base import Batch, Task
+from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples, seeded
+
+Data = Samples | Dataset[Any] | tuple[Tensor, Tensor]
+
+# A last training batch smaller than this share of the others is dropped: batch-norm statistics of a few samples
+# are noise, and of one sample an error.
+_SMALLEST_LAST_BATCH = 0.5
+
+
+class SplitTask(Task):
+    """A model with training and test data; subclasses say what a good output is.
+
+    Data are a pair of tensors ``(inputs (N, ...), targets (N,))``, held as given, or a map-style dataset of
+    ``(input tensor, class number)``, streamed. 8-bit inputs are divided by 255; `normalization` is applied to every
+    batch. Datasets that normalise by themselves leave it None.
+
+    Args:
+        model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``; kept, never changed.
+        train: Training data; validation and calibration are taken from it.
+        test: Test data.
+        validation: Validation data; None splits off `validation_fraction` of `train`.
+        name: Short name for tables and folders.
+        normalization: Mean and std per channel.
+        augmentation: Augmentation of training images; None for none.
+        validation_fraction: Share of `train`, in (0, 1).
+        calibration_size: Samples of the rest of `train` used for calibration; at most all of them.
+        workers: Processes that read a streamed dataset.
+        seed: Seed of the splits, the order and the augmentation.
+
+    Raises:
+        ConfigError: Data cannot be used or split, or the model does not take them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Data,
+        test: Data,
+        validation: Data | None = None,
+        *,
+        name: str = "task",
+        normalization: Normalization | None = None,
+        augmentation: Augmentation | None = None,
+        validation_fraction: float = 0.1,
+        calibration_size: int = 1024,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < validation_fraction < 1:
+            raise ConfigError(f"validation_fraction {validation_fraction} must be between 0 and 1.")
+        if calibration_size < 1:
+            raise ConfigError(f"calibration_size {calibration_size} must be at least 1.")
+        self.name = name
+        self._model = copy.deepcopy(model).cpu().eval()
+        self._augmentation, self._seed = augmentation, seed
+        self._source = _samples(train, "train", normalization, workers)
+        self._test = _samples(test, "test", normalization, workers)
+        order = torch.randperm(len(self._source), generator=seeded(seed))
+        if validation is None:
+            held = max(1, round(validation_fraction * len(order)))
+            self._validation = self._source
+            self._validation_indices, self._train_indices = order[:held].sort().values, order[held:]
+        else:
+            self._validation = _samples(validation, "validation", normalization, workers)
+            self._validation_indices, self._train_indices = torch.arange(len(self._validation)), order
+        if len(self._train_indices) < 2:
+            raise ConfigError(f"Task {name!r}: {len(order)} training samples are too few to split.")
+        self._calibration_indices = self._train_indices[:calibration_size]
+        self._check_outputs(self._run_model())
+
+    def model(self) -> nn.Module:
+        """Return a fresh copy of the trained, uncompressed model in eval mode; the caller owns it."""
+        return copy.deepcopy(self._model)
+
+    def example_inputs(self, batch_size: int = 1) -> Tensor:
+        """Return the first `batch_size` calibration samples, repeated where there are fewer."""
+        indices = self._calibration_indices.repeat(math.ceil(batch_size / len(self._calibration_indices)))
+        return next(self._source.batches(indices[:batch_size], batch_size))[0]
+
+    def calibration(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield inputs ``(N, ...)`` of the calibration samples, without augmentation."""
+        for inputs, _ in self._source.batches(self._calibration_indices, batch_size):
+            yield inputs
+
+    def train_batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
+        """Yield shuffled, augmented training batches; a short last batch is dropped.
+
+        Raises:
+            ConfigError: `batch_size` is below 2.
+        """
+        if batch_size < 2:
+            raise ConfigError(f"Training needs batches of at least 2 samples (batch-norm), found {batch_size}.")
+        generator = seeded(self._seed, 1, epoch)
+        indices = self._train_indices[torch.randperm(len(self._train_indices), generator=generator)]
+        last = len(indices) % batch_size
+        if len(indices) > batch_size and last < max(2, _SMALLEST_LAST_BATCH * batch_size):
+            indices = indices[: len(indices) - last]
+        return self._source.batches(indices, batch_size, augmentation=self._augmentation, generator=generator)
+
+    def train_size(self) -> int:
+        """Return the number of training samples in one epoch, before a short last batch is dropped."""
+        return len(self._train_indices)
+
+    def validation(self, batch_size: int) -> Iterator[Batch]:
+        """Yield the validation data in order."""
+        return self._validation.batches(self._validation_indices, batch_size)
+
+    def test(self, batch_size: int) -> Iterator[Batch]:
+        """Yield the test data in order. Read once per run, after every choice has been made."""
+        return self._test.batches(torch.arange(len(self._test)), batch_size)
+
+    def fingerprint(self) -> Mapping[str, str | int | float]:
+        """Return what identifies model, weights, data and split."""
+        return {
+            "task": self.name,
+            "model": type(self._model).__name__,
+            "weights_sha256": _digest(self._model),
+            "train": len(self._train_indices),
+            "calibration": len(self._calibration_indices),
+            "validation": len(self._validation_indices),
+            "test": len(self._test),
+            "data_sha256": hashlib.sha256(
+                "".join(s.digest() for s in (self._source, self._validation, self._test)).encode()
+            ).hexdigest(),
+            "seed": self._seed,
+        }
+
+    def _run_model(self) -> object:
+        """Return what the model gives for one sample."""
+        inputs = self.example_inputs()
+        try:
+            with torch.inference_mode():
+                return self._model(inputs)
+        except Exception as error:  # whatever the user's network raises
+            raise ConfigError(
+                f"Task {self.name!r}: model {type(self._model).__name__} does not take inputs {tuple(inputs.shape)}: "
+                f"{error}"
+            ) from error
+
+    @abc.abstractmethod
+    def _check_outputs(self, outputs: object) -> None:
+        """Check what the model gives for one sample.
+
+        Raises:
+            ConfigError: The metric has no use for it.
+        """
+
+
+def _samples(data: Data, split: str, normalization: Normalization | None, workers: int) -> Samples:
+    if isinstance(data, Samples):
+        return data
+    try:
+        if isinstance(data, tuple):
+            inputs, targets = data
+            return TensorSamples(inputs, targets, normalization)
+        return DatasetSamples(data, normalization, workers=workers)
+    except ConfigError as error:
+        raise ConfigError(f"{split} data: {error}") from error
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

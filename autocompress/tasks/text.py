@@ -1,0 +1,152 @@
+"""The ``transformers:<folder or type>`` tasks: text encoders and classifiers of Hugging Face transformers, offline.
+
+A folder holds ``config.json`` and, unless weights are random, ``model.safetensors`` and the tokenizer's files; a type
+(``bert``) takes that type's default configuration. Every text becomes token numbers and an attention mask of one fixed
+length, packed into one tensor (see `adapters`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress._lazy import optional
+from autocompress.config import TaskConfig
+from autocompress.errors import ConfigError, nearest
+from autocompress.tasks.adapters import Adapter, InputSpec, pack
+from autocompress.tasks.base import Task
+from autocompress.tasks.classification import ClassificationTask
+from autocompress.tasks.image_task import RANDOM
+from autocompress.tasks.label_free import UnlabelledTask
+from autocompress.tasks.weights import apply_weights, read_weights
+
+transformers: Any = optional("transformers", "transformers", "A text task")
+
+LENGTH = 128  # tokens of a text, if the model takes as many
+_NOISE_SIZE = 256  # texts made where there is no data
+_WEIGHTS = "model.safetensors"
+# What an encoder or a classifier is used for, by what its output calls it; the first that is there is kept.
+_OUTPUTS = ("logits", "pooler_output", "last_hidden_state")
+_TEST_SHARE = 5  # every fifth text is for testing
+
+
+def transformers_task(config: TaskConfig, name: str) -> Task:
+    """Return a text model with its texts: ``task.data`` is a UTF-8 file with a text per line.
+
+    A line that ends in a tab and a class number is labelled; if all are, and the model gives logits, accuracy is
+    measured, else `TaskConfig.metric` says how. Without data, token numbers are drawn at random.
+
+    Raises:
+        ConfigError: Configuration, weights or data are missing or cannot be used.
+    """
+    where = f"Task {config.name!r}"
+    folder = Path(name).expanduser()
+    model = _model(where, folder, name, config)
+    length = min(LENGTH, int(getattr(model.config, "max_position_embeddings", LENGTH) or LENGTH))
+    specs = [InputSpec("input_ids", (length,), "int64"), InputSpec("attention_mask", (length,), "int64")]
+    labels: list[int] | None = None
+    if config.data is None:
+        inputs = _noise(int(model.config.vocab_size), length, specs)
+    else:
+        texts, labels = _read(Path(config.data).expanduser())
+        inputs = _tokens(where, folder, texts, length, specs)
+    with torch.no_grad():
+        given = model(**{spec.name: torch.ones(1, length, dtype=torch.int64) for spec in specs})
+    kept = next((key for key in _OUTPUTS if given.get(key) is not None), None)
+    adapted = Adapter(model, specs, () if kept is None else (kept,))
+    held = torch.arange(len(inputs)) % _TEST_SHARE == 0
+    options: dict[str, Any] = {
+        "name": f"transformers-{folder.name}",
+        "validation_fraction": config.validation_fraction,
+        "calibration_size": config.calibration_size,
+        "seed": config.seed,
+    }
+    if labels is not None and kept == "logits" and config.metric is None:
+        targets = torch.tensor(labels)
+        return ClassificationTask(adapted, (inputs[~held], targets[~held]), (inputs[held], targets[held]), **options)
+    if config.metric is None:
+        raise ConfigError(
+            f"{where}: there are no labels. Give --metric agreement (task.metric) to measure by the uncompressed "
+            "model's own outputs, or end every line of task.data in a tab and a class number."
+        )
+    outputs = "classes" if kept == "logits" else "values"
+    return UnlabelledTask(adapted, inputs[~held], inputs[held], outputs=outputs, **options)
+
+
+def _model(where: str, folder: Path, name: str, config: TaskConfig) -> Any:
+    if (folder / "config.json").exists():
+        settings = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    elif name in transformers.CONFIG_MAPPING:
+        settings = transformers.AutoConfig.for_model(name)
+    else:
+        raise ConfigError(
+            f"{where}: {name!r} is neither a folder with config.json nor a model type of transformers."
+            f"{nearest(name, list(transformers.CONFIG_MAPPING))}"
+        )
+    weights = config.weights or str(folder / _WEIGHTS)
+    if weights != RANDOM and not Path(weights).expanduser().exists():
+        raise ConfigError(
+            f"{where}: weights {weights} do not exist. Give task.weights: a safetensors file, or 'random' to measure "
+            "latency only."
+        )
+    architecture = next(iter(settings.architectures or ()), None)
+    maker = getattr(transformers, architecture or "", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        # The plain form of attention: its products are matrix products that every exporter and tracer knows.
+        if maker is None:
+            model = transformers.AutoModel.from_config(settings, attn_implementation="eager")
+        else:
+            model = maker._from_config(settings, attn_implementation="eager")
+    if weights != RANDOM:
+        _load(model, weights)
+    return model.eval()
+
+
+def _load(model: nn.Module, weights: str) -> None:
+    """Load weights, whose names may lack or have more of the base model's prefix, and buffers that are now made."""
+    state, own = read_weights(weights), model.state_dict()
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    named = {}
+    for key, value in state.items():
+        shorter = key.removeprefix(prefix)
+        found = next((name for name in (key, shorter, prefix + key) if name in own), None)
+        if found is not None:
+            named[found] = value
+        elif not key.endswith(("position_ids", "token_type_ids")):
+            named[key] = value
+    apply_weights(model, named, weights)
+
+
+def _read(path: Path) -> tuple[list[str], list[int] | None]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Texts {path} cannot be read: {error}. task.data is a UTF-8 file, a text per line."
+        ) from error
+    if len(lines) < 2 * _TEST_SHARE:
+        raise ConfigError(f"Texts {path} hold {len(lines)} lines; at least {2 * _TEST_SHARE} are needed.")
+    parts = [line.rpartition("\t") for line in lines]
+    if all(tab and label.strip().isdigit() for _, tab, label in parts):
+        return [text for text, _, _ in parts], [int(label) for _, _, label in parts]
+    return lines, None
+
+
+def _tokens(where: str, folder: Path, texts: list[str], length: int, specs: list[InputSpec]) -> Tensor:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {folder} holds no tokenizer that transformers can load: {error}") from error
+    made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return pack(made, specs)
+
+
+def _noise(vocabulary: int, length: int, specs: list[InputSpec]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (_NOISE_SIZE, length), generator=generator)
+    lengths = torch.randint(length // 4, length + 1, (_NOISE_SIZE, 1), generator=generator)
+    return pack({"input_ids": ids, "attention_mask": torch.arange(length) < lengths}, specs)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from autocompress.config import TaskConfig
+from autocompress.errors import ConfigError
+from autocompress.tasks import ClassificationTask, LabelFreeTask, load_task
+
+transformers = pytest.importorskip("transformers")
+SIZES = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "vocab_size": 12,
+    "max_position_embeddings": 16,
+}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "the", "is", "was", "plot"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT classifier with weights and a tokenizer, as transformers stores them."""
+    place = tmp_path_factory.mktemp("bert")
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], **SIZES}
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "vocab.txt").write_text("\n".join(WORDS))
+    (place / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES))
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, place / "model.safetensors")
+    return place
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "reviews.txt"
+    path.write_text("\n".join(f"the film is {'good' if i % 2 else 'bad'}\t{i % 2}" for i in range(60)))
+    return path
+
+
+def test_labelled_texts_make_a_classification_task(folder: Path, texts: Path) -> None:
+    task = load_task(TaskConfig(name=f"transformers:{folder}", data=str(texts), calibration_size=16))
+    assert isinstance(task, ClassificationTask)
+    assert task.classes == 2
+    x, targets = next(task.test(100))
+    assert x.shape == (12, 2 * 16)
+    # [CLS] the film is bad [SEP], then padding; after the numbers the mask.
+    assert x[0].tolist() == [2, 8, 6, 9, 5, 3, *[0] * 10, *[1] * 6, *[0] * 10]
+    original = transformers.BertForSequenceClassification.from_pretrained(str(folder)).eval()
+    with torch.no_grad():
+        ids, mask = x.long().split(16, 1)
+        expected = original(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(task.model()(x), expected)
+    assert set(targets.tolist()) == {0, 1}
+
+
+def test_an_encoder_without_labels_is_measured_by_its_own_outputs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"], **SIZES}))
+    config = TaskConfig(name=f"transformers:{tmp_path}", weights="random", metric="agreement", calibration_size=16)
+    task = load_task(config)
+    assert isinstance(task, LabelFreeTask)
+    assert task.kind == "cosine"
+    x, targets = next(task.validation(4))
+    assert targets.shape == (len(x), 16)
+    with pytest.raises(ConfigError, match="no labels"):
+        load_task(config.model_copy(update={"metric": None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "words"),
+    [
+        ("transformers:bertt", "random", "neither a folder with config.json nor a model type.*bert"),
+        ("transformers:bert", "none.safetensors", "weights none.safetensors do not exist"),
+    ],
+)
+def test_what_cannot_be_found_is_told(name: str, weights: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_task(TaskConfig(name=name, weights=weights, metric="agreement"))
+
+
+def test_texts_that_cannot_be_used_are_told(folder: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("one\ntwo\n")
+    with pytest.raises(ConfigError, match="hold 2 lines; at least 10"):
+        load_task(TaskConfig(name=f"transformers:{folder}", data=str(few)))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_task(TaskConfig(name=f"transformers:{folder}", data=str(tmp_path / "none.txt")))
