@@ -79,7 +79,11 @@ class Layout:
     def hash(self) -> str:
         """Identity of the structure, whatever the weights: 16 hex digits."""
         layers = [asdict(layer) for layer in self.inventory.layers.values()]
-        groups = [asdict(group) for group in self.inventory.groups.values()]
+        # What says nothing is left out, so that tables of before it existed still fit.
+        groups = [
+            {k: v for k, v in asdict(group).items() if (k, v) != ("parts", 1)}
+            for group in self.inventory.groups.values()
+        ]
         blocks = {name: block.layers for name, block in self.inventory.blocks.items()}
         text = json.dumps([layers, groups, blocks, self.structure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
