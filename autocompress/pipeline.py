@@ -6,37 +6,29 @@ the order of the stations, the check that all forms of a model agree, and where 
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.agreement import agree, relative_error
 from autocompress.compress import (
-    ChannelScores,
-    CompressionContext,
-    Evidence,
-    apply_policy,
     rewrite,
-    score_channels,
 )
 from autocompress.compress.quantization import activation_ranges, quantization_mode
+from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
+from autocompress.engines.options import engine_options
 from autocompress.errors import (
     BuildError,
-    CompressionError,
     ConfigError,
     EngineError,
     UnavailableError,
@@ -53,49 +45,13 @@ from autocompress.recovery import OneShot, fast_dtype
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
-from autocompress.units import format_bytes
+from autocompress.tasks.validation import Glance, ValidationData, glance, write_validation
 from autocompress.worker.client import EngineWorker
 
-REFERENCE_SAMPLES = 32
 _BATCH = 256
-# Training samples read at once for importances; the largest batch whose loss one may ask for.
-_LOSS_BATCH = 128
-# Validation inputs lie on disk, for the worker to map, and outputs in memory; beyond this fewer samples are used.
-_VALIDATION_BYTES = 2**30
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
 _KERNEL_SECONDS = 0.2
-# A first look takes this many validation samples, in parts; Student's 99.5 % quantile of as many parts.
-_GLANCE, _GLANCE_BYTES, _PARTS = 1024, 2**26, 8
-_STUDENT, _LEAST_SPREAD = 3.5, 0.2
-
-
-@dataclass(frozen=True)
-class Glance:
-    """What a candidate is like at first sight: its metric on some validation samples, in torch.
-
-    Attributes:
-        accuracy: Mean over parts of the samples.
-        high: Upper end of its 99 % interval, by how the parts differ.
-    """
-
-    accuracy: float
-    high: float
-
-
-@dataclass(frozen=True)
-class ValidationData:
-    """Validation inputs on disk and targets in memory.
-
-    Attributes:
-        inputs: ``.npy`` file of float32 inputs ``(n, ...)``.
-        targets: ``(n, ...)``.
-        reference: The first `REFERENCE_SAMPLES` inputs.
-    """
-
-    inputs: Path
-    targets: Tensor
-    reference: Tensor
 
 
 class Pipeline:
@@ -132,7 +88,7 @@ class Pipeline:
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
             self._oneshot = OneShot(self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration())
-        self.data = self._write_validation()
+        self.data = self._validation()
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
@@ -146,33 +102,11 @@ class Pipeline:
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
-    def _write_validation(self) -> ValidationData:
-        inputs, targets, count = [], [], 0
+    def _validation(self) -> ValidationData:
         with torch.no_grad():
             # What a network gives may be larger than what it takes: maps of class scores.
             given = self.base(self.inputs)[0].nbytes
-        for x, y in self.task.validation(_BATCH):
-            limit = min(self._config.validation_limit, _VALIDATION_BYTES // max(1, x[0].nbytes, given))
-            inputs.append(x[: limit - count].float().numpy())
-            targets.append(y[: limit - count])
-            count += len(inputs[-1])
-            if count >= limit:
-                break
-        if count == 0:
-            raise ConfigError(f"Task {self.task.name!r} has no validation data.")
-        path = self.run.path / "validation.npy"
-        array = np.concatenate(inputs)
-        try:
-            with path.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise ConfigError(
-                f"Cannot write {path} ({format_bytes(array.nbytes)}): {error.strerror or error}. Free some space, "
-                "choose another --out, or lower validation_limit."
-            ) from error
-        reference = torch.from_numpy(array[:REFERENCE_SAMPLES].copy())
-        return ValidationData(path, torch.cat(targets), reference)
+        return write_validation(self.task, self.run.path / "validation.npy", self._config.validation_limit, given)
 
     def calibration(self) -> Iterator[Tensor]:
         """Yield calibration batches."""
@@ -412,7 +346,7 @@ class Pipeline:
             model = self.compress(policy, ledger)
             if hopeless is not None:
                 with ledger.spend("proxy"):
-                    seen = self.glance(model)
+                    seen = glance(model, self.data, self.task.metric, fast_dtype())
                 if hopeless(seen):
                     return TrialRecord(number, policy, "rejected", accuracy=seen.accuracy, seconds=dict(ledger.seconds))
             return self.score(
@@ -420,80 +354,3 @@ class Pipeline:
             )
         finally:
             self.ledger.merge(ledger)
-
-    def glance(self, model: nn.Module) -> Glance:
-        """Return what a compressed model gets right of the first validation samples."""
-        stored = np.load(self.data.inputs, mmap_mode="r", allow_pickle=False)
-        count = min(
-            len(stored), len(self.data.targets), _GLANCE, max(_PARTS, _GLANCE_BYTES // max(1, stored[0].nbytes))
-        )
-        size = max(1, count // _PARTS)
-        dtype, found = fast_dtype(), []
-        for start in range(0, count - size + 1, size):
-            part = slice(start, start + size)
-            with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                outputs = model(torch.from_numpy(stored[part].copy())).float()
-            found.append(self.task.metric(outputs, self.data.targets[part]))
-        middle = fmean(found)
-        if len(found) < 2 or not math.isfinite(middle):
-            return Glance(middle, math.inf)
-        # Where all parts agree they may yet be wrong, as a dozen correct answers in a row are.
-        spread = max(stdev(found), (0.25 / size) ** 0.5 * _LEAST_SPREAD) / len(found) ** 0.5
-        return Glance(middle, middle + _STUDENT * spread)
-
-
-def channel_scores(task: Task, base: nn.Module, inventory: Inventory, importance: str) -> ChannelScores:
-    """Return the importance of every group's channels, as `compress.score_channels`, by a task's data."""
-
-    def losses(batch_size: int) -> Iterator[Tensor]:
-        # A task may refuse batches of one sample, which no batch-norm can train on.
-        for inputs, targets in task.train_batches(_LOSS_BATCH, 0):
-            for x, y in zip(torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True):
-                yield task.loss(base(x), y)
-
-    def outputs() -> Iterator[Tensor]:
-        for inputs in task.calibration(_BATCH):
-            with torch.no_grad():
-                found = base(inputs)
-            yield found
-
-    return score_channels(base, task.example_inputs(2), inventory, importance, Evidence(losses, outputs))
-
-
-def engine_options(policy: CompressionPolicy, config: RunConfig, capabilities: Sequence[str]) -> EngineOptions:
-    """Return how a policy's engine is built in a run."""
-    settings = tuple(config.engine_options.items())
-    options = EngineOptions(policy.dense_dtype, config.threads, config.batch_size, settings)
-    return with_sparse_weights(options, policy, capabilities)
-
-
-def with_sparse_weights(
-    options: EngineOptions, policy: CompressionPolicy, capabilities: Sequence[str]
-) -> EngineOptions:
-    """Return the options that run a policy's 2:4 sparse weights as such, where the device can."""
-    if not policy.sparse_layers or "2:4" not in capabilities:
-        return options
-    return replace(options, settings=tuple({**dict(options.settings), "sparse_weights": True}.items()))
-
-
-def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
-    """Rebuild a record's model from its policy and ``weights.safetensors`` in `folder`: eval mode, ready to train on.
-
-    Raises:
-        ConfigError: The weights are missing or damaged.
-        CompressionError: They do not fit the policy and the task's model.
-    """
-    path = folder / "weights.safetensors"
-    if record.stage == "baseline":
-        model = task.model()
-    else:
-        model = apply_policy(rewrite(task.model()), record.policy, CompressionContext(task.example_inputs(2)))
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CompressionError(f"{path} does not fit the policy on this task's model: {error}") from error
-    return model.eval()

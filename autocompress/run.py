@@ -113,7 +113,7 @@ class Run:
         Raises:
             ConfigError: There is no such trial, or its files are gone.
         """
-        from autocompress.pipeline import load_compressed
+        from autocompress.compress.stored import load_compressed
 
         folder = self.directory.best
         if trial is not None:

@@ -18,13 +18,13 @@ from torch import nn
 
 from autocompress.compress import check_importance, rewrite
 from autocompress.compress.importance import DEFAULT_IMPORTANCE
+from autocompress.compress.scoring import channel_scores
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig
 from autocompress.engines.export import save_onnx
 from autocompress.errors import ConfigError
 from autocompress.graphs import exported
 from autocompress.inventory import Inventory, take_inventory
-from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import Teacher

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from autocompress import pipeline as module
 from autocompress.agreement import TOLERANCES
+from autocompress.compress.stored import load_compressed
 from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile
 from autocompress.engines.template import GraphTemplate
@@ -21,11 +22,12 @@ from autocompress.errors import CompressionError, ConfigError, VerificationError
 from autocompress.graphs import Graph, GraphBuilder
 from autocompress.latency.measure import Protocol
 from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline, load_compressed
+from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.tasks import ClassificationTask
+from autocompress.tasks.validation import REFERENCE_SAMPLES
 from autocompress.worker import EngineWorker
 from tests import networks
 
@@ -305,4 +307,4 @@ def test_validation_data_are_limited(task: ClassificationTask, worker: EngineWor
     inputs, targets = next(task.validation(20))
     np.testing.assert_array_equal(np.load(made.data.inputs), inputs.numpy())
     assert torch.equal(made.data.targets, targets)
-    assert torch.equal(made.data.reference, inputs[: module.REFERENCE_SAMPLES])
+    assert torch.equal(made.data.reference, inputs[: REFERENCE_SAMPLES])

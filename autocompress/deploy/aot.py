@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autocompress.compress.quantization import activation_ranges
+from autocompress.compress.stored import load_compressed
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.export import save_onnx
+from autocompress.engines.options import with_sparse_weights
 from autocompress.errors import ConfigError, EngineError, UnsupportedDtypeError
 from autocompress.graphs import exported
-from autocompress.pipeline import load_compressed, with_sparse_weights
 from autocompress.results import TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.tasks.base import Task

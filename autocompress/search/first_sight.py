@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autocompress.latency.predictor import Prediction
-from autocompress.pipeline import Glance
 from autocompress.results import TrialRecord
 from autocompress.search.pareto import Constraints, counting
+from autocompress.tasks.validation import Glance
 
 # Candidates inside the limit before any is rejected, as a multiple of those that will be fine-tuned.
 _ENOUGH = 2

@@ -30,6 +30,7 @@ from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.kernels import KernelTime
+from autocompress.engines.options import engine_options
 from autocompress.errors import BuildError, EngineError, UnavailableError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
@@ -40,7 +41,6 @@ from autocompress.latency.statistics import usual
 from autocompress.latency.table import LatencyTable, table_path
 from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
-from autocompress.pipeline import engine_options
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from autocompress.compress.stored import load_compressed
 from autocompress.config import RecoveryConfig
 from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline, load_compressed
+from autocompress.pipeline import Pipeline
 from autocompress.recovery import fast_dtype
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune

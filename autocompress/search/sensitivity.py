@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress import rewrite
+from autocompress.compress.scoring import channel_scores
 from autocompress.config import RunConfig
 from autocompress.engines.base import dense_dtypes
 from autocompress.environment import cache_directory
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.latency.table_file import append_text
-from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import distillation_loss

@@ -19,7 +19,7 @@ import optuna
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError, UnavailableError
 from autocompress.latency.predictor import LatencyPredictor, Prediction
-from autocompress.pipeline import Glance, Pipeline
+from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.run_directory import RunDirectory
@@ -30,6 +30,7 @@ from autocompress.search.sampler import Knowledge, make_sampler
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
 from autocompress.search.space import Choice, SearchSpace
+from autocompress.tasks.validation import Glance
 
 _NAME = "autocompress"
 _IDENTITY = "identity"

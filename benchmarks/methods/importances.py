@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from autocompress import environment
 from autocompress.compress import IMPORTANCES, CompressionContext, apply_policy, rewrite
+from autocompress.compress.scoring import channel_scores
 from autocompress.compress.shapes import network_macs
 from autocompress.compress.thresholds import policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig, TaskConfig
 from autocompress.inventory import take_inventory
-from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.recovery.distillation import Teacher

@@ -26,12 +26,12 @@ import torch
 
 from autocompress import environment
 from autocompress.compress import rewrite
+from autocompress.compress.scoring import channel_scores
 from autocompress.config import TaskConfig
 from autocompress.errors import CompressionError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
 from autocompress.latency.table import LatencyTable
-from autocompress.pipeline import channel_scores
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.results import read_json, write_json

@@ -11,7 +11,6 @@ import pytest
 from autocompress.config import RunConfig
 from autocompress.errors import BuildError
 from autocompress.inventory import Block, Group, Inventory, Layer
-from autocompress.pipeline import Glance
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement, TrialRecord
 from autocompress.run_directory import RunDirectory
@@ -19,6 +18,7 @@ from autocompress.search.costs import fitted_costs
 from autocompress.search.sampler import Knowledge
 from autocompress.search.space import SearchSpace, SpaceFile
 from autocompress.search.study import TrialLoop, open_study
+from autocompress.tasks.validation import Glance
 
 # What a whole group costs: its share of the latency (ms) and of the accuracy.
 SLOW = (1.0, 2.0, 4.0, 1.5, 3.0)

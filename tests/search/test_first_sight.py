@@ -13,11 +13,11 @@ import torch
 
 from autocompress.config import RunConfig
 from autocompress.latency.predictor import Prediction
-from autocompress.pipeline import Glance
 from autocompress.results import TrialRecord
 from autocompress.search.first_sight import behind
 from autocompress.search.pareto import Constraints
 from autocompress.search.study import load_study
+from autocompress.tasks.validation import Glance
 from tests.search import conftest, tiny
 from tests.search.conftest import BASELINE, Bench
 from tests.search.known import Known
@@ -104,10 +104,8 @@ def test_a_predictor_that_is_not_believed_rejects_nothing(bench: Bench) -> None:
 
 @pytest.fixture(scope="module")
 def first_look() -> Callable[[Any, Any], Glance]:
-    """`Pipeline.glance` on the tiny task's validation data, without an engine."""
-    from types import SimpleNamespace
-
-    from autocompress.pipeline import Pipeline, ValidationData
+    """`glance` on the tiny task's validation data, without an engine."""
+    from autocompress.tasks.validation import ValidationData, glance
 
     task = tiny.made("wide")
 
@@ -117,7 +115,7 @@ def first_look() -> Callable[[Any, Any], Glance]:
         inputs, targets = next(iter(task.validation(64)))
         np.save(folder / "validation.npy", inputs.numpy())
         data = ValidationData(folder / "validation.npy", targets, inputs[:2])
-        return Pipeline.glance(SimpleNamespace(data=data, task=task), model)  # type: ignore[arg-type]
+        return glance(model, data, task.metric, torch.float32)
 
     return look
 

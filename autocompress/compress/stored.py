@@ -1,0 +1,39 @@
+"""Compressed models as they were stored: a policy and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from autocompress.compress.apply import apply_policy
+from autocompress.compress.base import CompressionContext
+from autocompress.compress.rewrite import rewrite
+from autocompress.errors import CompressionError, ConfigError
+from autocompress.results import TrialRecord
+from autocompress.tasks.base import Task
+
+
+def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
+    """Rebuild a record's model from its policy and ``weights.safetensors`` in `folder`: eval mode, ready to train on.
+
+    Raises:
+        ConfigError: The weights are missing or damaged.
+        CompressionError: They do not fit the policy and the task's model.
+    """
+    path = folder / "weights.safetensors"
+    if record.stage == "baseline":
+        model = task.model()
+    else:
+        model = apply_policy(rewrite(task.model()), record.policy, CompressionContext(task.example_inputs(2)))
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CompressionError(f"{path} does not fit the policy on this task's model: {error}") from error
+    return model.eval()
