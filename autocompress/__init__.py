@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
+    from autocompress.storage import pack, unpack
     from autocompress.tasks import ClassificationTask, Task, load_task
 
 __version__ = "0.1.0"
@@ -30,9 +31,11 @@ _HOMES = {
     "measure": "autocompress.api",
     "open_profile": "autocompress.api",
     "open_run": "autocompress.run",
+    "pack": "autocompress.storage",
     "profile": "autocompress.api",
     "search": "autocompress.api",
     "sensitivity": "autocompress.api",
+    "unpack": "autocompress.storage",
 }
 
 __all__ = [
@@ -48,9 +51,11 @@ __all__ = [
     "measure",
     "open_profile",
     "open_run",
+    "pack",
     "profile",
     "search",
     "sensitivity",
+    "unpack",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from autocompress import __version__
-from autocompress.cli import devices, runs
+from autocompress.cli import devices, runs, storage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -17,6 +17,6 @@ def main(debug: bool) -> None:
 
 for _command in (
     runs.search, runs.pareto, runs.deploy, devices.benchmark, devices.measure, devices.profile, devices.build,
-    runs.inspect, runs.sensitivity, devices.devices, devices.doctor, devices.env,
+    runs.inspect, runs.sensitivity, storage.pack, storage.unpack, devices.devices, devices.doctor, devices.env,
 ):  # fmt: skip
     main.add_command(_command)
