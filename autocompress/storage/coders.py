@@ -145,6 +145,8 @@ class Ans(Coder):
     def decode(self, data: bytes, count: int, alphabet: int) -> Symbols:
         """See `Coder.decode`."""
         frequencies, words = _split(data, alphabet, self.frequency, self.name)
+        if (len(data) - frequencies.nbytes) % 4:
+            raise _too_short(self.name)
         if not count:
             return np.zeros(0, np.int64)
         try:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from autocompress.errors import ConfigError, VerificationError, nearest
@@ -94,7 +93,7 @@ def write_container(
     text = json.dumps(described, separators=(",", ":"))
     data = b"".join(payload)
     metadata = {"format": FORMAT, "version": str(VERSION), "sha256": _checksum(text, data), "tensors": text}
-    write_bytes(path, save({_PAYLOAD: np.frombuffer(data, np.uint8)}, metadata))
+    write_bytes(path, _safetensors(metadata, data))
     return sizes
 
 
@@ -127,6 +126,14 @@ def read_container(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _safetensors(metadata: Mapping[str, str], data: bytes) -> bytes:
+    """Return a safetensors file; the library's own writer puts metadata in another order every time."""
+    payload = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": metadata, _PAYLOAD: payload}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data
+
+
 def _open(path: Path) -> tuple[dict[str, str], bytes]:
     if not path.is_file():
         raise ConfigError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. Give a packed file.")
@@ -147,8 +154,7 @@ def _open(path: Path) -> tuple[dict[str, str], bytes]:
 def _cut_short(path: Path) -> bool:
     """Whether the file begins as a container does; what follows is then the trouble."""
     with path.open("rb") as file:
-        start = file.read(4096)
-    return len(start) < 8 or (FORMAT.encode() in start and struct.unpack("<Q", start[:8])[0] < 2**32)
+        return file.read(100)[8:].startswith(_safetensors({"format": FORMAT}, b"")[8:48])
 
 
 def _checksum(text: str, data: bytes) -> str:
@@ -165,6 +171,8 @@ def _tensor(form: Mapping[str, Any], payload: bytes, name: str) -> Tensor:
         raise ConfigError(f"tensor {name!r} has the unknown dtype {form['dtype']!r}.{nearest(form['dtype'], _DTYPES)}")
     dtype, shape = _DTYPES[form["dtype"]], tuple(form["shape"])
     patterns = streams.decode(dict(form), payload, shape, dtype.itemsize)
+    if not patterns.size:
+        return torch.empty(shape, dtype=dtype)
     # A copy: torch warns of memory that it must not write to.
     return torch.from_numpy(patterns.view(np.uint8).copy()).view(dtype).reshape(shape)
 

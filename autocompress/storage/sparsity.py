@@ -102,17 +102,18 @@ def gradual_sparsity(progress: float, final: float, initial: float = 0.0) -> flo
 
 
 class Mask(nn.Module):
-    """A parametrization: the weight times a mask, so that no step of an optimizer brings a removed weight back."""
+    """A parametrization: the weight under a mask, so that no step of an optimizer brings a removed weight back."""
 
-    mask: Tensor
+    removed: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask)
+        self.register_buffer("removed", ~mask)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return `weight` of any shape, zero where the mask is."""
-        return weight * self.mask
+        # Not a product with the mask: that makes minus zeros, which a container must keep apart from zeros.
+        return weight.masked_fill(self.removed, 0.0)
 
 
 def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -133,9 +134,9 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             held = owner.parametrizations[attribute][0]  # type: ignore[index]
             if not isinstance(held, Mask):
                 raise ConfigError(f"{name!r} has the parametrization {type(held).__name__} already; bake it first.")
-            held.mask = mask.to(weight)
+            held.removed = ~mask.to(weight.device, torch.bool)
         else:
-            parametrize.register_parametrization(owner, attribute, Mask(mask.to(weight)))
+            parametrize.register_parametrization(owner, attribute, Mask(mask.to(weight.device, torch.bool)))
 
 
 def masked_weights(model: nn.Module) -> dict[str, Tensor]:

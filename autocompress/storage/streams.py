@@ -49,7 +49,7 @@ class Coded:
 def encode(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...]) -> Coded:
     """Encode the bit patterns ``(n,)`` of a tensor of `shape` in the smallest form."""
     best = _values(patterns, coders)
-    if np.count_nonzero(patterns) <= _SPARSE * patterns.size and patterns.size:
+    if patterns.size and np.count_nonzero(patterns) <= _SPARSE * patterns.size:
         orders = ("rows",) if len(shape) < 2 else ("rows", "columns")
         for order in orders:
             found = _sparse(patterns, shape, order, coders)
@@ -105,6 +105,8 @@ def stages(patterns: Patterns) -> tuple[int, int, int | None]:
 def _values(patterns: Patterns, coders: tuple[str, ...]) -> Coded:
     raw = patterns.astype(patterns.dtype.newbyteorder("<")).tobytes()
     found = [Coded({"form": "raw"}, raw)]
+    if not patterns.size:
+        return found[0]
     levels = _levels(patterns)
     if levels is not None:
         found.append(_shared(patterns, levels, coders))
