@@ -74,9 +74,11 @@ class Recipe:
 RECIPES = {
     "LeNet-300-100": Recipe(
         lenet_300_100,
-        {"1.weight": 0.97, "3.weight": 0.92, "5.weight": 0.6},
-        {"1.weight": 4, "3.weight": 4, "5.weight": 4, "1.bias": 5, "3.bias": 5},
+        {"1.weight": 0.91, "3.weight": 0.83, "5.weight": 0.3},
+        {"1.weight": 3, "3.weight": 3, "5.weight": 4, "1.bias": 4, "3.bias": 4},
         40,
+        retrain_epochs=28,
+        share_epochs=6,
     ),
     "LeNet-5": Recipe(
         lenet_5,
@@ -88,7 +90,7 @@ RECIPES = {
         prune_epochs=5,
         retrain_epochs=8,
         share_epochs=2,
-    ),  # fmt: skip
+    ),
 }
 
 

@@ -51,11 +51,13 @@ def bits(tensor: Tensor) -> bytes:
 
 
 WEIGHTS = {
-    "sparse.weight": shared_and_sparse(),
+    "sparse.weight": shared_and_sparse((150, 100)),
     "conv.weight": shared_and_sparse((8, 4, 3, 3)),
     "bf16": shared_and_sparse((40, 40), torch.bfloat16),
     "fp16": noise(50, 40).half(),
     "dense": noise(40, 30),
+    # A run of zeros is one gap; columns of them are, when columns are read one after the other.
+    "columns": torch.cat([torch.zeros(300, 380), noise(300, 20).sign()], 1),
     "pruned": noise(50, 50).masked_fill(noise(50, 50) < 0.05, 0.0),
     "shared": torch.linspace(-1, 1, 16)[torch.arange(2000) * 7919 % 16].reshape(40, 50),
     **odd(),
@@ -96,12 +98,19 @@ def test_a_reader_written_from_the_document_alone_reads_it(file: Path) -> None:
 def test_forms_are_what_suits_the_tensor(tmp_path: Path) -> None:
     sizes = {one.name: one for one in write_container(WEIGHTS, tmp_path / "packed")}
     forms = {name: one.form for name, one in sizes.items()}
-    assert forms["sparse.weight"] == forms["pruned"] == "sparse"
+    assert forms["pruned"] == forms["columns"] == "sparse"
     assert forms["dense"] == forms["fp16"] == "planes" and forms["shared"] == "shared" and forms["bool"] == "raw"
     one = sizes["sparse.weight"]
-    assert one.original == 12000 and one.levels == 12 and one.nonzero == int((WEIGHTS["sparse.weight"] != 0).sum())
+    assert one.original == 60_000 and one.levels == 12 and one.nonzero == int((WEIGHTS["sparse.weight"] != 0).sum())
     assert one.original > one.pruned > one.shared > one.coded > 0
     assert sizes["dense"].pruned == sizes["dense"].shared == sizes["dense"].original > sizes["dense"].coded
+
+
+def test_columns_are_read_where_that_is_shorter(tmp_path: Path) -> None:
+    write_container(WEIGHTS, tmp_path / "packed")
+    with safe_open(tmp_path / "packed", "np") as opened:
+        described = json.loads(opened.metadata()["tensors"])
+    assert described["columns"]["order"] == "columns" and described["pruned"]["order"] == "rows"
 
 
 def test_sizes_by_hand(tmp_path: Path) -> None:
