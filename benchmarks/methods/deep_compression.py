@@ -43,6 +43,7 @@ ALPHA, TEMPERATURE = 0.7, 3.0
 
 
 def lenet_300_100() -> nn.Module:
+    """Return LeCun's network of two hidden layers, 266,610 parameters."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
     )  # fmt: skip
@@ -58,6 +59,8 @@ def lenet_5() -> nn.Module:
 
 @dataclass(frozen=True)
 class Recipe:
+    """How one network is trained and compressed: sparsity and bits per parameter, epochs and learning rates."""
+
     make: Callable[[], nn.Module]
     sparsity: dict[str, float]
     bits: dict[str, int]
@@ -96,12 +99,16 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Data:
+    """Images ``(N, 1, 28, 28)`` and classes ``(N,)``, normalised."""
+
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
 
 def load(folder: Path) -> Data:
+    """Read the IDX files, gzipped or not."""
+
     def idx(name: str, offset: int) -> np.ndarray:
         file = folder / f"{name}.gz"
         raw = gzip.decompress(file.read_bytes()) if file.exists() else (folder / name).read_bytes()
@@ -119,6 +126,7 @@ def load(folder: Path) -> Data:
 
 
 def error(model: nn.Module, part: tuple[Tensor, Tensor]) -> float:
+    """Return the share of wrong top-1 answers."""
     model.eval()
     with torch.no_grad():
         wrong = sum(
@@ -134,9 +142,11 @@ def train(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     generator: torch.Generator,
+    *,
     teacher: Tensor | None = None,
     before_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
+    """Train in place for the labels, and for the outputs of a teacher where one is given."""
     images, labels = data.train
     steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -156,6 +166,7 @@ def train(
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the model's outputs ``(N, 10)``."""
     model.eval()
     with torch.no_grad():
         return torch.cat([model(part) for part in images.split(1000)])
@@ -167,6 +178,7 @@ def _batches(count: int, epochs: int, generator: torch.Generator) -> Iterator[Te
 
 
 def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer of the dense and of the pruned network."""
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
@@ -183,14 +195,21 @@ def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
             set_masks(model, magnitude_masks(masked_weights(model), wanted))
 
     epochs = recipe.prune_epochs + recipe.retrain_epochs
-    train(model, data, sgd(model, recipe.prune_lr), epochs, generator, teacher, renew)
+    train(model, data, sgd(model, recipe.prune_lr), epochs, generator, teacher=teacher, before_step=renew)
     bake(model)
 
 
 def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
     """Share weights and train the levels."""
     share_weights(model, recipe.bits, quantizer("codebook"))
-    train(model, data, torch.optim.Adam(model.parameters(), recipe.share_lr), recipe.share_epochs, generator, teacher)
+    train(
+        model,
+        data,
+        torch.optim.Adam(model.parameters(), recipe.share_lr),
+        recipe.share_epochs,
+        generator,
+        teacher=teacher,
+    )
     bake(model)
 
 
@@ -248,15 +267,18 @@ def table(runs: list[dict[str, Any]]) -> str:
         ours = [one["errors"]["unpacked"]["test"] for one in of]
         pairs = ", ".join(f"{a:.2%} → {b:.2%}" for a, b in zip(dense, ours, strict=True))
         ratios = [one["ratio"] for one in of]
-        lines.append(
-            f"| {name} | {of[0]['original_bytes']:,} B | {statistics.mean(one['size_bytes'] for one in of):,.0f} B "
-            f"| {statistics.mean(ratios):.1f}x ({min(ratios):.1f}x), goal {of[0]['goal']:g}x | {statistics.mean(dense):.2%} "
-            f"| {statistics.mean(ours):.2%} | {pairs} | {sum(one['met'] for one in of)} of {len(of)} |"
-        )
+        cells = (
+            name, f"{of[0]['original_bytes']:,} B", f"{statistics.mean(one['size_bytes'] for one in of):,.0f} B",
+            f"{statistics.mean(ratios):.1f}x ({min(ratios):.1f}x), goal {of[0]['goal']:g}x",
+            f"{statistics.mean(dense):.2%}", f"{statistics.mean(ours):.2%}", pairs,
+            f"{sum(one['met'] for one in of)} of {len(of)}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    """Run what the options name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder of the IDX files.")
     parser.add_argument("--networks", nargs="+", default=list(RECIPES), choices=list(RECIPES))
