@@ -19,6 +19,22 @@ from autocompress.methods import Method
 Symbols = NDArray[np.int64]
 
 
+METHODS = (
+    Method(
+        name="huffman",
+        family="storage",
+        summary="Codes gaps and codebook indices in whole bits by their frequencies",
+        source="Huffman 1952; in Han, Mao & Dally, Deep Compression, ICLR 2016",
+    ),
+    Method(
+        name="ans",
+        family="storage",
+        summary="Codes gaps and codebook indices within a percent or so of their entropy",
+        source="Duda, Asymmetric numeral systems, 2013; constriction: Bamler 2022",
+    ),
+)
+
+
 class Coder(abc.ABC):
     """One coder.
 
@@ -72,12 +88,6 @@ class Huffman(Coder):
     """A Huffman code of the stream's own frequencies."""
 
     name = "huffman"
-    METHOD = Method(
-        name="huffman",
-        family="storage",
-        summary="Codes gaps and codebook indices in whole bits by their frequencies",
-        source="Huffman 1952; in Han, Mao & Dally, Deep Compression, ICLR 2016",
-    )
 
     def size(self, symbols: Symbols, alphabet: int) -> int:
         """See `Coder.size`."""
@@ -122,12 +132,6 @@ class Ans(Coder):
 
     name = "ans"
     frequency: ClassVar[str] = "<u1"
-    METHOD = Method(
-        name="ans",
-        family="storage",
-        summary="Codes gaps and codebook indices within a percent or so of their entropy",
-        source="Duda 2013; constriction: Bamler 2022",
-    )
 
     def size(self, symbols: Symbols, alphabet: int) -> int:
         """See `Coder.size`."""
@@ -167,7 +171,6 @@ class WideAns(Ans):
 
 
 CODERS: dict[str, Coder] = {coder.name: coder for coder in (Raw(), Huffman(), Ans(), WideAns())}
-METHODS = (Huffman.METHOD, Ans.METHOD)
 
 
 def encode_smallest(symbols: Symbols, alphabet: int, names: tuple[str, ...]) -> tuple[str, bytes]:

@@ -87,7 +87,7 @@ def test_levels_fit_the_bits_and_are_all_used(name: str, bits: int) -> None:
     assert found.indices.shape == (40, 25)
     assert found.indices.unique().tolist() == list(range(len(found.levels)))
     assert 1 <= len(found.levels) <= 2**bits
-    assert QUANTIZERS[name].METHOD.family == "storage" and not QUANTIZERS[name].METHOD.speeds_up
+    assert QUANTIZERS[name].method.family == "storage" and not QUANTIZERS[name].method.speeds_up
 
 
 @pytest.mark.parametrize("name", [name for name, kind in QUANTIZERS.items() if len(kind.BITS) > 1])

@@ -14,7 +14,7 @@ from autocompress.storage.quantizers.ternary import Ternary
 from autocompress.storage.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[StorageQuantizer]] = {
-    kind.METHOD.name: kind for kind in (Codebook, Uniform, FixedPoint, Binary, Ternary, PowerOfTwo)
+    kind.method.name: kind for kind in (Codebook, Uniform, FixedPoint, Binary, Ternary, PowerOfTwo)
 }
 
 

@@ -40,11 +40,11 @@ class StorageQuantizer(abc.ABC):
     """One scheme.
 
     Attributes:
-        METHOD: What it is and where it comes from.
+        method: What it is and where it comes from; its file's `METHOD`.
         BITS: The `weight_bits` it can do.
     """
 
-    METHOD: ClassVar[Method]
+    method: ClassVar[Method]
     BITS: ClassVar[range] = range(1, MAX_BITS + 1)
 
     def fit(self, values: Tensor, weight_bits: int) -> Shared:
@@ -60,7 +60,7 @@ class StorageQuantizer(abc.ABC):
         """
         if weight_bits not in self.BITS:
             allowed = f"{self.BITS[0]} to {self.BITS[-1]}" if len(self.BITS) > 1 else f"{self.BITS[0]} alone"
-            raise ConfigError(f"The quantizer {self.METHOD.name!r} does {allowed} bits, not {weight_bits}.")
+            raise ConfigError(f"The quantizer {self.method.name!r} does {allowed} bits, not {weight_bits}.")
         if values.numel() == 0:
             raise CompressionError("There are no weights to quantize.")
         if not bool(torch.isfinite(values).all()):

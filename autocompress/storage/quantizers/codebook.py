@@ -9,6 +9,13 @@ from autocompress.errors import ConfigError, nearest
 from autocompress.methods import Method
 from autocompress.storage.quantizers.base import Levels, StorageQuantizer
 
+METHOD = Method(
+    name="codebook",
+    family="storage",
+    summary="Weights of a tensor share the centroids of their k-means clusters",
+    source="Han, Mao & Dally, Deep Compression, ICLR 2016",
+)
+
 INITIALIZATIONS = ("linear", "density", "random")
 _ITERATIONS = 300
 
@@ -23,12 +30,7 @@ class Codebook(StorageQuantizer):
         seed: Of the random initialization.
     """
 
-    METHOD = Method(
-        name="codebook",
-        family="storage",
-        summary="Weights of a tensor share the centroids of their k-means clusters",
-        source="Han, Mao & Dally, Deep Compression, ICLR 2016",
-    )
+    method = METHOD
 
     def __init__(self, initialization: str = "linear", seed: int = 0) -> None:
         if initialization not in INITIALIZATIONS:

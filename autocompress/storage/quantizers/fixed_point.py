@@ -10,16 +10,18 @@ from autocompress.methods import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 from autocompress.storage.quantizers.uniform import on_grid
 
+METHOD = Method(
+    name="fixed-point",
+    family="storage",
+    summary="Two's-complement codes times a power of two per tensor",
+    source="Courbariaux, Bengio & David, Training deep neural networks with low precision multiplications, 2015",
+)
+
 
 class FixedPoint(StorageQuantizer):
     """Two's-complement codes of `weight_bits` times the least power of two that loses no magnitude."""
 
-    METHOD = Method(
-        name="fixed-point",
-        family="storage",
-        summary="Two's-complement codes times a power of two per tensor",
-        source="Courbariaux, Bengio & David, Training deep neural networks with low precision multiplications, 2015",
-    )
+    method = METHOD
     BITS = range(2, MAX_BITS + 1)
 
     def _fit(self, values: Tensor, weight_bits: int) -> Levels:

@@ -10,6 +10,13 @@ from torch import Tensor
 from autocompress.methods import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 
+METHOD = Method(
+    name="power-of-two",
+    family="storage",
+    summary="Zero and powers of two of either sign, dense near zero",
+    source="Zhou et al., Incremental network quantization, ICLR 2017",
+)
+
 
 class PowerOfTwo(StorageQuantizer):
     """Zero and ``2^(b-1) - 1`` powers of two of either sign, from the largest magnitude's own downwards.
@@ -18,12 +25,7 @@ class PowerOfTwo(StorageQuantizer):
     takes the nearest level.
     """
 
-    METHOD = Method(
-        name="power-of-two",
-        family="storage",
-        summary="Zero and powers of two of either sign, dense near zero",
-        source="Zhou et al., Incremental network quantization, ICLR 2017",
-    )
+    method = METHOD
     BITS = range(2, MAX_BITS + 1)
 
     def _fit(self, values: Tensor, weight_bits: int) -> Levels:

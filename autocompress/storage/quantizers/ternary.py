@@ -8,6 +8,13 @@ from torch import Tensor
 from autocompress.methods import Method
 from autocompress.storage.quantizers.base import Levels, StorageQuantizer
 
+METHOD = Method(
+    name="ternary",
+    family="storage",
+    summary="Minus, zero or plus the mean magnitude of the larger weights of the tensor",
+    source="Li & Liu, Ternary weight networks, 2016",
+)
+
 # Of the mean magnitude: near the best threshold for normal and uniform weights (section 2.2 of the paper).
 _THRESHOLD = 0.7
 
@@ -15,12 +22,7 @@ _THRESHOLD = 0.7
 class Ternary(StorageQuantizer):
     """Magnitudes of at most 0.7 of the mean become zero, the others their mean with their sign."""
 
-    METHOD = Method(
-        name="ternary",
-        family="storage",
-        summary="Minus, zero or plus the mean magnitude of the larger weights of the tensor",
-        source="Li & Liu, Ternary weight networks, 2016",
-    )
+    method = METHOD
     BITS = range(2, 3)
 
     def _fit(self, values: Tensor, weight_bits: int) -> Levels:

@@ -8,16 +8,18 @@ from torch import Tensor
 from autocompress.methods import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 
+METHOD = Method(
+    name="uniform",
+    family="storage",
+    summary="Symmetric integer codes times one scale per tensor; to run as int8, search with int8 instead",
+    source="Jacob et al., Quantization and training of neural networks, CVPR 2018",
+)
+
 
 class Uniform(StorageQuantizer):
     """Codes in ``[-(2^(b-1) - 1), 2^(b-1) - 1]`` times the largest magnitude over the largest code."""
 
-    METHOD = Method(
-        name="uniform",
-        family="storage",
-        summary="Symmetric integer codes times one scale per tensor; to run as int8, search with int8 instead",
-        source="Jacob et al., Quantization and training of neural networks, CVPR 2018",
-    )
+    method = METHOD
     BITS = range(2, MAX_BITS + 1)
 
     def _fit(self, values: Tensor, weight_bits: int) -> Levels:
