@@ -16,7 +16,7 @@ import gzip
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ BATCH = 128
 VALIDATION = 5000
 # Masks are renewed this often while sparsity rises.
 PRUNE_EVERY = 50
-# Of the distillation from the dense network while it is pruned and shared.
+# Of the distillation from the dense network, or several, while it is pruned and shared.
 ALPHA, TEMPERATURE = 0.7, 3.0
 
 
@@ -72,16 +72,20 @@ class Recipe:
     share_epochs: int = 4
     prune_lr: float = 0.05
     share_lr: float = 5e-4
+    # Whether the teacher is the mean of the dense networks of all seeds, not the seed's own.
+    ensemble: bool = False
 
 
 RECIPES = {
     "LeNet-300-100": Recipe(
         lenet_300_100,
-        {"1.weight": 0.91, "3.weight": 0.83, "5.weight": 0.3},
-        {"1.weight": 3, "3.weight": 3, "5.weight": 4, "1.bias": 4, "3.bias": 4},
+        {"1.weight": 0.925, "3.weight": 0.85, "5.weight": 0.3},
+        {"1.weight": 4, "3.weight": 4, "5.weight": 4, "1.bias": 4, "3.bias": 4},
         40,
-        retrain_epochs=28,
-        share_epochs=6,
+        retrain_epochs=22,
+        share_epochs=4,
+        share_lr=2e-4,
+        ensemble=True,
     ),
     "LeNet-5": Recipe(
         lenet_5,
@@ -213,46 +217,51 @@ def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
     bake(model)
 
 
-def run(name: str, seed: int, data: Data) -> dict[str, Any]:
-    """Return the figures of one network and seed, at every stage."""
-    recipe, started = RECIPES[name], time.monotonic()
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = recipe.make()
-    errors: dict[str, dict[str, float]] = {}
+class Trial:
+    """One network and seed, from training the dense network to the file."""
 
-    def note(stage: str) -> None:
-        errors[stage] = {"validation": error(model, data.validation), "test": error(model, data.test)}
-        print(f"{name} seed {seed} {stage}: {errors[stage]}, {time.monotonic() - started:.0f} s", flush=True)
+    def __init__(self, name: str, seed: int, data: Data) -> None:
+        self.name, self.seed, self.recipe, self.data = name, seed, RECIPES[name], data
+        self.errors: dict[str, dict[str, float]] = {}
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.model = self.recipe.make()
+        train(self.model, data, sgd(self.model, self.recipe.dense_lr), self.recipe.dense_epochs, self.generator)
+        self._note("dense")
+        self.dense = {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}
+        self.logits = logits(self.model, data.train[0])
 
-    train(model, data, sgd(model, recipe.dense_lr), recipe.dense_epochs, generator)
-    note("dense")
-    with tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder) / "dense.safetensors"
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, dense)
-        original = dense.stat().st_size
-        teacher = logits(model, data.train[0])
-        prune(model, data, recipe, generator, teacher)
-        note("pruned")
-        share(model, data, recipe, generator, teacher)
-        note("shared")
-        state = {key: value.clone() for key, value in model.state_dict().items()}
-        packed = pack(state, Path(folder) / "packed")
-        by_coder = {
-            coder: pack(state, Path(folder) / coder, coders=("raw", coder)).size_bytes for coder in CODERS
+    def _note(self, stage: str) -> None:
+        found = {"validation": error(self.model, self.data.validation), "test": error(self.model, self.data.test)}
+        self.errors[stage] = found
+        print(f"{time.strftime('%X')} {self.name} seed {self.seed} {stage}: {found}", flush=True)
+
+    def compress(self, teacher: Tensor) -> dict[str, Any]:
+        """Return the figures of every stage."""
+        prune(self.model, self.data, self.recipe, self.generator, teacher)
+        self._note("pruned")
+        share(self.model, self.data, self.recipe, self.generator, teacher)
+        self._note("shared")
+        state = {key: value.clone() for key, value in self.model.state_dict().items()}
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            save_file(self.dense, folder / "dense.safetensors")
+            original = (folder / "dense.safetensors").stat().st_size
+            packed = pack(state, folder / "packed")
+            by_coder = {one: pack(state, folder / one, coders=("raw", one)).size_bytes for one in CODERS}
+            back = unpack(folder / "packed")
+        same = all(torch.equal(back[key].view(torch.int32), state[key].view(torch.int32)) for key in state)
+        self.model.load_state_dict(back)
+        self._note("unpacked")
+        ratio, errors = original / packed.size_bytes, self.errors
+        print(f"{self.name} seed {self.seed}: {original} -> {packed.size_bytes} bytes, {ratio:.2f}x", flush=True)
+        return {
+            "network": self.name, "seed": self.seed, "goal": self.recipe.goal, "errors": errors,
+            "original_bytes": original, "size_bytes": packed.size_bytes, "ratio": ratio, "bit_identical": same,
+            "size_bytes_by_coder": by_coder,
+            "met": same and ratio >= self.recipe.goal and errors["unpacked"]["test"] <= errors["dense"]["test"],
+            "tensors": [one.to_dict() for one in packed.tensors],
         }  # fmt: skip
-        back = unpack(Path(folder) / "packed")
-    same = all(torch.equal(back[key].view(torch.int32), state[key].view(torch.int32)) for key in state)
-    model.load_state_dict(back)
-    note("unpacked")
-    ratio = original / packed.size_bytes
-    print(f"{name} seed {seed}: {original} -> {packed.size_bytes} bytes, {ratio:.2f}x, identical {same}", flush=True)
-    return {
-        "network": name, "seed": seed, "goal": recipe.goal, "errors": errors, "original_bytes": original,
-        "size_bytes": packed.size_bytes, "ratio": ratio, "bit_identical": same, "size_bytes_by_coder": by_coder,
-        "met": ratio >= recipe.goal and errors["unpacked"]["test"] <= errors["dense"]["test"],
-        "tensors": [one.to_dict() for one in packed.tensors],
-    }  # fmt: skip
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -291,12 +300,18 @@ def main() -> None:
         return
     data = load(options.data)
     for name in options.networks:
-        for seed in options.seeds:
-            found = run(name, seed, data)
+        every = (Trial(name, seed, data) for seed in options.seeds)
+        if RECIPES[name].ensemble:
+            trials: Iterable[Trial] = list(every)
+            mean = torch.stack([nn.functional.softmax(one.logits, 1) for one in trials]).mean(0).clamp_min(1e-8).log()
+        else:
+            trials, mean = every, None
+        for trial in trials:
+            found = trial.compress(trial.logits if mean is None else mean)
             if options.out is None:
                 continue
             before = read_json(options.out)["runs"] if options.out.exists() else []
-            kept = [one for one in before if (one["network"], one["seed"]) != (name, seed)]
+            kept = [one for one in before if (one["network"], one["seed"]) != (name, trial.seed)]
             runs = sorted([*kept, found], key=lambda one: (list(RECIPES).index(one["network"]), one["seed"]))
             write_json(options.out, {"data": options.data.name, "torch": torch.__version__, "runs": runs})
 
