@@ -12,6 +12,7 @@ sharing see 55,000 images; 5,000 are held out to choose settings by; test images
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import statistics
 import tempfile
@@ -72,6 +73,8 @@ class Recipe:
     share_epochs: int = 4
     prune_lr: float = 0.05
     share_lr: float = 5e-4
+    # Whether the teacher also answers for blends of two images (Beyer et al., CVPR 2022), against overfitting.
+    mixup: bool = False
     # Whether the teacher is the mean of the dense networks of all seeds, not the seed's own.
     ensemble: bool = False
 
@@ -85,6 +88,7 @@ RECIPES = {
         retrain_epochs=22,
         share_epochs=4,
         share_lr=2e-4,
+        mixup=True,
         ensemble=True,
     ),
     "LeNet-5": Recipe(
@@ -147,7 +151,8 @@ def train(
     epochs: int,
     generator: torch.Generator,
     *,
-    teacher: Tensor | None = None,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    mixup: bool = False,
     before_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
     """Train in place for the labels, and for the outputs of a teacher where one is given."""
@@ -160,20 +165,34 @@ def train(
     for step, batch in enumerate(_batches(len(labels), epochs, generator)):
         before_step(step, steps)
         optimizer.zero_grad()
-        outputs = model(images[batch])
-        loss = nn.functional.cross_entropy(outputs, labels[batch])
-        if teacher is not None:
-            loss = (1 - ALPHA) * loss + ALPHA * distillation_loss(outputs, teacher[batch], TEMPERATURE)
+        inputs = images[batch]
+        if mixup:
+            # Half of the batch as it is, the other half blended with other images.
+            share = torch.rand(BATCH, 1, 1, 1, generator=generator).index_fill(0, torch.arange(BATCH // 2), 1.0)
+            inputs = share * inputs + (1 - share) * inputs.flip(0)
+        outputs = model(inputs)
+        if teacher is None:
+            loss = nn.functional.cross_entropy(outputs, labels[batch])
+        else:
+            loss = ALPHA * distillation_loss(outputs, teacher(inputs), TEMPERATURE)
+            if not mixup:
+                loss = loss + (1 - ALPHA) * nn.functional.cross_entropy(outputs, labels[batch])
         loss.backward()
         optimizer.step()
         schedule.step()
 
 
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the model's outputs ``(N, 10)``."""
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model(part) for part in images.split(1000)])
+class Teacher:
+    """Dense networks together: the logarithm of their mean probabilities."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        self._networks = [copy.deepcopy(network).eval() for network in networks]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return outputs ``(N, 10)``."""
+        with torch.no_grad():
+            outputs = torch.stack([network(images) for network in self._networks])
+        return outputs.log_softmax(-1).logsumexp(0)
 
 
 def _batches(count: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -186,7 +205,7 @@ def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
+def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
     """Raise the sparsity of every layer while training, then train on at what it has."""
     parameters = dict(model.named_parameters())
     set_masks(model, {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in recipe.sparsity})
@@ -199,21 +218,16 @@ def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
             set_masks(model, magnitude_masks(masked_weights(model), wanted))
 
     epochs = recipe.prune_epochs + recipe.retrain_epochs
-    train(model, data, sgd(model, recipe.prune_lr), epochs, generator, teacher=teacher, before_step=renew)
+    optimizer = sgd(model, recipe.prune_lr)
+    train(model, data, optimizer, epochs, generator, teacher=teacher, mixup=recipe.mixup, before_step=renew)
     bake(model)
 
 
-def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
+def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
     """Share weights and train the levels."""
     share_weights(model, recipe.bits, quantizer("codebook"))
-    train(
-        model,
-        data,
-        torch.optim.Adam(model.parameters(), recipe.share_lr),
-        recipe.share_epochs,
-        generator,
-        teacher=teacher,
-    )
+    optimizer = torch.optim.Adam(model.parameters(), recipe.share_lr)
+    train(model, data, optimizer, recipe.share_epochs, generator, teacher=teacher, mixup=recipe.mixup)
     bake(model)
 
 
@@ -229,14 +243,14 @@ class Trial:
         train(self.model, data, sgd(self.model, self.recipe.dense_lr), self.recipe.dense_epochs, self.generator)
         self._note("dense")
         self.dense = {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}
-        self.logits = logits(self.model, data.train[0])
+        self.teacher = Teacher([self.model])
 
     def _note(self, stage: str) -> None:
         found = {"validation": error(self.model, self.data.validation), "test": error(self.model, self.data.test)}
         self.errors[stage] = found
         print(f"{time.strftime('%X')} {self.name} seed {self.seed} {stage}: {found}", flush=True)
 
-    def compress(self, teacher: Tensor) -> dict[str, Any]:
+    def compress(self, teacher: Teacher) -> dict[str, Any]:
         """Return the figures of every stage."""
         prune(self.model, self.data, self.recipe, self.generator, teacher)
         self._note("pruned")
@@ -303,11 +317,11 @@ def main() -> None:
         every = (Trial(name, seed, data) for seed in options.seeds)
         if RECIPES[name].ensemble:
             trials: Iterable[Trial] = list(every)
-            mean = torch.stack([nn.functional.softmax(one.logits, 1) for one in trials]).mean(0).clamp_min(1e-8).log()
+            shared: Teacher | None = Teacher([one.model for one in trials])
         else:
-            trials, mean = every, None
+            trials, shared = every, None
         for trial in trials:
-            found = trial.compress(trial.logits if mean is None else mean)
+            found = trial.compress(shared or trial.teacher)
             if options.out is None:
                 continue
             before = read_json(options.out)["runs"] if options.out.exists() else []
