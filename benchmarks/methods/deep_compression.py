@@ -6,18 +6,17 @@
 DIR holds the four IDX files of MNIST or of a set in its form, such as Debian's package dataset-fashion-mnist has in
 /usr/share/datasets/fashion-mnist. The ratio is the bytes of the dense fp32 weights as a .safetensors file over those of
 our container on disk; the error is that of the network whose weights were read back from it. Training, pruning and
-sharing see 55,000 images; 5,000 are held out to choose settings by; test images train and choose nothing.
+sharing see 55,000 images; 5,000 are held out to choose settings by; test images train nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ BATCH = 128
 VALIDATION = 5000
 # Masks are renewed this often while sparsity rises.
 PRUNE_EVERY = 50
-# Of the distillation from the dense network, or several, while it is pruned and shared.
+# Of the distillation from the dense network while it is pruned and shared.
 ALPHA, TEMPERATURE = 0.7, 3.0
 
 
@@ -73,10 +72,6 @@ class Recipe:
     share_epochs: int = 4
     prune_lr: float = 0.05
     share_lr: float = 5e-4
-    # Whether the teacher also answers for blends of two images (Beyer et al., CVPR 2022), against overfitting.
-    mixup: bool = False
-    # Whether the teacher is the mean of the dense networks of all seeds, not the seed's own.
-    ensemble: bool = False
 
 
 RECIPES = {
@@ -85,11 +80,9 @@ RECIPES = {
         {"1.weight": 0.925, "3.weight": 0.85, "5.weight": 0.3},
         {"1.weight": 4, "3.weight": 4, "5.weight": 4, "1.bias": 4, "3.bias": 4},
         40,
-        retrain_epochs=22,
-        share_epochs=4,
+        retrain_epochs=28,
+        prune_lr=0.1,
         share_lr=2e-4,
-        mixup=True,
-        ensemble=True,
     ),
     "LeNet-5": Recipe(
         lenet_5,
@@ -151,8 +144,7 @@ def train(
     epochs: int,
     generator: torch.Generator,
     *,
-    teacher: Callable[[Tensor], Tensor] | None = None,
-    mixup: bool = False,
+    teacher: Tensor | None = None,
     before_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
     """Train in place for the labels, and for the outputs of a teacher where one is given."""
@@ -165,34 +157,20 @@ def train(
     for step, batch in enumerate(_batches(len(labels), epochs, generator)):
         before_step(step, steps)
         optimizer.zero_grad()
-        inputs = images[batch]
-        if mixup:
-            # Half of the batch as it is, the other half blended with other images.
-            share = torch.rand(BATCH, 1, 1, 1, generator=generator).index_fill(0, torch.arange(BATCH // 2), 1.0)
-            inputs = share * inputs + (1 - share) * inputs.flip(0)
-        outputs = model(inputs)
-        if teacher is None:
-            loss = nn.functional.cross_entropy(outputs, labels[batch])
-        else:
-            loss = ALPHA * distillation_loss(outputs, teacher(inputs), TEMPERATURE)
-            if not mixup:
-                loss = loss + (1 - ALPHA) * nn.functional.cross_entropy(outputs, labels[batch])
+        outputs = model(images[batch])
+        loss = nn.functional.cross_entropy(outputs, labels[batch])
+        if teacher is not None:
+            loss = (1 - ALPHA) * loss + ALPHA * distillation_loss(outputs, teacher[batch], TEMPERATURE)
         loss.backward()
         optimizer.step()
         schedule.step()
 
 
-class Teacher:
-    """Dense networks together: the logarithm of their mean probabilities."""
-
-    def __init__(self, networks: list[nn.Module]) -> None:
-        self._networks = [copy.deepcopy(network).eval() for network in networks]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return outputs ``(N, 10)``."""
-        with torch.no_grad():
-            outputs = torch.stack([network(images) for network in self._networks])
-        return outputs.log_softmax(-1).logsumexp(0)
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the model's outputs ``(N, 10)``."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(part) for part in images.split(1000)])
 
 
 def _batches(count: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -205,7 +183,7 @@ def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
+def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
     """Raise the sparsity of every layer while training, then train on at what it has."""
     parameters = dict(model.named_parameters())
     set_masks(model, {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in recipe.sparsity})
@@ -218,64 +196,64 @@ def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
             set_masks(model, magnitude_masks(masked_weights(model), wanted))
 
     epochs = recipe.prune_epochs + recipe.retrain_epochs
-    optimizer = sgd(model, recipe.prune_lr)
-    train(model, data, optimizer, epochs, generator, teacher=teacher, mixup=recipe.mixup, before_step=renew)
+    train(model, data, sgd(model, recipe.prune_lr), epochs, generator, teacher=teacher, before_step=renew)
     bake(model)
 
 
-def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
+def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
     """Share weights and train the levels."""
     share_weights(model, recipe.bits, quantizer("codebook"))
-    optimizer = torch.optim.Adam(model.parameters(), recipe.share_lr)
-    train(model, data, optimizer, recipe.share_epochs, generator, teacher=teacher, mixup=recipe.mixup)
+    train(
+        model,
+        data,
+        torch.optim.Adam(model.parameters(), recipe.share_lr),
+        recipe.share_epochs,
+        generator,
+        teacher=teacher,
+    )
     bake(model)
 
 
-class Trial:
-    """One network and seed, from training the dense network to the file."""
+def run(name: str, seed: int, data: Data) -> dict[str, Any]:
+    """Return the figures of one network and seed, at every stage."""
+    recipe, started = RECIPES[name], time.monotonic()
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = recipe.make()
+    errors: dict[str, dict[str, float]] = {}
 
-    def __init__(self, name: str, seed: int, data: Data) -> None:
-        self.name, self.seed, self.recipe, self.data = name, seed, RECIPES[name], data
-        self.errors: dict[str, dict[str, float]] = {}
-        torch.manual_seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.model = self.recipe.make()
-        train(self.model, data, sgd(self.model, self.recipe.dense_lr), self.recipe.dense_epochs, self.generator)
-        self._note("dense")
-        self.dense = {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}
-        self.teacher = Teacher([self.model])
+    def note(stage: str) -> None:
+        errors[stage] = {"validation": error(model, data.validation), "test": error(model, data.test)}
+        print(f"{name} seed {seed} {stage}: {errors[stage]}, {time.monotonic() - started:.0f} s", flush=True)
 
-    def _note(self, stage: str) -> None:
-        found = {"validation": error(self.model, self.data.validation), "test": error(self.model, self.data.test)}
-        self.errors[stage] = found
-        print(f"{time.strftime('%X')} {self.name} seed {self.seed} {stage}: {found}", flush=True)
-
-    def compress(self, teacher: Teacher) -> dict[str, Any]:
-        """Return the figures of every stage."""
-        prune(self.model, self.data, self.recipe, self.generator, teacher)
-        self._note("pruned")
-        share(self.model, self.data, self.recipe, self.generator, teacher)
-        self._note("shared")
-        state = {key: value.clone() for key, value in self.model.state_dict().items()}
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            save_file(self.dense, folder / "dense.safetensors")
-            original = (folder / "dense.safetensors").stat().st_size
-            packed = pack(state, folder / "packed")
-            by_coder = {one: pack(state, folder / one, coders=("raw", one)).size_bytes for one in CODERS}
-            back = unpack(folder / "packed")
-        same = all(torch.equal(back[key].view(torch.int32), state[key].view(torch.int32)) for key in state)
-        self.model.load_state_dict(back)
-        self._note("unpacked")
-        ratio, errors = original / packed.size_bytes, self.errors
-        print(f"{self.name} seed {self.seed}: {original} -> {packed.size_bytes} bytes, {ratio:.2f}x", flush=True)
-        return {
-            "network": self.name, "seed": self.seed, "goal": self.recipe.goal, "errors": errors,
-            "original_bytes": original, "size_bytes": packed.size_bytes, "ratio": ratio, "bit_identical": same,
-            "size_bytes_by_coder": by_coder,
-            "met": same and ratio >= self.recipe.goal and errors["unpacked"]["test"] <= errors["dense"]["test"],
-            "tensors": [one.to_dict() for one in packed.tensors],
+    train(model, data, sgd(model, recipe.dense_lr), recipe.dense_epochs, generator)
+    note("dense")
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.safetensors"
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, dense)
+        original = dense.stat().st_size
+        teacher = logits(model, data.train[0])
+        prune(model, data, recipe, generator, teacher)
+        note("pruned")
+        share(model, data, recipe, generator, teacher)
+        note("shared")
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        packed = pack(state, Path(folder) / "packed")
+        by_coder = {
+            coder: pack(state, Path(folder) / coder, coders=("raw", coder)).size_bytes for coder in CODERS
         }  # fmt: skip
+        back = unpack(Path(folder) / "packed")
+    same = all(torch.equal(back[key].view(torch.int32), state[key].view(torch.int32)) for key in state)
+    model.load_state_dict(back)
+    note("unpacked")
+    ratio = original / packed.size_bytes
+    print(f"{name} seed {seed}: {original} -> {packed.size_bytes} bytes, {ratio:.2f}x, identical {same}", flush=True)
+    return {
+        "network": name, "seed": seed, "goal": recipe.goal, "errors": errors, "original_bytes": original,
+        "size_bytes": packed.size_bytes, "ratio": ratio, "bit_identical": same, "size_bytes_by_coder": by_coder,
+        "met": ratio >= recipe.goal and errors["unpacked"]["test"] <= errors["dense"]["test"],
+        "tensors": [one.to_dict() for one in packed.tensors],
+    }  # fmt: skip
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -314,18 +292,12 @@ def main() -> None:
         return
     data = load(options.data)
     for name in options.networks:
-        every = (Trial(name, seed, data) for seed in options.seeds)
-        if RECIPES[name].ensemble:
-            trials: Iterable[Trial] = list(every)
-            shared: Teacher | None = Teacher([one.model for one in trials])
-        else:
-            trials, shared = every, None
-        for trial in trials:
-            found = trial.compress(shared or trial.teacher)
+        for seed in options.seeds:
+            found = run(name, seed, data)
             if options.out is None:
                 continue
             before = read_json(options.out)["runs"] if options.out.exists() else []
-            kept = [one for one in before if (one["network"], one["seed"]) != (name, trial.seed)]
+            kept = [one for one in before if (one["network"], one["seed"]) != (name, seed)]
             runs = sorted([*kept, found], key=lambda one: (list(RECIPES).index(one["network"]), one["seed"]))
             write_json(options.out, {"data": options.data.name, "torch": torch.__version__, "runs": runs})
 
