@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autocompress.methods import list_methods
     from autocompress.policy import CompressionPolicy, LayerPolicy
     from autocompress.run import Run, open_run
+    from autocompress.storage import pack, unpack
     from autocompress.tasks import ClassificationTask, Task, load_task
 
 __version__ = "0.1.0"
@@ -32,10 +33,12 @@ _HOMES = {
     "measure": "autocompress.api",
     "open_profile": "autocompress.api",
     "open_run": "autocompress.run",
+    "pack": "autocompress.storage",
     "profile": "autocompress.api",
     "prune": "autocompress.api",
     "search": "autocompress.api",
     "sensitivity": "autocompress.api",
+    "unpack": "autocompress.storage",
 }
 
 __all__ = [
@@ -52,10 +55,12 @@ __all__ = [
     "measure",
     "open_profile",
     "open_run",
+    "pack",
     "profile",
     "prune",
     "search",
     "sensitivity",
+    "unpack",
 ]
 
 

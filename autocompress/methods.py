@@ -14,7 +14,7 @@ from autocompress.errors import ConfigError, nearest
 
 FAMILIES = ("importance", "pruning", "quantization", "lowrank", "distillation", "recovery", "storage")
 
-HOMES = ("autocompress.compress", "autocompress.recovery")
+HOMES = ("autocompress.compress", "autocompress.recovery", "autocompress.storage")
 
 
 @dataclass(frozen=True)

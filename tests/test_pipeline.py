@@ -307,4 +307,4 @@ def test_validation_data_are_limited(task: ClassificationTask, worker: EngineWor
     inputs, targets = next(task.validation(20))
     np.testing.assert_array_equal(np.load(made.data.inputs), inputs.numpy())
     assert torch.equal(made.data.targets, targets)
-    assert torch.equal(made.data.reference, inputs[: REFERENCE_SAMPLES])
+    assert torch.equal(made.data.reference, inputs[:REFERENCE_SAMPLES])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from autocompress import __version__
-from autocompress.cli import devices, methods, runs
+from autocompress.cli import devices, methods, runs, storage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -17,6 +17,7 @@ def main(debug: bool) -> None:
 
 for _command in (
     runs.search, runs.pareto, runs.deploy, devices.benchmark, devices.measure, devices.profile, devices.build,
-    runs.inspect, runs.sensitivity, methods.prune, methods.methods, devices.devices, devices.doctor, devices.env,
+    runs.inspect, runs.sensitivity, methods.prune, methods.methods, storage.pack, storage.unpack,
+    devices.devices, devices.doctor, devices.env,
 ):  # fmt: skip
     main.add_command(_command)

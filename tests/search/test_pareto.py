@@ -64,6 +64,23 @@ def test_the_upper_end_of_the_interval_must_fit(target: str) -> None:
     assert found.within_budget(record(1, 0.9, 5.7))
 
 
+def test_the_engines_files_must_fit_the_size() -> None:
+    found = limits(max_size="0.25x")  # of 1000 bytes
+    fits, large = (replace(record(1, 0.9, 5), size_bytes=size) for size in (250, 300))
+    assert found.violations(fits) == {"size": 0} and found.within_budget(fits)
+    assert found.violations(large) == {"size": pytest.approx(0.2)} and not found.within_budget(large)
+    assert found.cost(large) == 0.3 and found.budget == 0.25
+    assert limits(max_size="200B").size_bytes == 200
+
+
+def test_within_the_size_the_most_accurate_is_offered() -> None:
+    sized = [replace(record(i, 0.8 + i / 100, 5), size_bytes=size) for i, size in enumerate((100, 200, 300))]
+    assert chosen(sized, max_size="0.25x") == 1
+    assert chosen(sized, max_size="0.05x") == 0  # nothing fits: the closest
+    # Both limits count.
+    assert chosen([*sized, replace(record(9, 0.95, 9), size_bytes=100)], max_size="0.25x", target_latency="0.5x") == 1
+
+
 def test_without_a_limit_everything_is_within() -> None:
     assert limits().violations(record(1, 0.5, 100)) == {}
     assert limits().reached(make_measurement(1000)) and limits().latency_excess(make_measurement(1000)) < 0
