@@ -17,7 +17,7 @@ from autocompress.methods import Method
 METHOD = Method(
     name="magnitude-unstructured",
     family="storage",
-    summary="Removes the single weights of least magnitude, per layer or over the whole network",
+    summary="Removes single weights of least magnitude, per layer or over the whole network",
     source="Han, Pool, Tran & Dally, Learning both weights and connections, NeurIPS 2015",
 )
 GRADUAL = Method(
