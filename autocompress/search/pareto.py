@@ -123,9 +123,10 @@ def pareto_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord) -> TrialRecord | None:
     """Return the record to offer, or None when nothing finished.
 
-    With a latency or size bound: the best of those within it (see `_rank`), or, before any fine-tuning, of those as
-    good as it the one with the most multiply-accumulates left: a budget is there to be used, and the highest of many
-    accuracies is partly luck. Where nothing is within, the one closest to it.
+    With a latency or size bound: the best of those within it (see `_rank`); of those as good as it, before any
+    fine-tuning the one with the most multiply-accumulates left (a budget is there to be used, and the highest of many
+    accuracies is partly luck), after it the one that was trained longest (what it learned last is not what the original
+    weights remembered of the validation data). Where nothing is within, the one closest to it.
     With a bound on the drop alone, or none: the fastest within the drop.
     """
     done = counting(records)
@@ -135,7 +136,9 @@ def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseli
         inside = [r for r in done if constraints.within_budget(r)]
         if inside:
             best = max(inside, key=lambda r: _rank(r, baseline))
-            ties = [r for r in inside if best.stage == r.stage == "proxy" and _equal(r, best, baseline)]
+            ties = [r for r in inside if best.stage == r.stage and _equal(r, best, baseline)]
+            if best.stage == "recovered":
+                return max(ties, key=lambda r: (r.seconds.get("recovery", 0.0), _rank(r, baseline)))
             return max(ties, key=lambda r: (r.macs or 0, _rank(r, baseline)), default=best)
         return min(done, key=lambda r: max(constraints.violations(r).values()))
     allowed = constraints.max_drop if constraints.max_drop is not None else DEFAULT_DROP

@@ -140,6 +140,17 @@ def test_lossless() -> None:
     assert not is_lossless(record(1, 0.94, 1), BASELINE)
 
 
+def test_of_fine_tuned_ones_as_good_the_longest_trained_is_offered() -> None:
+    short = record(1, 0.905, 5, stage="recovered", seconds={"recovery": 30.0})
+    long = record(2, 0.902, 5, stage="recovered", seconds={"recovery": 300.0})
+    worse = record(3, 0.89, 5, stage="recovered", seconds={"recovery": 900.0})
+    found = best_record([short, long, worse], limits(target_latency="0.5x"), BASELINE)
+    assert found is long
+    # Within half a point of the most accurate, and inside the limit.
+    over = record(4, 0.95, 9, stage="recovered", seconds={"recovery": 900.0})
+    assert best_record([short, worse, over], limits(target_latency="0.5x"), BASELINE) is short
+
+
 # -- finalists --------------------------------------------------------------------------------------------------------
 
 
