@@ -138,7 +138,7 @@ class TrialRecord:
         number: Optuna's trial number; also names the artefact folder.
         policy: What was done to the model.
         state: ``"complete"``, ``"failed"``, or ``"rejected"``: at first sight too far behind to be built.
-        stage: ``"proxy"`` (after batch-norm recalibration) or ``"recovered"`` (fine-tuned).
+        stage: ``"proxy"`` (reconstructed, not trained) or ``"recovered"`` (fine-tuned).
         accuracy: The task's metric on VALIDATION data, computed by the engine file itself, in [0, 1]; higher is better.
             Of a rejected one an estimate from its first samples, in torch.
         measurement: Latency of the engine file; None when failed or rejected.

@@ -185,10 +185,10 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _prediction(found: Mapping[str, Any]) -> str:
-    """Say what prediction saved and how far it was off; nothing where nothing was predicted."""
+    """Say what prediction and first looks saved and how far it was off; nothing where nothing was predicted."""
     if found.get("mape") is None:
         return ""
-    saved = found.get("screened_out") or 0
+    saved = (found.get("screened_out") or 0) + (found.get("rejected") or 0)
     builds = f"{saved} engine build{'' if saved == 1 else 's'} saved; " if saved else ""
     return f"{builds}off by {found['mape']:.1%} on average"
 

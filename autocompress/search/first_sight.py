@@ -1,8 +1,7 @@
 """Early rejection: a candidate whose first look cannot reach what others have is not built, checked and measured.
 
 The decision uses intervals, so that what might still count goes on: the upper end of the accuracy seen, and the lower
-end of the latency predicted. Nothing is rejected while predictions are not believed, or where a limit is on the size
-of the file, which only a build tells.
+end of the latency predicted.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ def behind(
         constraints: Whose latency limit counts.
         finalists: How many are fine-tuned.
     """
-    if constraints.size_bytes is not None:
-        return False
     known = [r for r in counting(records) if r.stage == "proxy"]
     if constraints.latency is None:
         faster = [r for r in known if r.measurement is not None and r.measurement.ratio_high <= predicted.low]

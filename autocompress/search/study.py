@@ -144,7 +144,7 @@ class TrialLoop:
         # Fine-tuned records are left out: the study learns from figures that compare.
         self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
         self._on_trial, self._finalists = on_trial, finalists
-        self._by_policy = {r.policy: r for r in self.records.values() if r.state == "complete"}
+        self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.screen: Screen | None = None
         self._sampler: FittedSampler | None = None
@@ -258,8 +258,7 @@ class TrialLoop:
             self._failed(trial, policy, error)
             return True
         if record.state == "rejected":
-            self._rejected(trial, record, predicted)
-            return True
+            return self._rejected(trial, record, new=known is None)
         for key, value in self.constraints.violations(record).items():
             trial.set_constraint(key, value)
         assert record.accuracy is not None and record.measurement is not None
@@ -294,25 +293,30 @@ class TrialLoop:
         """Return what decides at first sight whether a trial's network is built; None where it is in any case."""
         if self._finalists == 0 or self.screen is None or not self.screen.believed:
             return None
-        # What explores teaches the predictor, whatever its accuracy is.
+        # What explores teaches the predictor, whatever its accuracy is; only a build tells the size of a file.
         if explores(number) or self.constraints.size_bytes is not None:
             return None
         return lambda seen: behind(seen, predicted, self.records.values(), self.constraints, self._finalists)
 
-    def _rejected(self, trial: optuna.Trial, record: TrialRecord, predicted: Prediction | None) -> None:
-        """Tell the study what was seen and predicted: a sampler learns from what is bad, too."""
-        assert record.accuracy is not None and self.screen is not None and predicted is not None
-        limit = self.screen.limit
-        if limit is not None:
-            trial.set_constraint("latency", predicted.high / limit - 1)
+    def _rejected(self, trial: optuna.Trial, record: TrialRecord, *, new: bool) -> bool:
+        """Tell the study what was seen and predicted: a sampler learns from what is bad, too. Returns `new`."""
+        assert record.accuracy is not None and record.predicted_ratio is not None
+        ratio, budget = record.predicted_ratio, self.constraints.budget
+        if budget is not None:
+            trial.set_constraint("latency", ratio / budget - 1)
         trial.set_user_attr(_REJECTED, True)
-        trial.set_user_attr(COST_ATTRIBUTE, predicted.high)
-        self.screen.taken.add(record.policy)
-        self.pipeline.run.append(record)
-        self.records[trial.number] = record
+        trial.set_user_attr(COST_ATTRIBUTE, ratio)
+        if new:
+            self.pipeline.run.append(record)
+            self.records[trial.number] = record
+            self._by_policy[record.policy] = record
+            if self.screen is not None:
+                self.screen.taken.add(record.policy)
         single = len(self.study.directions) == 1
-        self.study.tell(trial, [record.accuracy] if single else [record.accuracy, predicted.ratio])
-        self._on_trial(record)
+        self.study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
+        if new:
+            self._on_trial(record)
+        return new
 
     def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], drawn: Drawn | None) -> bool:
         """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
@@ -339,8 +343,8 @@ class TrialLoop:
 
         Keys: ``networks_known`` (by the predictor), ``screened_out`` (proposals that were not built because they were
         certain to be over the limit), ``rejected`` (trials not built for what was seen of their accuracy), ``fitted``
-        (trials moved to the limit) and ``mape`` (mean absolute error,
-        relative to what was measured, of the trials that were predicted; None for none).
+        (trials moved to the limit) and ``mape`` (mean absolute error, relative to what was measured, of the trials that
+        were predicted; None for none).
         """
         if self.screen is None:
             return None

@@ -107,6 +107,7 @@ def test_result_panel_without_limits(finished: RunDirectory) -> None:
     [
         ({"screened_out": 12, "fitted": 40, "mape": 0.0213}, "12 engine builds saved; off by 2.1% on average"),
         ({"screened_out": 1, "fitted": 0, "mape": 0.1}, "1 engine build saved; off by 10.0% on average"),
+        ({"screened_out": 12, "rejected": 3, "mape": 0.1}, "15 engine builds saved; off by 10.0% on average"),
         ({"screened_out": 0, "fitted": 0, "mape": 0.05}, "off by 5.0% on average"),
     ],
 )

@@ -62,11 +62,32 @@ def test_on_the_front_one_must_be_surely_faster_and_as_accurate(
     assert found == rejected
 
 
-def test_nothing_is_rejected_where_the_size_is_limited_or_the_first_look_says_nothing() -> None:
-    records = known([0.9] * 8)
-    sized = RunConfig(target_latency="0.5x", max_size="1MB")
-    assert not behind(Glance(0.1, 0.2), AT_HALF, records, limits(sized), 3)
-    assert not behind(Glance(0.1, math.inf), AT_HALF, records, limits(HALF), 3)
+def test_nothing_is_rejected_where_the_first_look_says_nothing() -> None:
+    assert not behind(Glance(0.1, math.inf), AT_HALF, known([0.9] * 8), limits(HALF), 3)
+
+
+def test_nothing_is_rejected_where_only_a_build_tells_the_size(bench: Bench) -> None:
+    config = RunConfig(target_latency="0.5x", max_size="1MB", sampler="random")
+    loop = bench.loop(config, predictor=Known(), finalists=2)
+    loop.run(40, FOREVER)
+    assert all(record.state == "complete" for record in loop.records.values())
+
+
+def test_a_rejected_network_is_looked_at_once(bench: Bench) -> None:
+    # Sixteen networks: a sampler at random draws each of them often.
+    space = bench.space(pruning={"ratios": [0, 0.5], "include": ["c0", "c1", "c2", "c3"]})
+    loop = bench.loop(FRONT, space, predictor=Known(), finalists=2)
+    loop.run(200, FOREVER)
+    asked = bench.pipeline.asked
+    assert len(asked) == len(set(asked)) == len(loop.records) <= 16
+    rejected = [r for r in loop.records.values() if r.state == "rejected"]
+    assert rejected
+    # Drawn again, the study is told what is known.
+    told = [t for t in load_study(bench.run).trials if t.user_attrs.get("rejected")]
+    assert len(told) > len(rejected)
+    resumed = bench.loop(FRONT, space, predictor=Known(), finalists=2)
+    resumed.run(200, FOREVER)
+    assert len(bench.pipeline.asked) == len(set(bench.pipeline.asked))
 
 
 @pytest.mark.parametrize("config", [HALF, FRONT])
