@@ -48,8 +48,8 @@ class PruningOptions:
         multiple: Kept channels are rounded to multiples of it.
         schedule: One of `recovery.schedule.SCHEDULES`.
         steps: Of the schedule; the importance is computed anew for each.
-        epochs: Of distillation from the uncompressed model, shared out evenly over the steps; 0: batch-norm is
-            reconstructed and recalibrated, nothing is trained.
+        epochs: Of distillation from the uncompressed model, shared out evenly over the steps; 0: weights are
+            reconstructed and batch-norm is recalibrated, nothing is trained.
     """
 
     importance: str = DEFAULT_IMPORTANCE
@@ -156,7 +156,7 @@ def prune(
     model = rewrite(task.model()).to(memory_format=torch.channels_last)
     inputs = task.example_inputs(2)
     whole = inventory = take_inventory(model, inputs)
-    baseline, baseline_test = _metric(model, task, task.validation(_BATCH)), _metric(model, task, task.test(_BATCH))
+    uncompressed, baseline = model, _metric(model, task, task.validation(_BATCH))
     teacher = Teacher(task.model(), fast_dtype()) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
@@ -185,7 +185,7 @@ def prune(
         steps=tuple(steps),
         baseline=baseline,
         test=_metric(model, task, task.test(_BATCH)),
-        baseline_test=baseline_test,
+        baseline_test=_metric(uncompressed, task, task.test(_BATCH)),
         notes=notes,
     )
 

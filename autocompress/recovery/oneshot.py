@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import calibrate, observing, quantization_mode
+from autocompress.errors import ConfigError
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
@@ -29,6 +30,9 @@ class OneShot:
         inputs: Example inputs ``(N, ...)``.
         batches: Calibration inputs ``(N, ...)``; the first ones are kept.
         reconstruct: Whether to fit the weights that are left.
+
+    Raises:
+        ConfigError: There are no calibration inputs.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class OneShot:
         self._base, self._data = base, _first(batches)
         self._context = CompressionContext(inputs, scores)
         self._dtype = fast_dtype()
-        self._reconstruction = Reconstruction(base, inventory, self._data, self._dtype) if reconstruct else None
+        # One sample has no statistics of a batch to normalise by.
+        fits = reconstruct and len(self._data) > 1
+        self._reconstruction = Reconstruction(base, inventory, self._data, self._dtype) if fits else None
 
     def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
         """Return the model that `policy` makes, in eval mode.
@@ -73,4 +79,6 @@ def _first(batches: Iterable[Tensor]) -> Tensor:
         count += len(taken[-1])
         if count >= most:
             break
+    if count == 0:
+        raise ConfigError("The task gives no calibration data, which every candidate is made with.")
     return torch.cat(taken)

@@ -9,6 +9,7 @@ data are few. Biases are fitted too, which is bias correction (Nagel et al., ICC
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ METHOD = Method(
     summary="Fits what is left of each layer by least squares to what the whole layer gave",
     source="He, Zhang & Sun, Channel pruning for accelerating very deep neural networks, ICCV 2017",
 )
-# Rows of a fit, output positions of all samples together, and values of its inputs.
+# Rows of a fit, output positions of all samples together, and values of its inputs and of its outputs at most.
 _ROWS, _VALUES = 4096, 2**22
 # Of the mean square of a layer's inputs, times weights per row: the fewer rows, the nearer to the weights there are.
 _RIDGE = 1.0
@@ -44,7 +45,7 @@ class _Target:
     """What one layer gave in the uncompressed network.
 
     Attributes:
-        rows: ``(R, C)`` outputs of all its channels.
+        rows: ``(R, C)`` outputs of all its channels, in the dtype of the pass: bfloat16 takes half the memory.
         places: Indices ``(R,)`` of sample, and for convolutions row and column, of each.
         shift: Whether the mean may be off: a batch-norm follows, whose recalibration takes it away.
     """
@@ -75,12 +76,14 @@ class Reconstruction:
         owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
         calls: Counter[str] = Counter()
 
-        def keep(name: str, output: Tensor) -> None:
+        def keep(name: str, module: nn.Module, output: Tensor) -> None:
             self._last = (name, output)
             calls[name] += 1
             if calls[name] == 1:
-                places = _places(output, generator)
-                self._targets[name] = _Target(_at(output, places), places, shift=False)
+                # Channels come second of a convolution, last of a linear layer, whatever lies between.
+                last = output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output
+                places = _places(last, generator)
+                self._targets[name] = _Target(last[places], places, shift=False)
 
         def norm(inputs: tuple[Any, ...]) -> None:
             if self._last is not None and inputs and inputs[0] is self._last[1]:
@@ -90,7 +93,7 @@ class Reconstruction:
         with ExitStack() as hooks:
             for name, module in model.named_modules():
                 if _fits(module) and owners[id(module.weight)] == 1:
-                    handle = module.register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
+                    handle = module.register_forward_hook(lambda m, _i, output, name=name: keep(name, m, output))
                 elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                     handle = module.register_forward_pre_hook(lambda _m, given: norm(given))
                 else:
@@ -152,7 +155,7 @@ class Reconstruction:
     ) -> int:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         target = self._targets[name]
-        wanted = target.rows
+        wanted = target.rows.float()
         group, parts = self._group_of.get(name, (None, 1))
         if group is not None and group in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
             wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group), parts)]
@@ -202,18 +205,11 @@ def _last_factor(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _places(output: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Return where in ``(N, C, H, W)`` or ``(N, ..., C)`` the rows are taken: at most `_ROWS`, in random order."""
-    sizes = (output.shape[0], *output.shape[2:]) if output.dim() == 4 else output.shape[:-1]
-    count = int(torch.tensor(sizes).prod())
-    chosen = torch.randperm(count, generator=generator)[:_ROWS]
+    """Return where in ``(N, ..., C)`` the rows are taken: at most `_ROWS`, in random order."""
+    *sizes, channels = output.shape
+    rows = min(_ROWS, max(1, _VALUES // channels))
+    chosen = torch.randperm(math.prod(sizes), generator=generator)[:rows]
     return tuple(torch.unravel_index(chosen, sizes))
-
-
-def _at(output: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-    """Return the rows ``(R, C)`` at these places."""
-    if output.dim() == 4 and len(places) == 3:
-        return output[places[0], :, places[1], places[2]].float()
-    return output[places].float()
 
 
 def _patches(layer: nn.Conv2d | nn.Linear, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.pruning import kept_indices
+from autocompress.errors import ConfigError
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import reconstruction as module
@@ -146,11 +147,40 @@ def test_patches_are_what_weights_are_multiplied_with(kernel: int, stride: int, 
     layer = nn.Conv2d(3, 4, kernel, stride, padding, dilation)
     given = torch.randn(2, 3, 14, 14)
     output = layer(given)
-    places = module._places(output, torch.Generator())
+    last = output.movedim(1, -1)
+    places = module._places(last, torch.Generator())
     inputs = module._patches(layer, given, places)
     assert inputs is not None
     expected = functional.linear(inputs, layer.weight.flatten(1), layer.bias)
-    assert torch.allclose(module._at(output, places), expected, atol=1e-4)
+    assert torch.allclose(last[places], expected, atol=1e-4)
+
+
+def test_linear_layers_over_maps_are_fitted_along_their_last_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in networks that keep channels last; the map is as high as the layer is wide.
+    monkeypatch.setattr(module, "_RIDGE", 1e-6)
+    model, inputs = Twice().eval(), torch.randn(16, 2, 5, 2, generator=torch.Generator().manual_seed(0))
+    scores = {"first": torch.tensor([0.0, 1.0, 2.0])}
+    made = apply_policy(model, CompressionPolicy(pruning={"first": 1 / 3}), CompressionContext(inputs[:2], scores))
+    inventory = take_inventory(model, inputs[:2])
+    assert Reconstruction(model, inventory, inputs, torch.float32).apply(
+        made, CompressionPolicy(pruning={"first": 1 / 3}), scores
+    )
+    assert torch.allclose(made(inputs), model(inputs), atol=1e-3)
+
+
+def test_targets_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_VALUES", 640)
+    places = module._places(torch.zeros(8, 32, 32, 64), torch.Generator())
+    assert [len(index) for index in places] == [10, 10, 10]
+
+
+def test_one_sample_is_not_fitted_to_and_none_is_said() -> None:
+    model, inputs = small(), torch.randn(1, 3, 32, 32)
+    inventory = take_inventory(model, torch.randn(2, 3, 32, 32))
+    made = OneShot(model, inventory, {}, inputs, [inputs]).model(POLICIES["pruned"])
+    assert bool(made(inputs).isfinite().all())
+    with pytest.raises(ConfigError, match="no calibration data"):
+        OneShot(model, inventory, {}, inputs, [])
 
 
 def test_both_forms_of_the_fit_agree() -> None:
