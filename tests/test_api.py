@@ -17,6 +17,7 @@ import torch
 
 import autocompress
 from autocompress import api, pipeline
+from autocompress.api import settings
 from autocompress.deploy import summary
 from autocompress.errors import ConfigError, NoFeasibleTrialError, StudyMismatchError, VerificationError
 from autocompress.policy import CompressionPolicy
@@ -190,7 +191,7 @@ def test_nothing_could_be_measured(task: Task, tmp_path: Path, monkeypatch: pyte
 def test_options_and_sets_lie_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("{seed: 1, threads: 2, task: {name: cifar10, model: vgg11}}")
-    config, out = api._resolve("digits", file, None, resume=False, sets=["seed=3"], options={"threads": 4})
+    config, out = settings.resolve("digits", file, None, resume=False, sets=["seed=3"], options={"threads": 4})
     assert (config.task.name, config.task.model, config.seed, config.threads) == ("digits", "vgg11", 3, 4)
     assert out.parent == Path("runs") and out.name.startswith("digits-vgg11-")
 

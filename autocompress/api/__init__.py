@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress.config import RunConfig, TaskConfig, load_config
+from autocompress.api import settings as told
+from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import input_shape, resolve
 from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError, nearest
+from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
 from autocompress.results import Measurement
@@ -70,15 +71,15 @@ def search(
     from autocompress.search.session import SearchSession
 
     observer = observer or Observer()
-    resolved, path = _resolve(task, config, out, resume=resume, sets=sets, options=options)
-    _check(resolved)
+    resolved, path = told.resolve(task, config, out, resume=resume, sets=sets, options=options)
+    told.check(resolved)
     run = RunDirectory.create(path, resume=resume)
     with EngineWorker(log_file=run.path / "worker.log") as worker:
         with _not_begun(run, fresh=not resume):
             if not resume:
                 run.write_config(resolved)
             observer.stage("Loading the task")
-            loaded = _loaded(task, resolved)
+            loaded = told.loaded(task, resolved)
             loaded_at = time.monotonic()
             session = SearchSession(loaded, resolved, run, worker, observer, started)
             session.pipeline.ledger.add("load", loaded_at - started)
@@ -108,40 +109,6 @@ def _not_begun(run: RunDirectory, *, fresh: bool) -> Iterator[None]:
         if fresh:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-def _resolve(
-    task: Task | str | None,
-    config: RunConfig | Path | str | None,
-    out: Path | str | None,
-    *,
-    resume: bool,
-    sets: Sequence[str],
-    options: Mapping[str, Any],
-) -> tuple[RunConfig, Path]:
-    overrides: dict[str, Any] = dict(options)
-    if isinstance(task, str):
-        overrides["task.name"] = task
-    elif task is not None:
-        overrides["task.name"] = task.name
-    if resume and out is None:
-        raise ConfigError("--resume needs --out, the directory of the run to continue.")
-    if isinstance(config, RunConfig):
-        base: Mapping[str, Any] | None = config.model_dump()
-        file = None
-    else:
-        file = None if config is None else Path(config)
-        # A resumed run remembers its run file; options given now are laid over it.
-        stored = Path(out) / "config.yaml" if resume and out is not None else None
-        if file is None and stored is not None and stored.exists():
-            file = stored
-        base = None
-    resolved = load_config(file, {**(base or {}), **overrides}, sets)
-    if out is None:
-        name = resolved.task.name.replace(":", "-").replace("/", "-")
-        parts = [name, resolved.task.model, time.strftime("%Y%m%d-%H%M%S")]
-        out = Path("runs") / "-".join(p for p in parts if p)
-    return resolved, Path(out)
 
 
 def _nothing(run: RunDirectory) -> str:
@@ -299,7 +266,7 @@ def profile(
     from autocompress.search import profiling
 
     seconds = parse_duration(budget, "budget")
-    loaded, resolved = _subject(task, config, observer, sets, options)
+    loaded, resolved = told.subject(task, config, observer, sets, options)
     name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
     return profiling.profile(
         loaded, resolved, seconds=seconds, networks=networks,
@@ -323,7 +290,7 @@ def open_profile(
     """
     from autocompress.search import profiling
 
-    loaded, resolved = _subject(task, config, observer, sets, options)
+    loaded, resolved = told.subject(task, config, observer, sets, options)
     return profiling.known_profile(loaded, resolved, None if folder is None else Path(folder))
 
 
@@ -349,7 +316,7 @@ def sensitivity(
     """
     from autocompress.search.sensitivity import of_task
 
-    loaded, resolved = _subject(task, config, observer, sets, options)
+    loaded, resolved = told.subject(task, config, observer, sets, options)
     if observer is not None:
         observer.stage("Measuring what each choice costs in accuracy")
     found = of_task(loaded, resolved, observer.progress if observer is not None else _silent)
@@ -359,38 +326,6 @@ def sensitivity(
             "trained, and its calibration data."
         )
     return found
-
-
-def _subject(
-    task: Task | str | None,
-    config: RunConfig | Path | str | None,
-    observer: Observer | None,
-    sets: Sequence[str],
-    options: Mapping[str, Any],
-) -> tuple[Task, RunConfig]:
-    """Return the task and the settings of a profile, once all that was written is known to make sense."""
-    resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
-    _check(resolved)
-    if observer is not None:
-        observer.stage("Loading the task")
-    return _loaded(task, resolved), resolved
-
-
-def _loaded(task: Task | str | None, config: RunConfig) -> Task:
-    from autocompress.tasks import load_task, measured_by
-
-    if task is None or isinstance(task, str):
-        return load_task(config.task)
-    return measured_by(config.task.metric, task)
-
-
-def _check(config: RunConfig) -> None:
-    """Refuse what can be seen to be wrong before anything is loaded."""
-    from autocompress.search.space import configured_space
-
-    if config.engine not in ENGINES:
-        raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
-    configured_space(config)
 
 
 def inspect(task: Task) -> dict[str, Any]:
@@ -428,8 +363,9 @@ def prune(
         CompressionError: The importance lacks what it needs, or fine-tuning diverged.
     """
     from autocompress import stepwise as pruning
+    from autocompress.search.observer import Observer
 
-    resolved, _ = _resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
+    resolved, _ = told.resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
     try:
         named = {} if resolved.importance is None else {"importance": resolved.importance}
         wanted = pruning.PruningOptions(**{**named, **options})
@@ -437,12 +373,9 @@ def prune(
         raise ConfigError(f"autocompress.prune: {error}.") from error
     if to is not None:
         pruning.check_new(Path(to))
-    loaded, resolved = _subject(task, config, observer, sets, {})
-    found = pruning.prune(
-        loaded, wanted, resolved.recovery,
-        stage=observer.stage if observer is not None else lambda text: None,
-        progress=observer.progress if observer is not None else _silent,
-    )  # fmt: skip
+    loaded, resolved = told.subject(task, config, observer, sets, {})
+    observer = observer or Observer()
+    found = pruning.prune(loaded, wanted, resolved.recovery, stage=observer.stage, progress=observer.progress)
     if to is not None:
         pruning.write_pruned(found, loaded, Path(to))
     return found

@@ -1,0 +1,104 @@
+"""What a call of the Python face was told: settings from a run file, options and overrides, and the task they name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.config import RunConfig, load_config
+from autocompress.engines import ENGINES
+from autocompress.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from autocompress.search.observer import Observer
+    from autocompress.tasks import Task
+
+
+def resolve(
+    task: Task | str | None,
+    config: RunConfig | Path | str | None,
+    out: Path | str | None,
+    *,
+    resume: bool,
+    sets: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[RunConfig, Path]:
+    """Return the settings of a call, and the directory of its run.
+
+    Args:
+        task: A `Task`, or the name of one; laid over the run file.
+        config: A run file, or its contents; None takes that of the run to resume, else defaults.
+        out: The run's directory; None makes one of the task and the time.
+        resume: Whether a run is gone on with.
+        sets: ``"dotted.key=value"`` overrides.
+        options: Keys of `RunConfig`, laid over the run file.
+
+    Raises:
+        ConfigError: A setting cannot be used, or nothing says which run to resume.
+    """
+    overrides: dict[str, Any] = dict(options)
+    if isinstance(task, str):
+        overrides["task.name"] = task
+    elif task is not None:
+        overrides["task.name"] = task.name
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the directory of the run to continue.")
+    if isinstance(config, RunConfig):
+        base: Mapping[str, Any] | None = config.model_dump()
+        file = None
+    else:
+        file = None if config is None else Path(config)
+        # A resumed run remembers its run file; options given now are laid over it.
+        stored = Path(out) / "config.yaml" if resume and out is not None else None
+        if file is None and stored is not None and stored.exists():
+            file = stored
+        base = None
+    resolved = load_config(file, {**(base or {}), **overrides}, sets)
+    if out is None:
+        name = resolved.task.name.replace(":", "-").replace("/", "-")
+        parts = [name, resolved.task.model, time.strftime("%Y%m%d-%H%M%S")]
+        out = Path("runs") / "-".join(p for p in parts if p)
+    return resolved, Path(out)
+
+
+def subject(
+    task: Task | str | None,
+    config: RunConfig | Path | str | None,
+    observer: Observer | None,
+    sets: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Task, RunConfig]:
+    """Return the task and the settings of what needs no run, once all that was written is known to make sense.
+
+    Raises:
+        ConfigError: As `resolve` and `check`, or the task cannot be loaded.
+    """
+    resolved, _ = resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
+    check(resolved)
+    if observer is not None:
+        observer.stage("Loading the task")
+    return loaded(task, resolved), resolved
+
+
+def loaded(task: Task | str | None, config: RunConfig) -> Task:
+    """Return the task itself, or the one that its name or the settings say, measured as the settings say."""
+    from autocompress.tasks import load_task, measured_by
+
+    if task is None or isinstance(task, str):
+        return load_task(config.task)
+    return measured_by(config.task.metric, task)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what can be seen to be wrong before anything is loaded.
+
+    Raises:
+        ConfigError: The engine, the space or the importance is unknown.
+    """
+    from autocompress.search.space import configured_space
+
+    if config.engine not in ENGINES:
+        raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
+    configured_space(config)
