@@ -113,8 +113,13 @@ class Importance(abc.ABC):
         """
 
 
-def each_group(subject: Subject, rule: Callable[[Any], Tensor]) -> dict[str, Tensor]:
-    """Return what a rule of Torch-Pruning's says of every group."""
+def each_group(
+    subject: Subject, rule: Callable[[Any], Tensor], gradients: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return what a rule of Torch-Pruning's says of every group, with these gradients of the parameters by name."""
+    if gradients is not None:
+        for name, parameter in subject.copy.named_parameters():
+            parameter.grad = gradients.get(name)
     return {name: rule(group).detach().float() for name, group in subject.groups.items()}
 
 

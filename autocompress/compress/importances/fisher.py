@@ -28,9 +28,7 @@ class Fisher(Importance):
     def scores(self, subject: Subject) -> dict[str, Tensor]:
         """See `Importance.scores`."""
         found = subject.gradients(torch.square, batch_size=1, batches=256)
-        for name, parameter in subject.copy.named_parameters():
-            parameter.grad = found.get(name)
-        return each_group(subject, tp.importance.GroupHessianImportance(normalizer=None))
+        return each_group(subject, tp.importance.GroupHessianImportance(normalizer=None), found)
 
 
 IMPORTANCES = {METHOD.name: Fisher}

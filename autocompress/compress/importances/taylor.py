@@ -26,9 +26,7 @@ class Taylor(Importance):
     def scores(self, subject: Subject) -> dict[str, Tensor]:
         """See `Importance.scores`."""
         found = subject.gradients(torch.clone, batch_size=128, batches=8)
-        for name, parameter in subject.copy.named_parameters():
-            parameter.grad = found.get(name)
-        return each_group(subject, tp.importance.GroupTaylorImportance(normalizer=None))
+        return each_group(subject, tp.importance.GroupTaylorImportance(normalizer=None), found)
 
 
 IMPORTANCES = {METHOD.name: Taylor}
