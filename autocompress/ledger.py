@@ -30,3 +30,16 @@ class Ledger:
         """Take over another ledger's seconds."""
         for activity, seconds in other.seconds.items():
             self.add(activity, seconds)
+
+    def copy(self) -> Ledger:
+        """Return one with the same seconds."""
+        copied = Ledger()
+        copied.merge(self)
+        return copied
+
+    def since(self, before: Ledger) -> Ledger:
+        """Return what was added after `before` was all there was."""
+        added = Ledger()
+        for activity, seconds in self.seconds.items():
+            added.add(activity, seconds - before.seconds.get(activity, 0.0))
+        return added

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.agreement import agree, relative_error
+from autocompress.aside import Aside
 from autocompress.compress import (
     rewrite,
 )
@@ -52,6 +53,17 @@ _BATCH = 256
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
 _KERNEL_SECONDS = 0.2
+_NO_ASIDE = Aside()
+
+
+@dataclass
+class _Prepared:
+    """A candidate that was compressed before its turn, and what that took."""
+
+    policy: CompressionPolicy
+    model: nn.Module
+    seen: Glance | None
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class Pipeline:
@@ -93,6 +105,7 @@ class Pipeline:
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
+        self._prepared: _Prepared | None = None
         # What latencies are taken from when the device is not here; to be set before anything is scored then.
         self.forecast: Forecast | None = None
 
@@ -186,8 +199,12 @@ class Pipeline:
         """
         return self._oneshot.model(policy, ledger)
 
-    def build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
+    def build(
+        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger, aside: Aside = _NO_ASIDE
+    ) -> EngineFile:
         """Export and build `model` into `folder`, and check that torch, ONNX and engine agree.
+
+        `aside` is begun when torch has done its part, and has ended before it has another.
 
         Raises:
             ExportError, BuildError: A station refused the model.
@@ -195,19 +212,22 @@ class Pipeline:
         """
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return self._build(model, policy, folder, ledger)
+            return self._build(model, policy, folder, ledger, aside)
         except (BuildError, VerificationError):
             if not self.graphs.edits:
                 raise
+            aside.ended()
             # Was it the candidate, or the editing of its graph? An export tells.
             self.graphs.export_from_now_on()
             try:
-                return self._build(model, policy, folder, ledger)
+                return self._build(model, policy, folder, ledger, aside)
             except (BuildError, VerificationError):
                 self.graphs.edit_again()
                 raise
 
-    def _build(self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger) -> EngineFile:
+    def _build(
+        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger, aside: Aside
+    ) -> EngineFile:
         onnx = folder / "model.onnx"
         options = engine_options(policy, self._config, self.capabilities)
         with ledger.spend("export"):
@@ -218,6 +238,7 @@ class Pipeline:
             save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
+        aside.begin()
         with ledger.spend("build"):
             file = self.worker.build(self.engine, onnx, options, folder / "model")
         with ledger.spend("verify"):
@@ -285,12 +306,16 @@ class Pipeline:
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,
-        stage: str, protocol: Protocol | None = None,
+        stage: str, protocol: Protocol | None = None, aside: Aside = _NO_ASIDE,
     ) -> TrialRecord:  # fmt: skip
-        """Take a compressed model through build, check, accuracy and latency, and write its artefact."""
-        file = self.build(model, policy, folder, ledger)
+        """Take a compressed model through build, check, accuracy and latency, and write its artefact.
+
+        `aside` goes on while the engine is built and its accuracy taken; it has ended before anything is measured.
+        """
+        file = self.build(model, policy, folder, ledger, aside)
         with ledger.spend("proxy" if stage == "proxy" else "recovery"):
             accuracy = self.accuracy(file)
+            aside.ended()
         with ledger.spend("measure"):
             measurement = self.measure(file, protocol) if self.forecast is None else self._predicted(policy)
         layer_ms: dict[str, float] = {}
@@ -333,24 +358,41 @@ class Pipeline:
         write_artifact(folder, again, file, self.engine_version)
         return again
 
+    def prepare(self, policy: CompressionPolicy, *, look: bool) -> None:
+        """Compress what is evaluated next, and look at it where wanted; the last one prepared is kept."""
+        ledger = Ledger()
+        model = self.compress(policy, ledger)
+        self._prepared = _Prepared(policy, model, self._glance(model, ledger) if look else None, ledger)
+
     def evaluate(
         self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None, *,
-        hopeless: Callable[[Glance], bool] | None = None,
+        hopeless: Callable[[Glance], bool] | None = None, meanwhile: Callable[[], None] | None = None,
     ) -> TrialRecord:  # fmt: skip
         """Score one policy without fine-tuning, by `Protocol.trial`; what a search trial does.
 
-        What is `hopeless` at first sight is not built; its record says ``"rejected"``.
+        What is `hopeless` at first sight is not built; its record says ``"rejected"``. `meanwhile` is run in a thread
+        of its own while the engine is built and its accuracy taken; it has ended before anything is measured.
         """
-        ledger, protocol = Ledger(), protocol or Protocol.trial()
+        made, self._prepared = self._prepared, None
+        if made is None or made.policy != policy:
+            made = None
+        # What was done while another candidate was scored took none of the run's time.
+        before = made.ledger if made is not None else Ledger()
+        ledger, protocol = before.copy(), protocol or Protocol.trial()
         try:
-            model = self.compress(policy, ledger)
+            model = made.model if made is not None else self.compress(policy, ledger)
             if hopeless is not None:
-                with ledger.spend("proxy"):
-                    seen = glance(model, self.data, self.task.metric, fast_dtype())
+                seen = made.seen if made is not None and made.seen is not None else self._glance(model, ledger)
                 if hopeless(seen):
                     return TrialRecord(number, policy, "rejected", accuracy=seen.accuracy, seconds=dict(ledger.seconds))
-            return self.score(
-                model, policy, number, self.run.artifact(number), ledger, stage="proxy", protocol=protocol
-            )
+            with Aside(meanwhile) as aside:
+                return self.score(
+                    model, policy, number, self.run.artifact(number), ledger,
+                    stage="proxy", protocol=protocol, aside=aside,
+                )  # fmt: skip
         finally:
-            self.ledger.merge(ledger)
+            self.ledger.merge(ledger.since(before))
+
+    def _glance(self, model: nn.Module, ledger: Ledger) -> Glance:
+        with ledger.spend("proxy"):
+            return glance(model, self.data, self.task.metric, fast_dtype())

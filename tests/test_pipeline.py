@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +29,7 @@ from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.tasks import ClassificationTask
-from autocompress.tasks.validation import REFERENCE_SAMPLES
+from autocompress.tasks.validation import REFERENCE_SAMPLES, Glance
 from autocompress.worker import EngineWorker
 from tests import networks
 
@@ -91,6 +93,58 @@ def test_a_factorized_int8_classifier_computes_the_same_in_the_engine(line: Pipe
     head = next(name for name, layer in line.inventory.layers.items() if layer.kind == "linear")
     record = line.evaluate(CompressionPolicy(layers={head: LayerPolicy("int8", 0.5)}), 11, BRIEF)
     assert record.state == "complete"
+
+
+# -- the next candidate ----------------------------------------------------------------------------------------------
+
+
+def test_the_next_candidate_is_made_while_one_is_built_and_never_while_it_is_measured(
+    line: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    building, made = threading.Event(), threading.Event()
+    build, measure = line.worker.build, line.worker.measure
+
+    def built(*given: Any) -> EngineFile:
+        building.set()
+        # Beside it: with the work done before or after it, this would wait in vain.
+        assert made.wait(20)
+        happened.append("built")
+        return build(*given)
+
+    def measured(*given: Any, **named: Any) -> list[Measurement]:
+        happened.append("measured")
+        return measure(*given, **named)
+
+    second = CompressionPolicy(pruning={"stem": 0.5})
+
+    def meanwhile() -> None:
+        assert building.wait(20)
+        line.prepare(second, look=True)
+        happened.append("made")
+        made.set()
+
+    monkeypatch.setattr(line.worker, "build", built)
+    monkeypatch.setattr(line.worker, "measure", measured)
+    before = line.ledger.copy()
+    line.evaluate(CompressionPolicy(pruning={"stem": 0.25}), 20, BRIEF, meanwhile=meanwhile)
+    assert happened == ["made", "built", "measured"]
+    monkeypatch.setattr(line, "compress", None)  # it is not called again
+    seen: list[Glance] = []
+    record = line.evaluate(second, 21, BRIEF, hopeless=lambda found: bool(seen.append(found)))
+    monkeypatch.undo()
+    assert len(seen) == 1 and record.seconds["apply"] > 0
+    # One candidate was compressed in the run's own time, the other beside it.
+    assert line.ledger.since(before).seconds["apply"] > 0
+    assert record.seconds["apply"] not in line.ledger.since(before).seconds.values()
+    again = line.evaluate(second, 22, BRIEF)
+    assert again.accuracy == record.accuracy and again.size_bytes == record.size_bytes
+
+
+def test_what_was_prepared_for_another_candidate_is_not_taken(line: Pipeline) -> None:
+    line.prepare(CompressionPolicy(pruning={"stem": 0.5}), look=False)
+    record = line.evaluate(CompressionPolicy(), 23, BRIEF)
+    assert record.accuracy is not None and record.accuracy >= 0.9
 
 
 # -- baseline ---------------------------------------------------------------------------------------------------------

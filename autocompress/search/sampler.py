@@ -13,6 +13,10 @@ from autocompress.errors import ConfigError, nearest
 from autocompress.search.knapsack import KnapsackSampler
 from autocompress.search.problem import Choice, Costs
 
+# Those that lose nothing by proposing a trial before the last one is told: `knapsack` counts on what is running. TPE
+# kept inside a limit in 35 trials of 60 where it had in 38.
+FORESIGHTED = ("knapsack", "random")
+
 
 @dataclass(frozen=True)
 class Knowledge:

@@ -30,13 +30,14 @@ from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
-from autocompress.search.sampler import Knowledge
+from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SensitivityPass
 from autocompress.search.space import Choice, SearchSpace, configured_space
 from autocompress.search.staircase import edges
-from autocompress.search.study import TrialLoop, open_study
+from autocompress.search.study import open_study
 from autocompress.search.tables import open_ahead, open_predictor
+from autocompress.search.trial_loop import TrialLoop
 from autocompress.tasks import Task
 from autocompress.worker.client import EngineWorker
 
@@ -114,6 +115,7 @@ class SearchSession:
         self.loop = TrialLoop(
             self.pipeline, space, study, self.constraints, self._finished,
             predictor=self.predictor, seed=self.config.seed, finalists=self.config.recovery.candidates,
+            ahead=self.config.sampler in FORESIGHTED,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
         self.observer.stage("Ordering the blocks")

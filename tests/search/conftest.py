@@ -17,7 +17,8 @@ from autocompress.run_directory import RunDirectory
 from autocompress.search.costs import fitted_costs
 from autocompress.search.sampler import Knowledge
 from autocompress.search.space import SearchSpace, SpaceFile
-from autocompress.search.study import TrialLoop, open_study
+from autocompress.search.study import open_study
+from autocompress.search.trial_loop import TrialLoop
 from autocompress.tasks.validation import Glance
 
 # What a whole group costs: its share of the latency (ms) and of the accuracy.
@@ -92,11 +93,16 @@ class FakePipeline:
         self.run = run
         self.baseline = BASELINE
         self.asked: list[CompressionPolicy] = []
+        self.prepared: list[CompressionPolicy] = []
         self.fails: Callable[[int, CompressionPolicy], Exception | None] = lambda number, policy: None
 
+    def prepare(self, policy: CompressionPolicy, *, look: bool) -> None:
+        self.prepared.append(policy)
+
     def evaluate(
-        self, policy: CompressionPolicy, number: int, *, hopeless: Callable[[Glance], bool] | None = None
-    ) -> TrialRecord:
+        self, policy: CompressionPolicy, number: int, *, hopeless: Callable[[Glance], bool] | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> TrialRecord:  # fmt: skip
         self.asked.append(policy)
         error = self.fails(number, policy)
         if error is not None:
@@ -104,6 +110,8 @@ class FakePipeline:
         accuracy, latency = figures(policy)
         if hopeless is not None and hopeless(Glance(accuracy, accuracy + 0.005)):
             return TrialRecord(number, policy, "rejected", accuracy=accuracy)
+        if meanwhile is not None:
+            meanwhile()
         return record(number, accuracy, latency, policy=policy)
 
 
@@ -122,7 +130,7 @@ class Bench:
 
     def loop(
         self, config: RunConfig, space: SearchSpace | None = None, predictor: Any = None, *, finalists: int = 0,
-        **identity: Any,
+        ahead: bool = True, **identity: Any,
     ) -> TrialLoop:  # fmt: skip
         from autocompress.search.pareto import Constraints
 
@@ -131,7 +139,7 @@ class Bench:
         pipeline: Any = self.pipeline
         return TrialLoop(
             pipeline, space or self.space(), study, constraints, self.told.append,
-            predictor=predictor, finalists=finalists,
+            predictor=predictor, finalists=finalists, ahead=ahead,
         )  # fmt: skip
 
 

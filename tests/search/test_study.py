@@ -15,8 +15,9 @@ from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search.pareto import Constraints
-from autocompress.search.sampler import make_sampler
-from autocompress.search.study import TrialLoop, load_study, open_study
+from autocompress.search.sampler import FORESIGHTED, make_sampler
+from autocompress.search.study import load_study, open_study
+from autocompress.search.trial_loop import TrialLoop
 from tests.search.conftest import BASELINE, IDENTITY, Bench, figures, knowledge, refuse
 from tests.search.known import Known
 
@@ -42,7 +43,8 @@ def test_every_sampler_does_better_than_chance_on_an_additive_problem(sampler: s
     n = 25 if sampler == "gp" else 60
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, 0, n, knowledge(space, 0.75)))
     constraints = Constraints.of(RunConfig(target_latency="0.75x"), BASELINE)
-    loop = TrialLoop(bench.pipeline, space, study, constraints)  # type: ignore[arg-type]
+    ahead = sampler in FORESIGHTED
+    loop = TrialLoop(bench.pipeline, space, study, constraints, ahead=ahead)  # type: ignore[arg-type]
     loop.run(n, FOREVER)
     reached = [r.accuracy or 0 for r in loop.records.values() if (r.latency_ms or 0) <= limit]
     # One feasible network drawn at random is, on average, in the middle; the best found is in the top tenth, and those
@@ -114,9 +116,9 @@ def test_the_deadline_ends_the_loop_before_a_trial_that_would_not_fit(bench: Ben
     assert not loop.records
     slow = bench.pipeline.evaluate
 
-    def evaluate(policy: CompressionPolicy, number: int) -> TrialRecord:
+    def evaluate(policy: CompressionPolicy, number: int, *, meanwhile: Callable[[], None] | None) -> TrialRecord:
         time.sleep(0.5)
-        return slow(policy, number)
+        return slow(policy, number, meanwhile=meanwhile)
 
     bench.pipeline.evaluate = evaluate  # type: ignore[method-assign]
     loop.run(10, time.monotonic() + 0.7)
@@ -143,6 +145,53 @@ def test_seeds_come_first_and_are_queued_once(bench: Bench) -> None:
     loop.study.set_user_attr("seeded", False)
     loop.enqueue_seeds(["b1", "b0"])
     assert len(loop.study.trials) == queued
+
+
+# -- ahead of its turn ------------------------------------------------------------------------------------------------
+
+
+def test_each_network_but_the_first_is_prepared_while_the_one_before_is_scored(bench: Bench) -> None:
+    loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
+    loop.run(5, FOREVER)
+    assert bench.pipeline.prepared == bench.pipeline.asked[1:] and len(bench.pipeline.asked) == 5
+    # None is left over that was asked for and not scored.
+    assert states(bench.run) == ["COMPLETE"] * 5
+
+
+def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench) -> None:
+    loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
+    evaluate, deadline = bench.pipeline.evaluate, time.monotonic() + 1
+
+    def slow(policy: CompressionPolicy, number: int, *, meanwhile: Callable[[], None] | None) -> TrialRecord:
+        if number == 1:
+            time.sleep(max(0, deadline - time.monotonic()))
+        return evaluate(policy, number, meanwhile=meanwhile)
+
+    bench.pipeline.evaluate = slow  # type: ignore[method-assign]
+    loop.run(10, deadline)
+    assert states(bench.run) == ["COMPLETE", "COMPLETE", "FAIL"] and len(loop.records) == 2
+
+
+def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -> None:
+    loop = bench.loop(HALF)
+
+    def gone(policy: CompressionPolicy, *, look: bool) -> None:
+        raise ZeroDivisionError("in compressing")
+
+    bench.pipeline.prepare = gone  # type: ignore[method-assign]
+    loop.run(2, FOREVER)
+    assert states(bench.run) == ["COMPLETE", "COMPLETE"]
+    ask = loop.study.ask
+
+    def failing() -> optuna.Trial:
+        if len(loop.records) == 2:
+            raise ConfigError("the sampler broke")
+        return ask()
+
+    loop.study.ask = failing  # type: ignore[assignment, method-assign]
+    with pytest.raises(ConfigError, match="the sampler broke"):
+        loop.run(6, FOREVER)
+    assert len(loop.records) == 2
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -371,7 +420,7 @@ def test_seeds_are_fitted_when_predictions_are_trusted_from_the_start(bench: Ben
 def test_seeds_queued_before_are_closed_and_fitted_when_it_turns_out_that_they_cannot_meet_the_limit(
     bench: Bench,
 ) -> None:
-    loop = bench.loop(HALF, predictor=late(1))
+    loop = bench.loop(HALF, predictor=late(1), ahead=False)
     loop.enqueue_seeds([])
     queued = [t.system_attrs["fixed_params"] for t in load_study(bench.run).trials]
     loop.run(12, FOREVER)
