@@ -4,16 +4,19 @@
 
 Every sampler proposes for the same space and is told the same two figures: accuracy of the compressed network on
 validation data, reconstructed, not fine-tuned, and the latency that the shipped table of OpenVINO predicts
-(nothing is timed, so that all samplers see the same figures and a busy machine changes none). `uniform` compresses
-everything alike. The hypervolume is counted from chance level and the uncompressed latency. Writes
-benchmarks/search/results/compare-MODEL.json; what was evaluated is kept in --cache, and never evaluated twice.
+(nothing is timed, so that all samplers see the same figures and a busy machine changes none). The hypervolume is
+counted from chance level and the uncompressed latency. Seconds are those of the processor, in one thread: what the
+sampler knows beforehand, its proposals, and the evaluations. Writes benchmarks/search/results/compare-MODEL.json; what
+was evaluated is kept in --cache with its seconds, and never evaluated twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -75,25 +78,28 @@ class Evaluator:
         batches = list(self.task.validation(arguments.images))
         self.images, self.targets = batches[0]
         self._cache = Path(arguments.cache) / f"{model}.jsonl"
-        self._known: dict[str, float] = {}
+        self._known: dict[str, tuple[float, float]] = {}
         if self._cache.exists():
             rows = [json.loads(line) for line in self._cache.read_text().splitlines()]
-            self._known = {row["policy"]: row["accuracy"] for row in rows}
-        self.seconds = 0.0
+            self._known = {row["policy"]: (row["accuracy"], row["seconds"]) for row in rows if "seconds" in row}
 
     def __call__(self, policy: CompressionPolicy) -> tuple[float, float]:
         """Return accuracy and predicted ratio."""
         if policy.hash not in self._known:
-            begun = time.perf_counter()
-            self._known[policy.hash] = self._accuracy(policy)
-            self.seconds += time.perf_counter() - begun
+            begun = time.process_time()
+            accuracy = self._accuracy(policy)
+            self._known[policy.hash] = found = accuracy, round(time.process_time() - begun, 3)
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             with self._cache.open("a") as file:
-                file.write(json.dumps({"policy": policy.hash, "accuracy": self._known[policy.hash]}) + "\n")
+                file.write(json.dumps({"policy": policy.hash, "accuracy": found[0], "seconds": found[1]}) + "\n")
         ratio = (
             1.0 if policy.is_structural_identity and not policy.int8_layers else self.predictor.predict(policy).ratio
         )
-        return self._known[policy.hash], ratio
+        return self._known[policy.hash][0], ratio
+
+    def seconds(self, policy: CompressionPolicy) -> float:
+        """Return the processor's seconds that evaluating a policy took."""
+        return self._known[policy.hash][1]
 
     def _accuracy(self, policy: CompressionPolicy) -> float:
         dtype = fast_dtype()
@@ -124,8 +130,9 @@ def hypervolumes(points: Sequence[tuple[float, float]]) -> list[float]:
     return found
 
 
-def run(name: str, seed: int, trials: int, evaluator: Evaluator, knowledge: Knowledge) -> dict[str, Any]:
-    """Run one sampler and return what it reached."""
+def run(name: str, seed: int, trials: int, evaluator: Evaluator, known: tuple[Knowledge, float]) -> dict[str, Any]:
+    """Run one sampler and return what it reached; `known` is what `knapsack` is told, and the seconds that took."""
+    knowledge, known_s = known
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler_name, _, extra = name.partition("+")
     with warnings.catch_warnings():
@@ -135,33 +142,39 @@ def run(name: str, seed: int, trials: int, evaluator: Evaluator, knowledge: Know
     if extra == "seeds":
         for choices in seed_choices(evaluator.space, list(evaluator.inventory.blocks)):
             study.enqueue_trial(choices, skip_if_exists=True)
-    points, asking = [], []
+    points, asking, times = [], [], []
+    spent = known_s if sampler_name == "knapsack" else 0.0
     for _ in range(trials):
-        begun = time.perf_counter()
+        begun = time.process_time()
         trial = study.ask()
         choices = {n: trial.suggest_categorical(n, offered) for n, offered in evaluator.space.parameters.items()}
-        asking.append(time.perf_counter() - begun)
-        found = evaluator(evaluator.space.policy(choices))
+        policy = evaluator.space.policy(choices)
+        asking.append(time.process_time() - begun)
+        found = evaluator(policy)
+        begun = time.process_time()
         study.tell(trial, list(found))
+        asking[-1] += time.process_time() - begun
+        spent += asking[-1] + evaluator.seconds(policy)
         points.append(found)
+        times.append(round(spent, 2))
     return {
         "sampler": name, "seed": seed, "trials": trials, "hypervolume": hypervolumes(points),
         "proposal_s": {"median": float(np.median(asking)), "last": float(np.median(asking[-10:])),
                        "total": float(sum(asking))},
-        "points": [[round(a, 4), round(r, 4)] for a, r in points],
+        "points": [[round(a, 4), round(r, 4)] for a, r in points], "times_s": times,
     }  # fmt: skip
 
 
 def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
     """Return what the knapsack sampler is told, and what that took."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
     sensitivity = sensing.run()
     assert sensitivity is not None
-    known_s = time.perf_counter() - begun
-    begun = time.perf_counter()
+    known_s = time.process_time() - begun
+    begun = time.process_time()
     costs = fitted_costs(evaluator.space, lambda policy: evaluator.predictor.predict(policy).ratio)
-    costs_s = time.perf_counter() - begun
+    costs_s = time.process_time() - begun
     dense = evaluator(evaluator.space.policy({}))[0]
     losses: Any = sensitivity.losses
     error = (dense * (1 - dense) / len(evaluator.targets)) ** 0.5
@@ -189,21 +202,26 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--samplers", default="knapsack,tpe+seeds,tpe,nsga2,random,gp")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     environment.seed_everything(0)
     random.seed(0)
+    torch.set_num_threads(1)
     evaluator = Evaluator(arguments.model, arguments)
+    # Sensitivities are measured anew, so that their seconds count.
+    os.environ["AUTOCOMPRESS_CACHE"] = tempfile.mkdtemp()
     knowledge, found = knowledge_of(evaluator)
     path = HERE / "results" / f"compare-{arguments.model}.json"
     document: dict[str, Any] = read_json(path) if path.exists() else {"runs": []}
+    document["runs"] = [r for r in document["runs"] if "times_s" in r]
     document |= {
         "model": arguments.model, "environment": environment.describe(), "table": arguments.table.name,
         "images": arguments.images, "parameters": len(evaluator.space.parameters), **found,
     }  # fmt: skip
-    for seed in range(arguments.seeds):
+    known_s = document["costs_seconds"] + document["sensitivity"]["seconds"]
+    for seed in arguments.seeds:
         for name in arguments.samplers.split(","):
-            found = run(name, seed, arguments.trials, evaluator, knowledge)
+            found = run(name, seed, arguments.trials, evaluator, (knowledge, known_s))
             same = [r for r in document["runs"] if (r["sampler"], r["seed"]) != (name, seed)]
             document["runs"] = [*same, found]
             write_json(path, document)
@@ -213,16 +231,28 @@ def main() -> None:
     print(table(document))
 
 
+TRIALS, SECONDS = (10, 25, 50, 100, 200), (60, 120, 300, 600, 1200)
+
+
+def after(run: dict[str, Any], seconds: float) -> float:
+    """Return the hypervolume that a run had reached after so many seconds of the processor; NaN once it had ended."""
+    done = sum(time_s <= seconds for time_s in run["times_s"])
+    if done == len(run["times_s"]):
+        return float("nan")
+    return run["hypervolume"][done - 1] if done else 0.0
+
+
 def table(document: dict[str, Any]) -> str:
-    """Return the mean hypervolume by sampler and trials."""
-    lines = []
+    """Return the mean hypervolume by sampler, by trials and by seconds."""
+    lines = [f"mean hypervolume after {TRIALS} trials | after {SECONDS} s"]
     for name in dict.fromkeys(r["sampler"] for r in document["runs"]):
-        curves = [r["hypervolume"] for r in document["runs"] if r["sampler"] == name]
-        least = min(map(len, curves))
-        means = np.mean([c[:least] for c in curves], axis=0)
-        shown = "  ".join(f"{means[n - 1]:.4f}" if n <= least else "      " for n in (10, 25, 50, 100, 200))
-        lines.append(f"{name:12} {shown}  ({len(curves)} seeds)")
-    return "\n".join(["mean hypervolume after 10, 25, 50, 100, 200 trials", *lines])
+        runs = [r for r in document["runs"] if r["sampler"] == name]
+        least = min(len(r["hypervolume"]) for r in runs)
+        means = np.mean([r["hypervolume"][:least] for r in runs], axis=0)
+        trials = "  ".join(f"{means[n - 1]:.4f}" if n <= least else "      " for n in TRIALS)
+        timed = "  ".join(f"{np.mean([after(r, s) for r in runs]):.4f}" for s in SECONDS if "times_s" in runs[0])
+        lines.append(f"{name:12} {trials} | {timed}  ({len(runs)} seeds)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
