@@ -36,6 +36,15 @@ def pareto_figure(view: RunView) -> Any:
         marker = {"symbol": symbol, "size": 9, "color": colour, "opacity": 0.9 if stage == "recovered" else 0.6}
         if points:
             figure.add_trace(_scatter(go, points, view, name=label, mode="markers", marker=marker))
+    if seen := _rejected(view):
+        marker = {"symbol": "x-thin", "size": 7, "color": PROXY, "opacity": 0.6, "line": {"width": 1.2, "color": PROXY}}
+        x, y, text = zip(*seen, strict=True)
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=y, text=text, name="not built: latency predicted", mode="markers", marker=marker,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )  # fmt: skip
     if view.front:
         figure.add_trace(
             _scatter(
@@ -98,6 +107,22 @@ def _scatter(go: Any, points: Sequence[Point], view: RunView, **style: Any) -> A
     )
 
 
+def _rejected(view: RunView) -> list[tuple[float, float, str]]:
+    """Return predicted latency (ms), accuracy (%) at first sight, and a hover text of what was not built for these."""
+    whole, found = view.baseline_ms, []
+    for record in view.rejected if whole is not None else ():
+        if record.accuracy is not None and record.predicted_ratio is not None and whole is not None:
+            latency = record.predicted_ratio * whole
+            text = [
+                f"<b>trial {record.number}, not built</b>",
+                f"{units.format_ms(latency)} PREDICTED, {record.predicted_ratio:.2f}x of the baseline",
+                f"{record.accuracy:.2%} of the first validation samples",
+                escape(record.policy.describe()),
+            ]
+            found.append((latency, 100 * record.accuracy, "<br>".join(text)))
+    return found
+
+
 def _hover(point: Point, view: RunView) -> str:
     record, measured = point.record, point.measurement
     name = "baseline" if point is view.baseline else f"trial {record.number}, {record.stage}"
@@ -128,13 +153,16 @@ def _ranges(view: RunView) -> tuple[Ranges, Ranges]:
         kept = [p for p in shown if p.accuracy > floor - 0.1]
         shown = kept or shown
     focus = _range(shown, view, floor)
-    everything = _range([*shown, *view.points], view, floor)
+    everything = _range([*shown, *view.points], view, floor, _rejected(view))
     return focus, everything
 
 
-def _range(points: Sequence[Point], view: RunView, floor: float | None) -> Ranges:
+def _range(
+    points: Sequence[Point], view: RunView, floor: float | None, rejected: Sequence[tuple[float, float, str]] = ()
+) -> Ranges:
     xs = [view.latency_ms(p) for p in points] + [v for v in (view.latency_limit_ms,) if v is not None]
     ys = [100 * p.accuracy for p in points] + [100 * v for v in (floor,) if v is not None]
+    xs, ys = [*xs, *(x for x, _, _ in rejected)], [*ys, *(y for _, y, _ in rejected)]
     return _padded(xs or [0.0, 1.0], lowest=0.0), _padded(ys or [0.0, 100.0])
 
 

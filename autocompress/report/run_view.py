@@ -68,6 +68,7 @@ class RunView:
         baseline: The uncompressed model, or None.
         points: Every candidate except the baseline whose latency compares with the others', by trial number.
         failed: Records of the failed candidates, by trial number.
+        rejected: Records of those that were not built for what was seen of them, by trial number.
         front: The Pareto front of validation accuracy against latency, fastest first.
         best: The result, or None.
     """
@@ -79,6 +80,7 @@ class RunView:
     baseline: Point | None
     points: tuple[Point, ...]
     failed: tuple[TrialRecord, ...]
+    rejected: tuple[TrialRecord, ...]
     front: tuple[Point, ...]
     best: Point | None
 
@@ -151,10 +153,16 @@ class RunView:
         interleaved rounds compare. The baseline is that of the summary, in which limits are resolved too: the first
         measurement of a run may have been disturbed.
         """
+        whole = self.baseline_ms
+        return point.measurement.latency_ms if whole is None else point.measurement.ratio * whole
+
+    @property
+    def baseline_ms(self) -> float | None:
+        """The uncompressed model's latency, as last measured; None without a baseline."""
         if self.baseline is None:
-            return point.measurement.latency_ms
+            return None
         latest = (self.summary.get("baseline") or {}).get("latency_ms")
-        return point.measurement.ratio * float(latest or self.baseline.measurement.latency_ms)
+        return float(latest or self.baseline.measurement.latency_ms)
 
     def macs_ratio(self, point: Point) -> float | None:
         """Return the share of the baseline's multiply-accumulates that is left, or None when unknown."""
@@ -186,7 +194,7 @@ class RunView:
             listed = self.summary.get("seconds") or {}
             return {k: float(v) for k, v in listed.items() if isinstance(v, int | float)}
         spent: dict[str, float] = {}
-        for record in (*(p.record for p in self.points), *self.failed):
+        for record in (*(p.record for p in self.points), *self.failed, *self.rejected):
             for name, value in record.seconds.items():
                 spent[name] = spent.get(name, 0.0) + value
         return spent
@@ -219,6 +227,7 @@ def read_run(run: RunDirectory) -> RunView:
         baseline=baseline,
         points=tuple(points.values()),
         failed=tuple(r for _, r in sorted(records.items()) if r.state == "failed"),
+        rejected=tuple(r for _, r in sorted(records.items()) if r.state == "rejected"),
         front=pareto_front(p for p in front if p is not None) if listed else pareto_front(points.values()),
         best=best or (None if summary and number is None else Point.of(_record(run.best))),
     )

@@ -305,6 +305,7 @@ def settings(view: RunView) -> str:
     pairs += [("threads", summary.get("threads")), ("batch size", summary.get("batch_size"))]
     pairs += [("baseline dtype", _baseline_dtype(view)), ("trials", summary.get("n_trials") or len(view.points))]
     pairs += [("failed trials", summary.get("n_failed", len(view.failed)))]
+    pairs += [("trials not built for what was seen of them", len(view.rejected) or None)]
     if config is not None:
         recovery = config.recovery
         tuned = f"{recovery.epochs:g} epochs, {recovery.candidates} candidates" if recovery.enabled else "off"

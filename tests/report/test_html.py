@@ -138,6 +138,23 @@ def test_figure_draws_front_limits_and_stages(finished: RunDirectory) -> None:
     json.loads(figure.to_json())
 
 
+def test_what_was_not_built_is_drawn_where_it_was_predicted(finished: RunDirectory) -> None:
+    before = pareto_figure(read_run(finished))
+    policy = CompressionPolicy("bf16", {"layer1.0.conv1": 0.5})
+    finished.append(TrialRecord(901, policy, "rejected", accuracy=0.31, predicted_ratio=0.25))
+    view = read_run(finished)
+    assert [r.number for r in view.rejected] == [901] and view.baseline_ms is not None
+    figure = pareto_figure(view)
+    trace = next(t for t in figure.data if t.name == "not built: latency predicted")
+    assert list(trace.x) == pytest.approx([0.25 * view.baseline_ms]) and list(trace.y) == pytest.approx([31.0])
+    assert "trial 901, not built" in trace.text[0] and "PREDICTED, 0.25x" in trace.text[0]
+    # It does not move the part that matters, and is in the picture of everything.
+    assert figure.layout.meta["focus"] == before.layout.meta["focus"]
+    assert figure.layout.meta["everything"][1][0] <= 31.0
+    assert "trials not built for what was seen of them" in write_report(finished).read_text()
+    assert all(t.name != "not built: latency predicted" for t in before.data)
+
+
 def test_points_and_limit_are_drawn_at_one_speed_of_the_machine(finished: RunDirectory) -> None:
     # The run's first measurement of the baseline was disturbed; limits are of the last one.
     path = finished.baseline / "record.json"
