@@ -35,6 +35,13 @@ class TaskConfig(_Section):
     seed: int = 0
 
 
+class QuantizationConfig(_Section):
+    """How ranges of activations are set: see `autocompress.compress.calibrations`."""
+
+    calibration: str = "mse"
+    percentile: float = Field(default=99.99, gt=0, le=100)
+
+
 class RecoveryConfig(_Section):
     """How finalists are fine-tuned: see `autocompress.recovery.finetune`."""
 
@@ -75,6 +82,7 @@ class RunConfig(_Section):
     table: str = ANY_TABLE
     allow_foreign_table: bool = False
     validation_limit: int = Field(default=5000, ge=1)
+    quantization: QuantizationConfig = QuantizationConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
     @field_validator("sampler")

@@ -2,8 +2,8 @@
 
 Weights: per output channel, symmetric, [-127, 127], scale from the current largest magnitude, so training moves it.
 Activations: per tensor, zero point 0; unsigned [0, 255] where calibration saw no negative value, else signed
-[-128, 127]; the scale minimises the squared error over a histogram of calibration data (as in Jacob et al., 2018, with
-MSE clipping). Gradients pass straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
+[-128, 127]; the scale is what a method of `calibrations` says of a histogram of calibration data. Gradients pass
+straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.compress.base import CompressionContext, Transform, check_names
+from autocompress.compress.calibration import calibration
+from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.errors import CompressionError
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
@@ -26,14 +28,12 @@ from autocompress.policy import CompressionPolicy
 METHOD = Method(
     "int8",
     "quantization",
-    "weights per channel, activations per tensor by MSE, as Q/DQ",
+    "weights per channel, activations per tensor, as Q/DQ",
     "Jacob et al., CVPR 2018",
     ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
 )
 _BINS = 2048
 _SAMPLES = 2**17
-# Clipping thresholds tried, as fractions of the largest magnitude seen.
-_CLIPS = torch.linspace(0.3, 1.0, 57)
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,17 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantize a tensor per tensor; a histogram of what it sees sets the scale.
 
     State: `scale` and `signed` are buffers and travel with the weights.
+
+    Args:
+        calibration: Chooses the scale.
     """
 
     scale: Tensor
     signed: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, calibration: Calibration) -> None:
         super().__init__()
+        self._calibration = calibration
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("signed", torch.tensor(True))
         self.mode = "quantize"
@@ -112,12 +116,8 @@ class ActivationQuantizer(nn.Module):
                 "calibration data."
             )
         negative = self._lowest < 0
-        levels = 127 if negative else 255
-        values = (torch.arange(_BINS) + 0.5) * (self._top / _BINS)
-        scales = _CLIPS * self._top / levels
-        codes = (values / scales[:, None]).round().clamp_max(levels)
-        errors = ((codes * scales[:, None] - values).square() * self._histogram).sum(1)
-        self.scale.fill_(float(scales[errors.argmin()]))
+        magnitudes = Magnitudes(self._histogram, self._top, negative)
+        self.scale.fill_(self._calibration.threshold(magnitudes) / magnitudes.levels)
         self.signed.fill_(negative)
         self.mode = "quantize"
         self.forget()
@@ -181,11 +181,12 @@ class Quantization(Transform):
         if not names:
             return model
         model = copy.deepcopy(model)
+        method = calibration(context.quantization)
         for name in names:
             layer = model.get_submodule(name)
             layer.__class__ = _QUANTIZED[type(layer)]
             assert isinstance(layer, (QuantConv2d, QuantLinear))
-            layer.input_quantizer = ActivationQuantizer()
+            layer.input_quantizer = ActivationQuantizer(method)
             layer.simulate = True
         return model
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import calibrate, observing, quantization_mode
+from autocompress.config import QuantizationConfig
 from autocompress.errors import ConfigError
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
@@ -30,6 +31,7 @@ class OneShot:
         inputs: Example inputs ``(N, ...)``.
         batches: Calibration inputs ``(N, ...)``; the first ones are kept.
         reconstruct: Whether to fit the weights that are left.
+        quantization: How ranges of activations are set.
 
     Raises:
         ConfigError: There are no calibration inputs.
@@ -38,9 +40,10 @@ class OneShot:
     def __init__(
         self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], inputs: Tensor,
         batches: Iterable[Tensor], *, reconstruct: bool = True,
+        quantization: QuantizationConfig | None = None,
     ) -> None:  # fmt: skip
         self._base, self._data = base, _first(batches)
-        self._context = CompressionContext(inputs, scores)
+        self._context = CompressionContext(inputs, scores, quantization or QuantizationConfig())
         self._dtype = fast_dtype()
         # One sample has no statistics of a batch to normalise by.
         fits = reconstruct and len(self._data) > 1

@@ -143,7 +143,9 @@ class SearchSession:
                 return finalists(records, self.constraints, baseline, recovery.candidates)
 
             chosen = self._confirm(choose)
-            tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
+            tuning = Recovery(
+                self.pipeline, recovery, self.constraints, self.observer, self._improve, self.config.quantization
+            )
             tuning.run(chosen, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
@@ -204,7 +206,8 @@ class SearchSession:
         now, deadline = time.monotonic(), self.deadline
         until = float("inf") if deadline is None else now + _SENSITIVITY_SHARE * (deadline - now)
         with pipeline.ledger.spend("profile"):
-            made = SensitivityPass(pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
+            given = (pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
+            made = SensitivityPass(*given, quantization=self.config.quantization)
             found = made.run(until, self.observer.progress)
             if found is None:
                 self.observer.warn(
@@ -289,6 +292,7 @@ class SearchSession:
             "seed": config.seed,
             # What is the default is left out, so that runs of before it could be chosen resume.
             **({} if space.file.importance == DEFAULT_IMPORTANCE else {"importance": space.file.importance}),
+            **{f"quantization.{k}": v for k, v in config.quantization.model_dump(exclude_defaults=True).items()},
         }
 
     def _block_order(self) -> list[str]:
