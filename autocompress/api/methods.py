@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,9 @@ def quantize(
     if to is not None:
         check_new(Path(to))
     loaded, resolved = told.subject(task, config, observer, sets, options)
-    limit = {} if resolved.drop_limit is None else {"max_drop": resolved.drop_limit}
-    wanted = posttraining.QuantizationOptions(skip=tuple(skip), **limit)
+    wanted = posttraining.QuantizationOptions(skip=tuple(skip))
+    if resolved.drop_limit is not None:
+        wanted = replace(wanted, max_drop=resolved.drop_limit)
     observer = observer or Observer()
     found = posttraining.quantize(
         loaded, wanted, resolved.quantization, stage=observer.stage, progress=observer.progress

@@ -51,6 +51,7 @@ def climb(
     floor: float = math.inf,
     *,
     steps: int = STEPS,
+    deadline: float = math.inf,
     stage: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> list[Rung]:
@@ -62,6 +63,7 @@ def climb(
         score: The metric of a model on validation data.
         floor: The metric that is good enough.
         steps: Of AdaRound, for each layer.
+        deadline: `time.monotonic()` after which no rung is begun but the first, and no layer's rounding is learned.
         stage: Called with what begins.
         progress: Called with the fraction of a rung done and a layer's name.
 
@@ -75,6 +77,8 @@ def climb(
     plain = _calibrated(copy.deepcopy(model), inputs)
     equalized: nn.Module | None = None
     for name in RUNGS:
+        if rungs and time.monotonic() >= deadline:
+            break
         stage(f"Quantizing: {name.replace('_', ' ')}")
         started = time.monotonic()
         notes: dict[str, str] = {}
@@ -88,7 +92,8 @@ def climb(
         elif name == "adaround" and equalized is not None and rungs[1].metric > rungs[0].metric:
             made = copy.deepcopy(equalized)
         wanted = FloatOutputs.of(made, inputs)
-        notes |= correct(made, inputs, wanted, steps=steps if name == "adaround" else 0, progress=progress)
+        learned = steps if name == "adaround" else 0
+        notes |= correct(made, inputs, wanted, steps=learned, deadline=deadline, progress=progress)
         metric = score(made)
         rungs.append(Rung(name, made, metric, time.monotonic() - started, notes))
         if metric >= floor:

@@ -7,6 +7,8 @@ follows its running mean does; weights may be rounded by `adaround` first.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -83,6 +85,7 @@ def correct(
     wanted: FloatOutputs,
     *,
     steps: int = 0,
+    deadline: float = math.inf,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> dict[str, str]:
     """Correct every int8 layer of a calibrated `model` in place; return those that could not be, with the reason.
@@ -92,6 +95,7 @@ def correct(
         inputs: Calibration inputs ``(N, ...)``.
         wanted: Of the same network, before anything was done to its weights.
         steps: Of `adaround` for each layer; 0: weights stay in float, and are rounded to nearest when they are used.
+        deadline: `time.monotonic()` after which weights are rounded to nearest all the same.
         progress: Called with the fraction of the layers done and a layer's name.
     """
     layers = dict(quantized_layers(model))
@@ -103,7 +107,13 @@ def correct(
             return
         progress(len(seen) / len(layers), name)
         seen.add(name)
-        reason = _correct(layer, _norm_of(model, wanted, name), given, wanted.rows.get(name), steps=steps)
+        reason = _correct(
+            layer,
+            _norm_of(model, wanted, name),
+            given,
+            wanted.rows.get(name),
+            steps=steps if time.monotonic() < deadline else 0,
+        )
         if reason is not None:
             notes[name] = reason
 

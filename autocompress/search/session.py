@@ -30,6 +30,7 @@ from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
+from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SensitivityPass
@@ -147,6 +148,13 @@ class SearchSession:
                 self.pipeline, recovery, self.constraints, self.observer, self._improve, self.config.quantization
             )
             tuning.run(chosen, self.deadline)
+        elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled(baseline):
+            mending = Requantization(
+                self.pipeline, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
+            )
+            records = list(self.loop.records.values())
+            chosen = finalists(records, self.constraints, baseline, recovery.candidates)
+            mending.run(chosen, recovery.candidates, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
         return self._best
