@@ -55,6 +55,7 @@ class RecoveryConfig(_Section):
     temperature: float = Field(default=4.0, gt=0)
     alpha: float = Field(default=0.9, ge=0, le=1)
     qat_fraction: float = Field(default=0.25, gt=0, le=1)
+    qat: Literal["straight_through", "lsq"] = "straight_through"
 
 
 class RunConfig(_Section):

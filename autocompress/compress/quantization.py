@@ -56,6 +56,9 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         calibration: Chooses the scale.
+
+    Attributes:
+        learned: The step while it is trained, instead of `scale`; see `recovery.lsq`.
     """
 
     scale: Tensor
@@ -67,6 +70,7 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("signed", torch.tensor(True))
         self.mode = "quantize"
+        self.learned: Tensor | None = None
         self._histogram = torch.zeros(_BINS)
         self._top = 0.0
         self._lowest = 0.0
@@ -83,6 +87,8 @@ class ActivationQuantizer(nn.Module):
             self._observe(x.detach().float())
             return x
         low, high = (-128, 127) if self.signed else (0, 255)
+        if self.learned is not None:
+            return learned_step(x.float(), self.learned, low, high, features=x[0].numel()).to(x.dtype)
         return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, _ZERO_POINT, low, high).to(x.dtype)
 
     def _observe(self, x: Tensor) -> None:
@@ -138,29 +144,64 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
     return rounded
 
 
-class QuantConv2d(nn.Conv2d):
-    """A convolution that computes as the int8 engine will."""
+def learned_step(x: Tensor, step: Tensor, low: int, high: int, *, features: int) -> Tensor:
+    """Return `x` rounded to multiples of `step`, of which the gradient is that of LSQ (Esser et al., ICLR 2020).
 
+    Args:
+        x: What is rounded.
+        step: Positive; of a shape that broadcasts to that of `x`.
+        low, high: Smallest and largest code.
+        features: Values that share a step, of one sample; the more, the smaller its gradient.
+    """
+    scale = 1 / math.sqrt(features * high)
+    step = step * scale + (step - step * scale).detach()
+    codes = (x / step).clamp(low, high)
+    return (codes + (codes.round() - codes).detach()) * step
+
+
+class _Int8Layer:
+    """What int8 layers share.
+
+    Attributes:
+        input_quantizer: Of what the layer is given.
+        simulate: Whether weights are rounded.
+        learned: Steps of the weights ``(out,)`` while they are trained; see `recovery.lsq`.
+    """
+
+    weight: Tensor
     input_quantizer: ActivationQuantizer
     simulate: bool
+    learned: Tensor | None
+
+    def largest_step(self) -> Tensor:
+        """Return the step of each output channel ``(out,)`` with which no weight is cut off."""
+        return self.weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+
+    def used_weight(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        if not self.simulate:
+            return self.weight
+        if self.learned is None:
+            return fake_quantize_weight(self.weight)
+        steps = self.learned.view(-1, *[1] * (self.weight.ndim - 1))
+        return learned_step(self.weight, steps, -127, 127, features=self.weight[0].numel())
+
+
+class QuantConv2d(_Int8Layer, nn.Conv2d):
+    """A convolution that computes as the int8 engine will."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
-        output: Tensor = self._conv_forward(self.input_quantizer(input), weight, self.bias)
+        output: Tensor = self._conv_forward(self.input_quantizer(input), self.used_weight(), self.bias)
         return output
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(_Int8Layer, nn.Linear):
     """A linear layer that computes as the int8 engine will."""
-
-    input_quantizer: ActivationQuantizer
-    simulate: bool
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, ..., in)`` to ``(N, ..., out)``."""
-        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
-        return F.linear(self.input_quantizer(input), weight, self.bias)
+        return F.linear(self.input_quantizer(input), self.used_weight(), self.bias)
 
 
 _QUANTIZED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
@@ -187,7 +228,7 @@ class Quantization(Transform):
             layer.__class__ = _QUANTIZED[type(layer)]
             assert isinstance(layer, (QuantConv2d, QuantLinear))
             layer.input_quantizer = ActivationQuantizer(method)
-            layer.simulate = True
+            layer.simulate, layer.learned = True, None
         return model
 
 
