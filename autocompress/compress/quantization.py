@@ -116,7 +116,7 @@ class ActivationQuantizer(nn.Module):
             CompressionError: Nothing but zeros was seen, or a value that is not finite.
         """
         if not 0 < self._top < math.inf:
-            seen = "nothing but zeros" if self._top == 0 else "a NaN or an infinite value"
+            seen = "nothing but zeros, or no data," if self._top == 0 else "a NaN or an infinite value"
             raise CompressionError(
                 f"Calibration saw {seen} at the input of {name!r}, so it cannot be quantized to int8; check the "
                 "calibration data."

@@ -21,7 +21,7 @@ def first_samples(batches: Iterable[Tensor]) -> Tensor:
     """Return the first samples of `batches`, as many as a fit takes.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or all their values are the same.
     """
     taken: list[Tensor] = []
     count = 0
@@ -33,7 +33,13 @@ def first_samples(batches: Iterable[Tensor]) -> Tensor:
             break
     if count == 0:
         raise ConfigError("The task gives no calibration data, which every candidate is made with.")
-    return torch.cat(taken)
+    samples = torch.cat(taken)
+    if bool((samples == samples.flatten()[0]).all()):
+        raise ConfigError(
+            f"Every value of the task's calibration data is {samples.flatten()[0].item():g}, which says nothing of "
+            "what the model will see; check how the data are read."
+        )
+    return samples
 
 
 def places(

@@ -36,6 +36,11 @@ def test_rows_take_bounded_memory() -> None:
 
 def test_the_first_samples_are_kept_up_to_a_limit() -> None:
     assert torch.equal(first_samples([torch.zeros(300, 2), torch.ones(300, 2)])[:, 0].sum(), torch.tensor(212.0))
-    assert len(first_samples([torch.zeros(64, 3, 1024, 1024)[:64]])) == 5
+    assert len(first_samples([torch.eye(1024).expand(64, 3, 1024, 1024)])) == 5
+
+
+def test_no_samples_and_samples_that_say_nothing() -> None:
     with pytest.raises(ConfigError, match="no calibration data"):
         first_samples([])
+    with pytest.raises(ConfigError, match=r"Every value of the task's calibration data is 0\.5"):
+        first_samples([torch.full((4, 3, 8, 8), 0.5)])
