@@ -20,7 +20,6 @@ from autocompress.errors import ConfigError, nearest
 from autocompress.graphs import write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery import fast_dtype
 from autocompress.recovery.adaround import STEPS
 from autocompress.recovery.ladder import Rung, best_rung, climb
 from autocompress.recovery.rows import first_samples
@@ -126,7 +125,8 @@ def quantize(
         CompressionError: Calibration saw nothing but zeros, or values that are not finite.
     """
     options, quantization = options or QuantizationOptions(), quantization or QuantizationConfig()
-    dtype = fast_dtype()
+    # In bfloat16 as much would be lost as int8 loses.
+    dtype = torch.float32
     model = rewrite(task.model()).to(memory_format=torch.channels_last)
     example = task.example_inputs(2)
     inventory = take_inventory(model, example)

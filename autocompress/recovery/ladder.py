@@ -68,10 +68,17 @@ def climb(
         progress: Called with the fraction of a rung done and a layer's name.
 
     Raises:
-        CompressionError: The model has no int8 layer, or calibration saw nothing but zeros or values not finite.
+        CompressionError: The model has no int8 layer, a weight is not finite, or calibration saw nothing but zeros or
+            values that are not finite.
     """
     if not any(True for _ in quantized_layers(model)):
         raise CompressionError("The model has no int8 layer, so there is nothing to quantize.")
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CompressionError(
+                f"{name!r} holds NaN or infinite values, so the model cannot be quantized; check the weights that the "
+                "task loads."
+            )
     rungs: list[Rung] = []
     # Before any correction, and what comes out of each rung's preparation.
     plain = _calibrated(copy.deepcopy(model), inputs)

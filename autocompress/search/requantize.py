@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from autocompress.config import QuantizationConfig
 from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
-from autocompress.recovery import fast_dtype
 from autocompress.recovery.ladder import best_rung, climb
 from autocompress.recovery.rows import first_samples
 from autocompress.results import TrialRecord, write_json
@@ -64,7 +64,7 @@ class Requantization:
         ]
 
     def _one(self, record: TrialRecord, floor: float, deadline: float) -> TrialRecord | None:
-        """Correct one candidate; None when it failed."""
+        """Correct one candidate; None when that failed, or made it no better."""
         pipeline, ledger = self.pipeline, Ledger()
         assert record.artifact is not None
         folder = pipeline.run.artifact(record.number, recovered=True)
@@ -78,6 +78,9 @@ class Requantization:
                 )  # fmt: skip
                 rung = best_rung(rungs, floor)
             found = pipeline.score(rung.model, record.policy, record.number, folder, ledger, stage="recovered")
+            if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
+                shutil.rmtree(folder, ignore_errors=True)
+                return None
             said = [{"name": r.name, "metric": r.metric, "seconds": r.seconds, "notes": r.notes} for r in rungs]
             write_json(folder / "quantize.json", {"taken": rung.name, "rungs": said})
         except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
@@ -91,7 +94,8 @@ class Requantization:
         return found
 
     def _metric(self, model: nn.Module) -> float:
-        return metric_of(model, self.pipeline.task, self._validation(), fast_dtype())
+        # In bfloat16 as much would be lost as int8 loses.
+        return metric_of(model, self.pipeline.task, self._validation(), torch.float32)
 
     def _validation(self) -> Iterator[Batch]:
         """Yield what candidates are scored on."""

@@ -182,5 +182,10 @@ def test_the_first_rung_that_is_good_enough_is_taken_else_the_best() -> None:
 def test_a_model_without_int8_and_data_that_say_nothing(inputs: Tensor, task: ClassificationTask) -> None:
     with pytest.raises(CompressionError, match="no int8 layer"):
         climb(task.model(), inputs, lambda model: 1.0)
+    broken = made(task.model(), inputs)
+    with torch.no_grad():
+        broken.get_parameter("fc.weight")[0, 0] = torch.nan
+    with pytest.raises(CompressionError, match=r"'fc.weight' holds NaN"):
+        climb(broken, inputs, lambda model: 1.0)
     with pytest.raises(CompressionError, match=r"nothing but zeros.*'conv1'"):
         climb(made(task.model(), inputs), torch.zeros_like(inputs), lambda model: 1.0)

@@ -113,6 +113,13 @@ def test_as_many_as_were_asked_for_and_none_after_the_deadline(bench: Bench) -> 
     assert [r.number for r in bench.run(count=1)] == [4]
 
 
+def test_one_that_is_no_better_leaves_nothing_behind(bench: Bench) -> None:
+    score = bench.pipeline.score
+    bench.pipeline.score = lambda *given, **options: replace(score(*given, **options), accuracy=0.45)
+    assert [r.number for r in bench.run()] == [1] == bench.observer.finished
+    assert not bench.pipeline.run.artifact(4, recovered=True).exists() and not bench.observer.said
+
+
 def test_a_candidate_that_fails_is_named_and_the_others_go_on(bench: Bench) -> None:
     score = bench.pipeline.score
 
