@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, build, measure, open_profile, profile, prune, search, sensitivity
+    from autocompress.api import benchmark, build, measure, open_profile, profile, prune, quantize, search, sensitivity
     from autocompress.errors import AutoCompressError
     from autocompress.methods import list_methods
     from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -36,6 +36,7 @@ _HOMES = {
     "pack": "autocompress.storage",
     "profile": "autocompress.api",
     "prune": "autocompress.api",
+    "quantize": "autocompress.api",
     "search": "autocompress.api",
     "sensitivity": "autocompress.api",
     "unpack": "autocompress.storage",
@@ -58,6 +59,7 @@ __all__ = [
     "pack",
     "profile",
     "prune",
+    "quantize",
     "search",
     "sensitivity",
     "unpack",

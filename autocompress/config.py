@@ -35,6 +35,13 @@ class TaskConfig(_Section):
     seed: int = 0
 
 
+class QuantizationConfig(_Section):
+    """How ranges of activations are set: see `autocompress.compress.calibrations`."""
+
+    calibration: str = "mse"
+    percentile: float = Field(default=99.99, gt=0, le=100)
+
+
 class RecoveryConfig(_Section):
     """How finalists are fine-tuned: see `autocompress.recovery.finetune`."""
 
@@ -48,6 +55,7 @@ class RecoveryConfig(_Section):
     temperature: float = Field(default=4.0, gt=0)
     alpha: float = Field(default=0.9, ge=0, le=1)
     qat_fraction: float = Field(default=0.25, gt=0, le=1)
+    qat: Literal["straight_through", "lsq"] = "straight_through"
 
 
 class RunConfig(_Section):
@@ -75,6 +83,7 @@ class RunConfig(_Section):
     table: str = ANY_TABLE
     allow_foreign_table: bool = False
     validation_limit: int = Field(default=5000, ge=1)
+    quantization: QuantizationConfig = QuantizationConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
     @field_validator("sampler")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import onnx_ir as ir
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import ActivationRange, quantization_mode
-from autocompress.engines.export import to_onnx
+from autocompress.compress.quantization import ActivationRange, activation_ranges, quantization_mode
+from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.kernels import KernelTime
 from autocompress.engines.qdq import InputQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
 from autocompress.inventory import Inventory
 from autocompress.latency.units import Layout
+from autocompress.policy import CompressionPolicy
+from autocompress.results import write_bytes, write_json
 
 
 class Graph(NamedTuple):
@@ -113,6 +117,31 @@ def exported(model: nn.Module, inputs: Tensor, ranges: Mapping[str, ActivationRa
     with quantization_mode(model, "off"):
         graph = to_onnx(model, inputs)
     return _quantized(graph, ranges, engine)
+
+
+def write_model(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, engine: str, to: Path) -> dict[str, str]:
+    """Write ``policy.json``, ``weights.safetensors`` and ``model.onnx`` into a directory.
+
+    Args:
+        model: A compressed model in eval mode, calibrated.
+        policy: What was done to it.
+        inputs: Example inputs of exactly the shape to run ``(N, ...)``.
+        engine: Whose rules Q/DQ follows.
+        to: The directory.
+
+    Returns:
+        Layers that were to be int8 and are not in this engine, with its reason.
+
+    Raises:
+        ConfigError: `to` cannot be written.
+        ExportError: The model cannot be exported.
+    """
+    graph = exported(model, inputs, activation_ranges(model), engine)
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+    write_json(to / "policy.json", policy.to_dict())
+    write_bytes(to / "weights.safetensors", save(state))
+    save_onnx(graph.model, to / "model.onnx")
+    return graph.dense
 
 
 def _quantized(graph: ir.Model, ranges: Mapping[str, ActivationRange], engine: str) -> Graph:

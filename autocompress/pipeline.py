@@ -99,7 +99,10 @@ class Pipeline:
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
-            self._oneshot = OneShot(self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration())
+            self._oneshot = OneShot(
+                self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration(),
+                quantization=config.quantization,
+            )  # fmt: skip
         self.data = self._validation()
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.

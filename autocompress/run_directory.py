@@ -229,3 +229,13 @@ def replace_folder(source: Path, target: Path) -> None:
             old.rename(target)
         raise ConfigError(f"Cannot write {target}: {error}. Free some space; --resume goes on from here.") from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_new(to: Path) -> None:
+    """Check that a directory may be written.
+
+    Raises:
+        ConfigError: It holds something.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")

@@ -6,14 +6,13 @@ result is, `autocompress benchmark` says of its ONNX file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from autocompress.compress import check_importance, rewrite
@@ -21,17 +20,17 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.compress.scoring import channel_scores
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig
-from autocompress.engines.export import save_onnx
 from autocompress.errors import ConfigError
-from autocompress.graphs import exported
+from autocompress.graphs import write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.recovery.schedule import cumulative_ratios
-from autocompress.results import write_bytes, write_json
-from autocompress.tasks.base import Batch, Task
+from autocompress.results import write_json
+from autocompress.tasks.base import Task
+from autocompress.tasks.validation import metric_of
 
 _BATCH = 256
 
@@ -153,11 +152,12 @@ def prune(
         ConfigError: So much cannot go, or nothing can be pruned.
         CompressionError: The importance lacks what it needs, or fine-tuning diverged.
     """
+    dtype = fast_dtype()
     model = rewrite(task.model()).to(memory_format=torch.channels_last)
     inputs = task.example_inputs(2)
     whole = inventory = take_inventory(model, inputs)
-    uncompressed, baseline = model, _metric(model, task, task.validation(_BATCH))
-    teacher = Teacher(task.model(), fast_dtype()) if options.epochs else None
+    uncompressed, baseline = model, metric_of(model, task, task.validation(_BATCH), dtype)
+    teacher = Teacher(task.model(), dtype) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
     steps = []
@@ -167,12 +167,12 @@ def prune(
         notes |= scores.notes
         policy = _step_policy(options, scores, inventory, whole, target)
         model = OneShot(model, inventory, scores, inputs, task.calibration(_BATCH)).model(policy)
-        pruned = _metric(model, task, task.validation(_BATCH))
+        pruned = metric_of(model, task, task.validation(_BATCH), dtype)
         finetuned = None
         if teacher is not None:
             budget = Budget(options.epochs / len(targets), float("inf"))
             finetune(model, teacher, task, recovery or RecoveryConfig(), budget, progress=progress, first_epoch=number)
-            finetuned = _metric(model, task, task.validation(_BATCH))
+            finetuned = metric_of(model, task, task.validation(_BATCH), dtype)
         inventory = take_inventory(model, inputs)
         left = sum(_widths(inventory, whole).values()) / sum(_widths(whole, whole).values())
         steps.append(PruningStep(left, inventory.macs / whole.macs, pruned, finetuned))
@@ -184,8 +184,8 @@ def prune(
         groups=groups,
         steps=tuple(steps),
         baseline=baseline,
-        test=_metric(model, task, task.test(_BATCH)),
-        baseline_test=_metric(uncompressed, task, task.test(_BATCH)),
+        test=metric_of(model, task, task.test(_BATCH), dtype),
+        baseline_test=metric_of(uncompressed, task, task.test(_BATCH), dtype),
         notes=notes,
     )
 
@@ -197,22 +197,8 @@ def write_pruned(result: PruningResult, task: Task, to: Path) -> None:
         ConfigError: `to` cannot be written.
         ExportError: The model cannot be exported.
     """
-    graph = exported(result.model, task.example_inputs(1), {}, "onnxruntime")
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in result.model.state_dict().items()}
-    write_json(to / "policy.json", result.policy.to_dict())
-    write_bytes(to / "weights.safetensors", save(state))
-    save_onnx(graph.model, to / "model.onnx")
+    write_model(result.model, result.policy, task.example_inputs(1), "onnxruntime", to)
     write_json(to / "prune.json", result.to_dict())
-
-
-def check_new(to: Path) -> None:
-    """Check that a directory may be written.
-
-    Raises:
-        ConfigError: It holds something.
-    """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
 
 
 def _step_policy(
@@ -233,15 +219,3 @@ def _step_policy(
 def _widths(now: Inventory, whole: Inventory) -> dict[str, int]:
     """Return what every group of the uncompressed model has left; one of a single channel is no group any more."""
     return {name: now.layers[name].out_channels for name in whole.groups}
-
-
-def _metric(model: nn.Module, task: Task, batches: Iterator[Batch]) -> float:
-    dtype = fast_dtype()
-    outputs, targets = [], []
-    for inputs, target in batches:
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            outputs.append(model(inputs).float())
-        targets.append(target)
-    if not outputs:
-        raise ConfigError(f"Task {task.name!r} has no data to score a model on.")
-    return task.metric(torch.cat(outputs), torch.cat(targets))

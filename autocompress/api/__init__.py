@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.api import settings as told
+from autocompress.api.methods import prune as prune
+from autocompress.api.methods import quantize as quantize
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import input_shape, resolve
 from autocompress.deploy.summary import summarize
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from autocompress.search.observer import Observer
     from autocompress.search.sensitivity import Sensitivity
     from autocompress.search.tables import Profile
-    from autocompress.stepwise import PruningResult
     from autocompress.tasks import Task
 
 
@@ -337,48 +338,6 @@ def inspect(task: Task) -> dict[str, Any]:
 
     inventory = take_inventory(rewrite(task.model()), task.example_inputs(2))
     return asdict(inventory)
-
-
-def prune(
-    task: Task | str | None = None,
-    *,
-    config: RunConfig | Path | str | None = None,
-    to: Path | str | None = None,
-    observer: Observer | None = None,
-    sets: Sequence[str] = (),
-    **options: Any,
-) -> PruningResult:
-    """Prune a model by one importance, without a search, in one step or in several with fine-tuning between them.
-
-    Args:
-        task: A `Task`, or the name of one.
-        config: A run file, or its contents: the task, `importance`, and `recovery` for the fine-tuning.
-        to: New directory for policy, weights, ONNX file and figures; None writes nothing.
-        observer: Receives progress.
-        sets: ``"dotted.key=value"`` overrides of the run file.
-        **options: Of `autocompress.stepwise.PruningOptions`: ``ratio=0.5, scope="global", schedule="gradual"``.
-
-    Raises:
-        ConfigError: An option cannot be used, so much cannot go, or `to` holds something.
-        CompressionError: The importance lacks what it needs, or fine-tuning diverged.
-    """
-    from autocompress import stepwise as pruning
-    from autocompress.search.observer import Observer
-
-    resolved, _ = told.resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
-    try:
-        named = {} if resolved.importance is None else {"importance": resolved.importance}
-        wanted = pruning.PruningOptions(**{**named, **options})
-    except TypeError as error:
-        raise ConfigError(f"autocompress.prune: {error}.") from error
-    if to is not None:
-        pruning.check_new(Path(to))
-    loaded, resolved = told.subject(task, config, observer, sets, {})
-    observer = observer or Observer()
-    found = pruning.prune(loaded, wanted, resolved.recovery, stage=observer.stage, progress=observer.progress)
-    if to is not None:
-        pruning.write_pruned(found, loaded, Path(to))
-    return found
 
 
 def task_from(config: TaskConfig) -> Task:

@@ -1,4 +1,4 @@
-"""Commands about methods of compression: which there are, and pruning by one of them without a search."""
+"""Commands about methods of compression: which there are, and pruning or quantizing by them without a search."""
 
 from __future__ import annotations
 
@@ -69,3 +69,56 @@ def prune(
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(pruned_tables(found))
+
+
+@click.command(
+    short_help="Set to int8 without training or search.",
+    epilog="Example: autocompress quantize --task digits --max-drop 0.5pp --calibration entropy --to int8",
+)
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric on validation data. Default 1pp.")
+@click.option("--calibration", help="mse (default), minmax, percentile or entropy.")
+@click.option("--engine", help="Whose rules the ONNX file follows: openvino (default), onnxruntime, tensorrt…")
+@click.option("--skip", multiple=True, metavar="LAYER", help="Leave this layer as it is; may be given several times.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), metavar="DIR", help="Write policy, weights and ONNX file; new directory."
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@plain_errors
+def quantize(
+    run_file: Path | None,
+    *,
+    task: str | None,
+    to: Path | None,
+    skip: tuple[str, ...],
+    sets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Set a task's model to int8, corrected step by step until it loses no more than it may.
+
+    Nothing is trained on labels, searched or measured: `autocompress benchmark` times DIR/model.onnx. Exit code 3 says
+    that the best that was found misses the limit; it is written all the same.
+    """
+    from autocompress import api
+    from autocompress.errors import NoFeasibleTrialError
+    from autocompress.report.live import LiveObserver
+    from autocompress.report.method_tables import quantized_tables
+
+    calibration = options.pop("calibration")
+    given = {key: value for key, value in options.items() if value is not None}
+    if calibration is not None:
+        given["quantization.calibration"] = calibration
+    with LiveObserver(err) as observer:
+        found = api.quantize(task, config=run_file, to=to, skip=skip, observer=observer, sets=sets, **given)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(quantized_tables(found))
+    if not found.feasible:
+        raise NoFeasibleTrialError(
+            f"Int8 loses {found.baseline - found.rung.metric:.2%} at best, more than the limit. Leave layers out with "
+            "--skip, allow more with --max-drop, or fine-tune: autocompress search."
+        )

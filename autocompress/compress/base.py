@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 
@@ -21,10 +22,12 @@ class CompressionContext:
         channel_scores: Group name to importance of each of its channels ``(C,)`` in the uncompressed model; higher is
             more worth keeping. A group that is missing is pruned from its last channel on, which is enough to rebuild
             shapes before stored weights are loaded.
+        quantization: How ranges of activations are set.
     """
 
     inputs: Tensor
     channel_scores: Mapping[str, Tensor] = field(default_factory=dict)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
 
 def check_names(names: Iterable[str], model: nn.Module, policy: CompressionPolicy) -> None:

@@ -2,8 +2,8 @@
 
 Weights: per output channel, symmetric, [-127, 127], scale from the current largest magnitude, so training moves it.
 Activations: per tensor, zero point 0; unsigned [0, 255] where calibration saw no negative value, else signed
-[-128, 127]; the scale minimises the squared error over a histogram of calibration data (as in Jacob et al., 2018, with
-MSE clipping). Gradients pass straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
+[-128, 127]; the scale is what a method of `calibrations` says of a histogram of calibration data. Gradients pass
+straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.compress.base import CompressionContext, Transform, check_names
+from autocompress.compress.calibration import calibration
+from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.errors import CompressionError
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
@@ -26,14 +28,12 @@ from autocompress.policy import CompressionPolicy
 METHOD = Method(
     "int8",
     "quantization",
-    "weights per channel, activations per tensor by MSE, as Q/DQ",
+    "weights per channel, activations per tensor, as Q/DQ",
     "Jacob et al., CVPR 2018",
     ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
 )
 _BINS = 2048
 _SAMPLES = 2**17
-# Clipping thresholds tried, as fractions of the largest magnitude seen.
-_CLIPS = torch.linspace(0.3, 1.0, 57)
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,24 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantize a tensor per tensor; a histogram of what it sees sets the scale.
 
     State: `scale` and `signed` are buffers and travel with the weights.
+
+    Args:
+        calibration: Chooses the scale.
+
+    Attributes:
+        learned: The step while it is trained, instead of `scale`; see `recovery.lsq`.
     """
 
     scale: Tensor
     signed: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, calibration: Calibration) -> None:
         super().__init__()
+        self._calibration = calibration
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("signed", torch.tensor(True))
         self.mode = "quantize"
+        self.learned: Tensor | None = None
         self._histogram = torch.zeros(_BINS)
         self._top = 0.0
         self._lowest = 0.0
@@ -79,6 +87,8 @@ class ActivationQuantizer(nn.Module):
             self._observe(x.detach().float())
             return x
         low, high = (-128, 127) if self.signed else (0, 255)
+        if self.learned is not None:
+            return learned_step(x.float(), self.learned, low, high, features=x[0].numel()).to(x.dtype)
         return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, _ZERO_POINT, low, high).to(x.dtype)
 
     def _observe(self, x: Tensor) -> None:
@@ -106,18 +116,14 @@ class ActivationQuantizer(nn.Module):
             CompressionError: Nothing but zeros was seen, or a value that is not finite.
         """
         if not 0 < self._top < math.inf:
-            seen = "nothing but zeros" if self._top == 0 else "a NaN or an infinite value"
+            seen = "nothing but zeros, or no data," if self._top == 0 else "a NaN or an infinite value"
             raise CompressionError(
                 f"Calibration saw {seen} at the input of {name!r}, so it cannot be quantized to int8; check the "
                 "calibration data."
             )
         negative = self._lowest < 0
-        levels = 127 if negative else 255
-        values = (torch.arange(_BINS) + 0.5) * (self._top / _BINS)
-        scales = _CLIPS * self._top / levels
-        codes = (values / scales[:, None]).round().clamp_max(levels)
-        errors = ((codes * scales[:, None] - values).square() * self._histogram).sum(1)
-        self.scale.fill_(float(scales[errors.argmin()]))
+        magnitudes = Magnitudes(self._histogram, self._top, negative)
+        self.scale.fill_(self._calibration.threshold(magnitudes) / magnitudes.levels)
         self.signed.fill_(negative)
         self.mode = "quantize"
         self.forget()
@@ -138,29 +144,64 @@ def fake_quantize_weight(weight: Tensor) -> Tensor:
     return rounded
 
 
-class QuantConv2d(nn.Conv2d):
-    """A convolution that computes as the int8 engine will."""
+def learned_step(x: Tensor, step: Tensor, low: int, high: int, *, features: int) -> Tensor:
+    """Return `x` rounded to multiples of `step`, of which the gradient is that of LSQ (Esser et al., ICLR 2020).
 
+    Args:
+        x: What is rounded.
+        step: Positive; of a shape that broadcasts to that of `x`.
+        low, high: Smallest and largest code.
+        features: Values that share a step, of one sample; the more, the smaller its gradient.
+    """
+    scale = 1 / math.sqrt(features * high)
+    step = step * scale + (step - step * scale).detach()
+    codes = (x / step).clamp(low, high)
+    return (codes + (codes.round() - codes).detach()) * step
+
+
+class _Int8Layer:
+    """What int8 layers share.
+
+    Attributes:
+        input_quantizer: Of what the layer is given.
+        simulate: Whether weights are rounded.
+        learned: Steps of the weights ``(out,)`` while they are trained; see `recovery.lsq`.
+    """
+
+    weight: Tensor
     input_quantizer: ActivationQuantizer
     simulate: bool
+    learned: Tensor | None
+
+    def largest_step(self) -> Tensor:
+        """Return the step of each output channel ``(out,)`` with which no weight is cut off."""
+        return self.weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+
+    def used_weight(self) -> Tensor:
+        """Return the weight that the layer computes with."""
+        if not self.simulate:
+            return self.weight
+        if self.learned is None:
+            return fake_quantize_weight(self.weight)
+        steps = self.learned.view(-1, *[1] * (self.weight.ndim - 1))
+        return learned_step(self.weight, steps, -127, 127, features=self.weight[0].numel())
+
+
+class QuantConv2d(_Int8Layer, nn.Conv2d):
+    """A convolution that computes as the int8 engine will."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
-        output: Tensor = self._conv_forward(self.input_quantizer(input), weight, self.bias)
+        output: Tensor = self._conv_forward(self.input_quantizer(input), self.used_weight(), self.bias)
         return output
 
 
-class QuantLinear(nn.Linear):
+class QuantLinear(_Int8Layer, nn.Linear):
     """A linear layer that computes as the int8 engine will."""
-
-    input_quantizer: ActivationQuantizer
-    simulate: bool
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(N, ..., in)`` to ``(N, ..., out)``."""
-        weight = fake_quantize_weight(self.weight) if self.simulate else self.weight
-        return F.linear(self.input_quantizer(input), weight, self.bias)
+        return F.linear(self.input_quantizer(input), self.used_weight(), self.bias)
 
 
 _QUANTIZED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
@@ -181,12 +222,13 @@ class Quantization(Transform):
         if not names:
             return model
         model = copy.deepcopy(model)
+        method = calibration(context.quantization)
         for name in names:
             layer = model.get_submodule(name)
             layer.__class__ = _QUANTIZED[type(layer)]
             assert isinstance(layer, (QuantConv2d, QuantLinear))
-            layer.input_quantizer = ActivationQuantizer()
-            layer.simulate = True
+            layer.input_quantizer = ActivationQuantizer(method)
+            layer.simulate, layer.learned = True, None
         return model
 
 

@@ -11,13 +11,18 @@ from torch import nn
 from autocompress.compress.apply import apply_policy
 from autocompress.compress.base import CompressionContext
 from autocompress.compress.rewrite import rewrite
+from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.results import TrialRecord
 from autocompress.tasks.base import Task
 
 
-def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
+def load_compressed(
+    task: Task, folder: Path, record: TrialRecord, quantization: QuantizationConfig | None = None
+) -> nn.Module:
     """Rebuild a record's model from its policy and ``weights.safetensors`` in `folder`: eval mode, ready to train on.
+
+    `quantization` says how ranges of activations are set when they are calibrated again; those stored are loaded.
 
     Raises:
         ConfigError: The weights are missing or damaged.
@@ -27,7 +32,8 @@ def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
     if record.stage == "baseline":
         model = task.model()
     else:
-        model = apply_policy(rewrite(task.model()), record.policy, CompressionContext(task.example_inputs(2)))
+        context = CompressionContext(task.example_inputs(2), quantization=quantization or QuantizationConfig())
+        model = apply_policy(rewrite(task.model()), record.policy, context)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

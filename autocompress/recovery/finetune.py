@@ -24,6 +24,7 @@ from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.methods import Method
 from autocompress.recovery.distillation import Teacher, distillation_loss
+from autocompress.recovery.lsq import learn_steps, settle
 from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.results import write_bytes
 from autocompress.tasks.base import Batch, Task
@@ -102,7 +103,7 @@ def finetune(
         CompressionError: The loss became NaN or infinite.
     """
     start = time.monotonic()
-    done, epoch = _resume(model, checkpoint)
+    done, epoch, ranged = _resume(model, checkpoint)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
@@ -143,7 +144,7 @@ def finetune(
             fraction = 1.0
         running = sum(losses) / len(losses) if losses else running
         if quantized and not simulate and fraction >= 1 - config.qat_fraction and fraction < 1:
-            calibrate(model, _calibration(task, config))
+            _begin_int8(model, optimizer, None if ranged else task, config)
             simulate = True
         elif fraction < 1 or losses:
             epoch += 1
@@ -153,9 +154,9 @@ def finetune(
                     f"{config.batch_size}; lower recovery.batch_size."
                 )
         if checkpoint is not None and losses:
-            _save(model, checkpoint, fraction, epoch)
-    model.eval()
-    if quantized and not simulate:
+            _save(model, checkpoint, fraction, epoch, int8=simulate)
+    settle(model.eval())
+    if quantized and not simulate and not ranged:
         with quantization_mode(model, "off"):
             recalibrate(model, _calibration(task, config))
         calibrate(model, _calibration(task, config))
@@ -190,20 +191,33 @@ def _calibration(task: Task, config: RecoveryConfig) -> Iterator[Tensor]:
     return task.calibration(config.batch_size)
 
 
-def _save(model: nn.Module, path: Path, fraction: float, epoch: int) -> None:
+def _begin_int8(model: nn.Module, optimizer: torch.optim.Optimizer, task: Task | None, config: RecoveryConfig) -> None:
+    """Calibrate by a task's data, unless a checkpoint has the ranges, and let steps be learned where they are to be."""
+    if task is not None:
+        calibrate(model, _calibration(task, config))
+    if config.qat == "lsq":
+        learn_steps(model, optimizer)
+
+
+def _save(model: nn.Module, path: Path, fraction: float, epoch: int, *, int8: bool = False) -> None:
+    if fraction >= 1:
+        settle(model)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(path, save(state, {"fraction": str(fraction), "epoch": str(epoch)}))
+    write_bytes(path, save(state, {"fraction": str(fraction), "epoch": str(epoch), "int8": str(int8)}))
 
 
-def _resume(model: nn.Module, path: Path | None) -> tuple[float, int]:
-    """Load a checkpoint into `model`; return the fraction and epochs done. A damaged one is started over."""
+def _resume(model: nn.Module, path: Path | None) -> tuple[float, int, bool]:
+    """Load a checkpoint into `model`; return the fraction and epochs done, and whether int8 had begun by then.
+
+    A damaged one is started over.
+    """
     if path is None or not path.exists():
-        return 0.0, 0
+        return 0.0, 0, False
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         model.load_state_dict(state)
-        return float(metadata["fraction"]), int(metadata["epoch"])
+        return float(metadata["fraction"]), int(metadata["epoch"]), metadata.get("int8") == "True"
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        return 0.0, 0
+        return 0.0, 0, False

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import calibrate, observing, quantization_mode
-from autocompress.errors import ConfigError
+from autocompress.config import QuantizationConfig
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
+from autocompress.recovery.rows import first_samples
 
-# What candidates are made with: images of high resolution have many positions each.
-_SAMPLES, _BYTES, _BATCH = 512, 2**26, 256
+_BATCH = 256
 
 
 class OneShot:
@@ -30,6 +30,7 @@ class OneShot:
         inputs: Example inputs ``(N, ...)``.
         batches: Calibration inputs ``(N, ...)``; the first ones are kept.
         reconstruct: Whether to fit the weights that are left.
+        quantization: How ranges of activations are set.
 
     Raises:
         ConfigError: There are no calibration inputs.
@@ -38,9 +39,10 @@ class OneShot:
     def __init__(
         self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], inputs: Tensor,
         batches: Iterable[Tensor], *, reconstruct: bool = True,
+        quantization: QuantizationConfig | None = None,
     ) -> None:  # fmt: skip
-        self._base, self._data = base, _first(batches)
-        self._context = CompressionContext(inputs, scores)
+        self._base, self._data = base, first_samples(batches)
+        self._context = CompressionContext(inputs, scores, quantization or QuantizationConfig())
         self._dtype = fast_dtype()
         # One sample has no statistics of a batch to normalise by.
         fits = reconstruct and len(self._data) > 1
@@ -67,18 +69,3 @@ class OneShot:
             else:
                 calibrate(model, torch.split(self._data, _BATCH))
         return model
-
-
-def _first(batches: Iterable[Tensor]) -> Tensor:
-    """Return the first samples of `batches`, as many as a fit takes."""
-    taken: list[Tensor] = []
-    count = 0
-    for batch in batches:
-        most = min(_SAMPLES, max(2, _BYTES // max(1, batch[0].nbytes)))
-        taken.append(batch[: most - count])
-        count += len(taken[-1])
-        if count >= most:
-            break
-    if count == 0:
-        raise ConfigError("The task gives no calibration data, which every candidate is made with.")
-    return torch.cat(taken)

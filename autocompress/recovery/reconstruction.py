@@ -9,7 +9,6 @@ data are few. Biases are fitted too, which is bias correction (Nagel et al., ICC
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from autocompress.inventory import Inventory
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.recalibration import batch_norms
+from autocompress.recovery.rows import VALUES, patches, places
 
 METHOD = Method(
     name="reconstruction",
@@ -32,8 +32,6 @@ METHOD = Method(
     summary="Fits what is left of each layer by least squares to what the whole layer gave",
     source="He, Zhang & Sun, Channel pruning for accelerating very deep neural networks, ICCV 2017",
 )
-# Rows of a fit, output positions of all samples together, and values of its inputs and of its outputs at most.
-_ROWS, _VALUES = 4096, 2**22
 # Of the mean square of a layer's inputs, times weights per row: the fewer rows, the nearer to the weights there are.
 _RIDGE = 1.0
 # Share of the outputs' variance below which a layer is left as it is: bfloat16 alone makes a tenth of this.
@@ -80,10 +78,8 @@ class Reconstruction:
             self._last = (name, output)
             calls[name] += 1
             if calls[name] == 1:
-                # Channels come second of a convolution, last of a linear layer, whatever lies between.
-                last = output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output
-                places = _places(last, generator)
-                self._targets[name] = _Target(last[places], places, shift=False)
+                chosen, rows = places(module, output, generator)
+                self._targets[name] = _Target(rows, chosen, shift=False)
 
         def norm(inputs: tuple[Any, ...]) -> None:
             if self._last is not None and inputs and inputs[0] is self._last[1]:
@@ -162,8 +158,8 @@ class Reconstruction:
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):
-            rows = min(len(wanted), max(1, _VALUES // layer.weight[0].numel()))
-            inputs = _patches(layer, given, tuple(index[:rows] for index in target.places))
+            rows = min(len(wanted), max(1, VALUES // layer.weight[0].numel()))
+            inputs = patches(layer, given, tuple(index[:rows] for index in target.places))
             if inputs is None:
                 return 0
             wanted = wanted[:rows]
@@ -202,31 +198,6 @@ def _last_factor(model: nn.Module, name: str) -> nn.Module | None:
     if isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
     return module if _fits(module) else None
-
-
-def _places(output: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Return where in ``(N, ..., C)`` the rows are taken: at most `_ROWS`, in random order."""
-    *sizes, channels = output.shape
-    rows = min(_ROWS, max(1, _VALUES // channels))
-    chosen = torch.randperm(math.prod(sizes), generator=generator)[:rows]
-    return tuple(torch.unravel_index(chosen, sizes))
-
-
-def _patches(layer: nn.Conv2d | nn.Linear, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:
-    """Return what the layer's weights are multiplied with at these places ``(R, K)``; None where shapes differ."""
-    if isinstance(layer, nn.Linear):
-        return given[places].float() if given.dim() - 1 == len(places) else None
-    if isinstance(layer.padding, str) or len(places) != 3:
-        return None
-    sample, row, column = places
-    (high, wide), (down, right) = layer.padding, layer.stride
-    padded = functional.pad(given, (wide, wide, high, high)) if high or wide else given
-    pieces = [
-        padded[sample, :, row * down + i * layer.dilation[0], column * right + j * layer.dilation[1]]
-        for i in range(layer.kernel_size[0])
-        for j in range(layer.kernel_size[1])
-    ]
-    return torch.stack(pieces, 2).flatten(1).float()
 
 
 def _ridge(inputs: Tensor, residual: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from rich.text import Text
 from autocompress.methods import Method
 
 if TYPE_CHECKING:
+    from autocompress.posttraining import QuantizationResult
     from autocompress.stepwise import PruningResult
 
 # Terminal columns from which the sources have room of their own.
@@ -66,6 +67,29 @@ def pruned_tables(result: PruningResult) -> RenderableType:
         groups.add_row(*map(Text, cells), style="dim" if before == after else "")
     test = f"Test data: {result.baseline_test:.2%} uncompressed, {result.test:.2%} pruned. Other figures: validation."
     return Group(steps, groups, Text(test))
+
+
+def quantized_tables(result: QuantizationResult) -> RenderableType:
+    """Return what `autocompress quantize` prints: the rungs that were tried, and what stayed as it is."""
+    rungs = _table(f"Int8, calibrated by {result.calibration}")
+    rungs.add_column("rung", no_wrap=True)
+    for name in ("metric", "drop", "time"):
+        rungs.add_column(name, justify="right")
+    rungs.add_row("uncompressed", f"{result.baseline:.2%}", "", "", style="dim")
+    for rung in result.rungs:
+        name = rung.name.replace("_", " ")
+        cells = (name, f"{rung.metric:.2%}", f"{result.baseline - rung.metric:.2%}", f"{rung.seconds:.1f} s")
+        rungs.add_row(*cells, style="bold" if rung is result.rung else "")
+    shown: list[RenderableType] = [rungs]
+    if result.skipped:
+        left = _table("Not int8")
+        left.add_column("layer", overflow="fold")
+        left.add_column("reason", overflow="fold")
+        for name, reason in result.skipped.items():
+            left.add_row(Text(name), Text(reason))
+        shown.append(left)
+    test = f"Test data: {result.baseline_test:.2%} uncompressed, {result.test:.2%} int8. Other figures: validation."
+    return Group(*shown, Text(f"{len(result.policy.int8_layers)} layers are int8. {test}"))
 
 
 def _table(title: str) -> Table:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autocompress.compress.stored import load_compressed
-from autocompress.config import RecoveryConfig
+from autocompress.config import QuantizationConfig, RecoveryConfig
 from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
@@ -40,6 +40,7 @@ class Recovery:
         constraints: Decide which finalist goes on.
         observer: Is told of progress.
         on_record: Called with every new record before anything overwrites its files.
+        quantization: How ranges of activations are set.
     """
 
     pipeline: Pipeline
@@ -47,6 +48,7 @@ class Recovery:
     constraints: Constraints
     observer: Observer
     on_record: Callable[[TrialRecord], None] = lambda record: None
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
     def __post_init__(self) -> None:
         self._teacher = Teacher(self.pipeline.task.model(), fast_dtype())
@@ -112,7 +114,8 @@ class Recovery:
         assert record.artifact is not None
         try:
             with ledger.spend("recovery"):
-                model = load_compressed(self.pipeline.task, self.pipeline.run.path / record.artifact, record)
+                folder_before = self.pipeline.run.path / record.artifact
+                model = load_compressed(self.pipeline.task, folder_before, record, self.quantization)
                 checkpoint = folder / f"checkpoint-{round_number}.safetensors"
                 finetune(
                     model, self._teacher, self.pipeline.task, self.config,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from autocompress.compress import rewrite
 from autocompress.compress.scoring import channel_scores
-from autocompress.config import RunConfig
+from autocompress.config import QuantizationConfig, RunConfig
 from autocompress.engines.base import dense_dtypes
 from autocompress.environment import cache_directory
 from autocompress.errors import CompressionError, ConfigError
@@ -82,15 +82,18 @@ class SensitivityPass:
         scores: Of channels, as `CompressionContext` takes them.
         task: Gives calibration data, and names the model for the cache.
         space: What may be chosen.
+        quantization: How ranges of activations are set.
     """
 
     def __init__(
-        self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], task: Task, space: SearchSpace
-    ) -> None:
+        self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], task: Task, space: SearchSpace, *,
+        quantization: QuantizationConfig | None = None,
+    ) -> None:  # fmt: skip
         self._base, self._space = base, space
         self._inputs = next(iter(task.calibration(SAMPLES)))
-        self._oneshot = OneShot(base, inventory, scores, task.example_inputs(2), [self._inputs])
-        self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space)}.jsonl"
+        inputs, quantization = task.example_inputs(2), quantization or QuantizationConfig()
+        self._oneshot = OneShot(base, inventory, scores, inputs, [self._inputs], quantization=quantization)
+        self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space, quantization)}.jsonl"
 
     def run(
         self, deadline: float = math.inf, progress: Callable[[float, str], None] = lambda share, text: None
@@ -231,10 +234,11 @@ def _between(points: Sequence[tuple[float, float]], place: float) -> float:
     return float(near[1] * (place / near[0]) ** power)
 
 
-def _key(base: nn.Module, task: Task, space: SearchSpace) -> str:
-    digest = hashlib.sha256(
-        json.dumps([task.fingerprint(), space.file.importance, SAMPLES, _METHOD], sort_keys=True, default=str).encode()
-    )
+def _key(base: nn.Module, task: Task, space: SearchSpace, quantization: QuantizationConfig) -> str:
+    # What is the default is left out, so that what was measured before it could be chosen is still known.
+    said = quantization.model_dump(exclude_defaults=True)
+    parts = [task.fingerprint(), space.file.importance, SAMPLES, _METHOD, *([said] if said else [])]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, tensor in base.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -264,4 +268,6 @@ def of_task(
     file = configured_space(config)
     space = SearchSpace(file, inventory, dense_dtype, int8="int8" in capabilities, sparse="2:4" in capabilities)
     scores = channel_scores(task, base, inventory, file.importance)
-    return SensitivityPass(base, inventory, scores, task, space).run(progress=progress)
+    return SensitivityPass(base, inventory, scores, task, space, quantization=config.quantization).run(
+        progress=progress
+    )

@@ -30,6 +30,7 @@ from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
+from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SensitivityPass
@@ -145,8 +146,17 @@ class SearchSession:
                 return finalists(records, self.constraints, baseline, recovery.candidates)
 
             chosen = self._confirm(choose)
-            tuning = Recovery(self.pipeline, recovery, self.constraints, self.observer, self._improve)
+            tuning = Recovery(
+                self.pipeline, recovery, self.constraints, self.observer, self._improve, self.config.quantization
+            )
             tuning.run(chosen, self.deadline)
+        elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled(baseline):
+            mending = Requantization(
+                self.pipeline, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
+            )
+            records = list(self.loop.records.values())
+            chosen = finalists(records, self.constraints, baseline, recovery.candidates)
+            mending.run(chosen, recovery.candidates, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
         return self._best
@@ -206,7 +216,8 @@ class SearchSession:
         now, deadline = time.monotonic(), self.deadline
         until = float("inf") if deadline is None else now + _SENSITIVITY_SHARE * (deadline - now)
         with pipeline.ledger.spend("profile"):
-            made = SensitivityPass(pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
+            given = (pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
+            made = SensitivityPass(*given, quantization=self.config.quantization)
             found = made.run(until, self.observer.progress)
             if found is None:
                 self.observer.warn(
@@ -291,6 +302,7 @@ class SearchSession:
             "seed": config.seed,
             # What is the default is left out, so that runs of before it could be chosen resume.
             **({} if space.file.importance == DEFAULT_IMPORTANCE else {"importance": space.file.importance}),
+            **{f"quantization.{k}": v for k, v in config.quantization.model_dump(exclude_defaults=True).items()},
         }
 
     def _block_order(self) -> list[str]:

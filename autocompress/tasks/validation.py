@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import ConfigError
-from autocompress.tasks.base import Task
+from autocompress.tasks.base import Batch, Task
 from autocompress.units import format_bytes
 
 REFERENCE_SAMPLES = 32
@@ -115,3 +115,25 @@ def glance(
     # Where all parts agree they may yet be wrong, as a dozen correct answers in a row are.
     spread = max(stdev(found), (0.25 / size) ** 0.5 * _LEAST_SPREAD) / len(found) ** 0.5
     return Glance(middle, middle + _STUDENT * spread)
+
+
+def metric_of(model: nn.Module, task: Task, batches: Iterable[Batch], dtype: torch.dtype) -> float:
+    """Return a task's metric of a model on some of its data, in torch.
+
+    Args:
+        model: In eval mode.
+        task: Whose metric it is.
+        batches: Inputs and targets ``(N, ...)``.
+        dtype: What the forward passes run in.
+
+    Raises:
+        ConfigError: There are no data.
+    """
+    outputs, targets = [], []
+    for inputs, target in batches:
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            outputs.append(model(inputs).float())
+        targets.append(target)
+    if not outputs:
+        raise ConfigError(f"Task {task.name!r} has no data to score a model on.")
+    return task.metric(torch.cat(outputs), torch.cat(targets))

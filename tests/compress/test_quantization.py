@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, Transform
+from autocompress.compress.calibration import calibration
 from autocompress.compress.lowrank import LowRank
 from autocompress.compress.quantization import (
     ActivationQuantizer,
@@ -20,6 +21,7 @@ from autocompress.compress.quantization import (
     quantization_mode,
     quantized_layers,
 )
+from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
@@ -67,7 +69,7 @@ def quantized(*batches: Tensor) -> nn.Module:
 
 
 def observed(*batches: Tensor) -> ActivationRange:
-    quantizer = ActivationQuantizer()
+    quantizer = ActivationQuantizer(calibration(QuantizationConfig()))
     quantizer.mode = "observe"
     for batch in batches:
         assert torch.equal(quantizer(batch), batch)
@@ -106,7 +108,7 @@ def test_unsigned_where_nothing_is_negative(low: float, signed: bool, levels: in
 
 
 def test_activations_by_hand() -> None:
-    quantizer = ActivationQuantizer()
+    quantizer = ActivationQuantizer(calibration(QuantizationConfig()))
     quantizer.scale.fill_(0.5)
     x = torch.tensor([0.2, 0.3, -1.3, 63.5, 99.0, -99.0])
     torch.testing.assert_close(quantizer(x), torch.tensor([0.0, 0.5, -1.5, 63.5, 63.5, -64.0]))

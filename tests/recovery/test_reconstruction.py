@@ -142,19 +142,6 @@ def test_sparse_reused_and_shared_layers_are_left_alone() -> None:
     assert [n for n, t in made.state_dict().items() if not torch.equal(t, before[n])] == ["first.weight", "first.bias"]
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 0, 2)])
-def test_patches_are_what_weights_are_multiplied_with(kernel: int, stride: int, padding: int, dilation: int) -> None:
-    layer = nn.Conv2d(3, 4, kernel, stride, padding, dilation)
-    given = torch.randn(2, 3, 14, 14)
-    output = layer(given)
-    last = output.movedim(1, -1)
-    places = module._places(last, torch.Generator())
-    inputs = module._patches(layer, given, places)
-    assert inputs is not None
-    expected = functional.linear(inputs, layer.weight.flatten(1), layer.bias)
-    assert torch.allclose(last[places], expected, atol=1e-4)
-
-
 def test_linear_layers_over_maps_are_fitted_along_their_last_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in networks that keep channels last; the map is as high as the layer is wide.
     monkeypatch.setattr(module, "_RIDGE", 1e-6)
@@ -166,12 +153,6 @@ def test_linear_layers_over_maps_are_fitted_along_their_last_axis(monkeypatch: p
         made, CompressionPolicy(pruning={"first": 1 / 3}), scores
     )
     assert torch.allclose(made(inputs), model(inputs), atol=1e-3)
-
-
-def test_targets_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_VALUES", 640)
-    places = module._places(torch.zeros(8, 32, 32, 64), torch.Generator())
-    assert [len(index) for index in places] == [10, 10, 10]
 
 
 def test_one_sample_is_not_fitted_to_and_none_is_said() -> None:

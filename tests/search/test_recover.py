@@ -49,7 +49,7 @@ class Bench:
         self.budgets: list[recover.Budget] = []
         self.observer = Warned()
         self.improved: list[tuple[int, float | None]] = []
-        monkeypatch.setattr(recover, "load_compressed", lambda task, folder, record: nn.Linear(1, 1))
+        monkeypatch.setattr(recover, "load_compressed", lambda task, folder, record, quantization: nn.Linear(1, 1))
         monkeypatch.setattr(recover, "finetune", self._finetune)
 
     def _finetune(self, model: Any, teacher: Any, task: Any, config: Any, budget: Any, **_: Any) -> None:

@@ -1,0 +1,1 @@
+"""Calibration methods, one file each: adding one is a new file here with a `METHOD` and a `CALIBRATIONS`."""

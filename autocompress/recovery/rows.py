@@ -1,0 +1,85 @@
+"""What a layer is fitted to: calibration samples, output positions drawn of them, and what the weights see there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autocompress.errors import ConfigError
+
+# Rows of a fit, output positions of all samples together, and values of its inputs and of its outputs at most.
+ROWS, VALUES = 4096, 2**22
+# Samples, and bytes of them: images of high resolution have many positions each.
+_SAMPLES, _BYTES = 512, 2**26
+
+
+def first_samples(batches: Iterable[Tensor]) -> Tensor:
+    """Return the first samples of `batches`, as many as a fit takes.
+
+    Raises:
+        ConfigError: There are none, or all their values are the same.
+    """
+    taken: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        most = min(_SAMPLES, max(2, _BYTES // max(1, batch[0].nbytes)))
+        taken.append(batch[: most - count])
+        count += len(taken[-1])
+        if count >= most:
+            break
+    if count == 0:
+        raise ConfigError("The task gives no calibration data, which every candidate is made with.")
+    samples = torch.cat(taken)
+    if bool((samples == samples.flatten()[0]).all()):
+        raise ConfigError(
+            f"Every value of the task's calibration data is {samples.flatten()[0].item():g}, which says nothing of "
+            "what the model will see; check how the data are read."
+        )
+    return samples
+
+
+def places(
+    layer: nn.Module, output: Tensor, generator: torch.Generator, values: int = VALUES
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return places of a layer's output, at most `ROWS` in random order, and the rows there.
+
+    Args:
+        layer: A convolution or a linear layer.
+        output: What it gave.
+        generator: Draws the places.
+        values: Of all rows at most.
+
+    Returns:
+        Indices ``(R,)`` of sample, and for convolutions row and column, of each place; ``(R, C)`` values there.
+    """
+    # Channels come second of a convolution, last of a linear layer, whatever lies between.
+    last = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+    *sizes, channels = last.shape
+    count = min(ROWS, max(1, values // channels))
+    chosen = torch.randperm(math.prod(sizes), generator=generator)[:count]
+    found = tuple(torch.unravel_index(chosen, sizes))
+    return found, last[found]
+
+
+def patches(layer: nn.Conv2d | nn.Linear, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:
+    """Return what the layer's weights are multiplied with at these places ``(R, K)``; None where shapes differ.
+
+    Those of a grouped convolution are of all its groups, one after another.
+    """
+    if isinstance(layer, nn.Linear):
+        return given[places].float() if given.dim() - 1 == len(places) else None
+    if isinstance(layer.padding, str) or len(places) != 3:
+        return None
+    sample, row, column = places
+    (high, wide), (down, right) = layer.padding, layer.stride
+    padded = functional.pad(given, (wide, wide, high, high)) if high or wide else given
+    pieces = [
+        padded[sample, :, row * down + i * layer.dilation[0], column * right + j * layer.dilation[1]]
+        for i in range(layer.kernel_size[0])
+        for j in range(layer.kernel_size[1])
+    ]
+    return torch.stack(pieces, 2).flatten(1).float()
