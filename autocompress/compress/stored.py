@@ -27,7 +27,8 @@ def load_compressed(task: Task, folder: Path, record: TrialRecord) -> nn.Module:
     if record.stage == "baseline":
         model = task.model()
     else:
-        model = apply_policy(rewrite(task.model()), record.policy, CompressionContext(task.example_inputs(2)))
+        context = CompressionContext(task.example_inputs(2), weights=False)
+        model = apply_policy(rewrite(task.model()), record.policy, context)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
