@@ -41,6 +41,7 @@ class Layer:
             forward may do something else with the weight).
         quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
         groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
+        stride: Of a convolution; empty for linear layers.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Layer:
     factorizable: bool
     quantizable: bool
     groups: int = 1
+    stride: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

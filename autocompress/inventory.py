@@ -156,10 +156,10 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
         if isinstance(module, nn.Linear):
             kind, ins, outs = "linear", module.in_features, module.out_features
             kernel: tuple[int, ...] = ()
-            groups = 1
+            groups, stride = 1, kernel
         else:
             kernel, ins, outs = tuple(module.kernel_size), module.in_channels, module.out_channels
-            groups = module.groups
+            groups, stride = module.groups, tuple(module.stride)
             if groups == 1:
                 kind = "pointwise" if all(k == 1 for k in kernel) else "conv"
             else:
@@ -167,7 +167,7 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
         quantizable = type(module) in (nn.Conv2d, nn.Linear) and id(weight) not in shared
         factorizable = quantizable and kind in ("conv", "pointwise", "linear")
         own = sum(p.numel() for p in module.parameters())
-        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups)
+        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups, stride)
 
 
 def _shared_weights(model: nn.Module) -> dict[int, list[str]]:

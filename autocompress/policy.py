@@ -19,6 +19,7 @@ POLICY_VERSION = 1
 DENSE_DTYPES = ("fp32", "bf16", "fp16")
 LAYER_DTYPES = ("dense", "int8")
 SPARSITIES = ("none", "2:4")
+FACTORIZATIONS = ("tucker2", "spatial_svd", "cp")
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,31 @@ class LayerPolicy:
             activations per tensor).
         rank_ratio: Fraction of the full rank that is kept, in (0, 1]. 1 leaves the layer unfactorized.
         sparsity: ``"none"``, or ``"2:4"``: of every four weights along the input channels two are zero.
+        factorization: What k x k convolutions become where `rank_ratio` is below 1: ``"tucker2"``, ``"spatial_svd"`` or
+            ``"cp"``. Linear and 1x1 layers are matrices, of which all of these are the truncated SVD.
     """
 
     dtype: str = "dense"
     rank_ratio: float = 1.0
     sparsity: str = "none"
+    factorization: str = "tucker2"
 
     def __post_init__(self) -> None:
         if self.dtype not in LAYER_DTYPES:
             raise ConfigError(f"Unknown layer dtype {self.dtype!r}.{nearest(self.dtype, LAYER_DTYPES)}")
         if self.sparsity not in SPARSITIES:
             raise ConfigError(f"Unknown sparsity {self.sparsity!r}.{nearest(self.sparsity, SPARSITIES)}")
+        if self.factorization not in FACTORIZATIONS:
+            raise ConfigError(
+                f"Unknown factorization {self.factorization!r}.{nearest(self.factorization, FACTORIZATIONS)}"
+            )
         if not 0 < self.rank_ratio <= 1:
             raise ConfigError(f"rank_ratio is {self.rank_ratio}; it is the fraction of the rank kept, in (0, 1].")
         # 1 and 1.0 are equal and must hash equal, though JSON writes them differently.
         object.__setattr__(self, "rank_ratio", float(self.rank_ratio))
+        if self.rank_ratio == 1:
+            # A layer that is not factorized is so in no way.
+            object.__setattr__(self, "factorization", LayerPolicy.factorization)
 
     @property
     def is_identity(self) -> bool:
@@ -54,8 +65,9 @@ class LayerPolicy:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         # What says nothing is left out, so that policies hash as they did before it existed.
-        sparsity = {} if self.sparsity == "none" else {"sparsity": self.sparsity}
-        return {"dtype": self.dtype, "rank_ratio": self.rank_ratio, **sparsity}
+        said = {"sparsity": self.sparsity, "factorization": self.factorization}
+        own = {key: value for key, value in said.items() if value != getattr(LayerPolicy, key)}
+        return {"dtype": self.dtype, "rank_ratio": self.rank_ratio, **own}
 
 
 _UNTOUCHED = LayerPolicy()

@@ -75,9 +75,19 @@ def test_every_choice_changes_the_hash(policy: CompressionPolicy) -> None:
         dataclasses.replace(policy, pruning={"g1": 0.5}),
         dataclasses.replace(policy, pruning={"g1": 0.5, "g0": 0.26}),
         dataclasses.replace(policy, layers={"conv": LayerPolicy("int8")}),
+        dataclasses.replace(policy, layers={"conv": LayerPolicy("int8", 0.5)}),
+        dataclasses.replace(policy, layers={"conv": LayerPolicy("int8", 0.5, factorization="cp")}),
         dataclasses.replace(policy, removed_blocks=("b1",)),
     ]
     assert len({p.hash for p in others}) == len(others)
+
+
+def test_the_usual_factorization_says_nothing_nor_does_any_of_a_whole_layer() -> None:
+    assert LayerPolicy(rank_ratio=0.5, factorization="tucker2").to_dict() == {"dtype": "dense", "rank_ratio": 0.5}
+    assert LayerPolicy(factorization="cp").is_identity
+    policy = CompressionPolicy(layers={"conv": LayerPolicy(rank_ratio=0.5, factorization="spatial_svd")})
+    assert policy.to_dict()["layers"]["conv"]["factorization"] == "spatial_svd"
+    assert CompressionPolicy.from_dict(policy.to_dict()) == policy
 
 
 def test_a_policy_cannot_be_changed(policy: CompressionPolicy) -> None:
@@ -111,6 +121,7 @@ def test_describe(policy: CompressionPolicy) -> None:
     [
         (lambda: LayerPolicy("int4"), "Unknown layer dtype 'int4'. Did you mean 'int8'?"),
         (lambda: LayerPolicy(rank_ratio=0), "rank_ratio is 0"),
+        (lambda: LayerPolicy(factorization="tucker"), "Unknown factorization 'tucker'. Did you mean 'tucker2'?"),
         (lambda: LayerPolicy(rank_ratio=1.5), "rank_ratio is 1.5"),
         (lambda: LayerPolicy(rank_ratio=float("nan")), "rank_ratio is nan"),
         (lambda: CompressionPolicy("bf61"), "Unknown dense_dtype 'bf61'. Did you mean 'bf16'?"),

@@ -5,12 +5,25 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
+
+
+class LayerOutputs(NamedTuple):
+    """What a layer gives on calibration data, of the channels that pruning leaves.
+
+    Attributes:
+        mean: ``(C,)``.
+        covariance: ``(C, C)``; of a layer without a bias and without a batch-norm after it, second moments around zero.
+    """
+
+    mean: Tensor
+    covariance: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,11 +36,16 @@ class CompressionContext:
             more worth keeping. A group that is missing is pruned from its last channel on, which is enough to rebuild
             shapes before stored weights are loaded.
         quantization: How ranges of activations are set.
+        layer_outputs: Layer name to what the layer gives in the uncompressed model. One that is missing is factorized
+            by its weights alone.
+        weights: Whether weights are wanted. Where only shapes are, those of factorized layers are not computed.
     """
 
     inputs: Tensor
     channel_scores: Mapping[str, Tensor] = field(default_factory=dict)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    layer_outputs: Mapping[str, LayerOutputs] = field(default_factory=dict)
+    weights: bool = True
 
 
 def check_names(names: Iterable[str], model: nn.Module, policy: CompressionPolicy) -> None:

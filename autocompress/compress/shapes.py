@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from autocompress.compress.lowrank import rank_at
+from autocompress.compress.factorizations import FACTORIZATIONS, Factor, factorization_of
 from autocompress.compress.pruning import kept_channels
 from autocompress.inventory import Inventory, Layer
 from autocompress.policy import CompressionPolicy
@@ -20,14 +20,16 @@ class LayerShape(NamedTuple):
 
     Attributes:
         in_channels, out_channels: What pruning leaves.
-        ranks: Of its low-rank form: none (not factorized), one (two factors), or two (Tucker-2: input and output side).
+        ranks: Widths between the factors of its low-rank form; none when it is not factorized.
         dtype: ``"int8"``, or the policy's dense dtype.
+        factorization: Of its low-rank form, as `compress.factorizations.FACTORIZATIONS`; empty when not factorized.
     """
 
     in_channels: int
     out_channels: int
     ranks: tuple[int, ...]
     dtype: str
+    factorization: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkSha
         if name in gone:
             continue
         own = policy.layer(name)
-        layers[name] = LayerShape(
-            ins[name], outs[name], ranks(layer, ins[name], outs[name], own.rank_ratio),
-            "int8" if own.dtype == "int8" else policy.dense_dtype,
-        )  # fmt: skip
+        dtype = "int8" if own.dtype == "int8" else policy.dense_dtype
+        shape = LayerShape(ins[name], outs[name], (), dtype)
+        if own.rank_ratio < 1 and layer.factorizable:
+            factorization = factorization_of(own.factorization, layer.kernel)
+            ranks = factorization.ranks(ins[name], outs[name], window(layer), own.rank_ratio)
+            shape = shape._replace(ranks=ranks, factorization=factorization.name)
+        layers[name] = shape
     return NetworkShape(policy.dense_dtype, groups, layers, policy.removed_blocks)
 
 
@@ -90,10 +95,29 @@ def network_macs(inventory: Inventory, policy: CompressionPolicy) -> int:
     return round(total)
 
 
-def ranks(layer: Layer, ins: int, outs: int, ratio: float) -> tuple[int, ...]:
-    """Return the ranks that `LowRank` gives `layer` at these widths; empty when it is not factorized."""
-    if ratio >= 1 or not layer.factorizable:
+def factors(layer: Layer, shape: LayerShape) -> tuple[Factor, ...]:
+    """Return the layers of a layer's low-rank form; none when it is not factorized."""
+    if not shape.factorization:
         return ()
-    if layer.kind in ("linear", "pointwise"):
-        return (rank_at(min(ins, outs), ratio),)
-    return (rank_at(ins, ratio), rank_at(outs, ratio))
+    factorization = FACTORIZATIONS[shape.factorization]
+    return factorization.factors(shape.in_channels, shape.out_channels, window(layer), _stride(layer), shape.ranks)
+
+
+def factorized_macs_ratio(layer: Layer, name: str, ratio: float) -> float:
+    """Return MACs of a layer factorized by `name`, of `policy.FACTORIZATIONS`, over its own.
+
+    At or above 1 it does not pay. The layer has its full width; padding is taken to keep the map's size.
+    """
+    factorization = factorization_of(name, layer.kernel)
+    ins, outs, kernel = layer.in_channels, layer.out_channels, window(layer)
+    chain = factorization.factors(ins, outs, kernel, _stride(layer), factorization.ranks(ins, outs, kernel, ratio))
+    return sum(factor.macs for factor in chain) / (ins * outs * kernel[0] * kernel[1])
+
+
+def _stride(layer: Layer) -> tuple[int, int]:
+    return (layer.stride[0], layer.stride[1]) if layer.stride else (1, 1)
+
+
+def window(layer: Layer) -> tuple[int, int]:
+    """Return the kernel of a factorizable layer; 1 x 1 for linear ones."""
+    return (layer.kernel[0], layer.kernel[1]) if layer.kernel else (1, 1)

@@ -32,7 +32,9 @@ def load_compressed(
     if record.stage == "baseline":
         model = task.model()
     else:
-        context = CompressionContext(task.example_inputs(2), quantization=quantization or QuantizationConfig())
+        context = CompressionContext(
+            task.example_inputs(2), quantization=quantization or QuantizationConfig(), weights=False
+        )
         model = apply_policy(rewrite(task.model()), record.policy, context)
     try:
         state = load_file(path)

@@ -14,11 +14,16 @@ import numpy as np
 from autocompress.latency.gaussian import Matrix, Whole
 from autocompress.latency.table_rows import OPS
 from autocompress.latency.units import Unit
+from autocompress.policy import FACTORIZATIONS
 
 # Widths at which vector and matrix units of present CPUs and GPUs change stride.
 _VECTOR, _TILE = 16, 32
 # How many numbers `counts`, `coordinates` and `log_amounts` give.
-_COUNTS, COORDINATES, _LOGS = 33, 22 + len(OPS), 6
+_OTHERS = FACTORIZATIONS[1:]
+_COUNTS, COORDINATES, _LOGS = 33, 22 + len(OPS) + len(_OTHERS), 6
+# A kind of layer that no table has seen lies so many usual lengths away from all others: it is predicted from its
+# arithmetic alone, and with an interval that says so.
+_FAR = 10.0
 
 
 def counts(unit: Unit) -> list[float]:
@@ -26,13 +31,13 @@ def counts(unit: Unit) -> list[float]:
     q, chain, positions = float(unit.int8), unit.chain, unit.positions
     macs = unit.macs
     vectors = positions * sum(
-        (_up(ins, _TILE) if ins > 1 else 1) * _up(outs, _VECTOR) * area for ins, outs, area in chain
+        (_up(ins, _TILE) if ins > 1 else 1) * _up(outs, _VECTOR) * area * scale for ins, outs, area, scale in chain
     )
-    weights = sum(ins * outs * area for ins, outs, area in chain)
-    made = positions * sum(outs for _, outs, _ in chain)
+    weights = sum(ins * outs * area for ins, outs, area, _ in chain)
+    made = positions * sum(outs * scale for _, outs, _, scale in chain)
     traffic = made + positions * unit.in_channels
     depthwise = float(unit.kind == "depthwise")
-    ragged = [outs for _, outs, _ in chain if outs % _VECTOR]
+    ragged = [outs for _, outs, _, _ in chain if outs % _VECTOR]
     around = unit.context
     read, written = positions * unit.in_channels, positions * unit.out_channels
     enters = q * (1 - around.siblings_int8)
@@ -72,13 +77,14 @@ def coordinates(unit: Unit) -> list[float]:
         *(rank % _VECTOR > 0 for rank in ranks[:2]),
         math.log2(unit.positions), math.log2(unit.area),
         *(unit.kind == kind for kind in OPS),
+        *(_FAR * (unit.factorization == name) for name in _OTHERS),
     ]  # fmt: skip
 
 
 def log_amounts(unit: Unit) -> list[float]:
     """Return the logs of arithmetic, weights and traffic, and what multiplies a layer's cost: its kernels, int8."""
-    weights = sum(ins * outs * area for ins, outs, area in unit.chain)
-    made = unit.positions * sum(outs for _, outs, _ in unit.chain)
+    weights = sum(ins * outs * area for ins, outs, area, _ in unit.chain)
+    made = unit.positions * sum(outs * scale for _, outs, _, scale in unit.chain)
     kernels = len(unit.chain)
     return [math.log(unit.macs), math.log(weights), math.log(made), kernels, unit.int8, kernels * unit.int8]
 

@@ -259,6 +259,10 @@ class _Fit:
         ratios, covariance = self._moments([units])
         ratio = float(ratios[0])
         variance = max(float(covariance[0, 0]), 0.0) + self._process.noise + _BETWEEN_RUNS**2
+        # How far off layers' sums are was learned from networks that have no such layers.
+        strange = Counter(unit for unit in units if unit.factorization not in self._times.factorizations)
+        if strange:
+            variance += self._unknown(dict(strange), ratio, units) / ratio**2
         half = _INTERVAL * math.sqrt(variance)
         return Prediction(ratio, ratio * math.exp(-half), ratio * math.exp(half))
 

@@ -44,10 +44,15 @@ class LayerTime:
 
 
 class UnitTimes:
-    """Predict single layers' times. Numbers are those of the `UnitTable` that it shares with the predictor."""
+    """Predict single layers' times. Numbers are those of the `UnitTable` that it shares with the predictor.
+
+    Attributes:
+        factorizations: Those of the layers whose times are known.
+    """
 
     def __init__(self, table: UnitTable) -> None:
         self._table = table
+        self.factorizations: set[str] = set()
         self._rows: list[tuple[int, float, float, str]] = []
         self._process = GaussianProcess((COORDINATES, _LENGTH), _AMPLITUDES)
         self._learned, self._tuned = 0, 0
@@ -63,6 +68,7 @@ class UnitTimes:
         for found in times:
             if found.ratio > 0 and found.time_ms > 0:
                 number = self._table.add([found.unit])[0]
+                self.factorizations.add(found.unit.factorization)
                 variance = (_TICK_MS / found.time_ms) ** 2
                 self._rows.append((number, float(np.log(found.ratio)), variance, found.network))
 

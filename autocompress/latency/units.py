@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from autocompress.compress.shapes import network_shape
+from autocompress.compress.factorizations import Factor
+from autocompress.compress.shapes import factors, network_shape
 from autocompress.engines.wiring import Context, Wiring
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
@@ -31,6 +32,8 @@ class Unit(NamedTuple):
         int8: Whether it runs in int8.
         context: How the tensors around it are kept.
         sparse: Whether its weights are 2:4 sparse.
+        factorization: As `compress.shapes.LayerShape`.
+        factors: The layers that it is computed by when it is factorized.
     """
 
     layer: str
@@ -44,21 +47,19 @@ class Unit(NamedTuple):
     int8: bool
     context: Context
     sparse: bool = False
+    factorization: str = ""
+    factors: tuple[Factor, ...] = ()
 
     @property
-    def chain(self) -> tuple[tuple[int, int, int], ...]:
-        """Input channels, output channels and kernel elements of each layer that it is computed by."""
-        ins, outs, area = self.in_channels, self.out_channels, self.area
-        if len(self.ranks) == 2:
-            return ((ins, self.ranks[0], 1), (*self.ranks, area), (self.ranks[1], outs, 1))
-        if self.ranks:
-            return ((ins, self.ranks[0], area), (self.ranks[0], outs, 1))
-        return ((1, outs, area),) if self.kind == "depthwise" else ((ins // self.groups, outs, area),)
+    def chain(self) -> tuple[Factor, ...]:
+        """The layers that it is computed by: itself, or its factors."""
+        ins = 1 if self.kind == "depthwise" else self.in_channels // self.groups
+        return self.factors or (Factor(ins, self.out_channels, self.area),)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one sample."""
-        return self.positions * sum(ins * outs * area for ins, outs, area in self.chain)
+        return self.positions * sum(factor.macs for factor in self.chain)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Layout:
     @cached_property
     def hash(self) -> str:
         """Identity of the structure, whatever the weights: 16 hex digits."""
-        layers = [asdict(layer) for layer in self.inventory.layers.values()]
-        # What says nothing is left out, so that tables of before it existed still fit.
+        # The graph tells strides. What says nothing is left out, so that tables of before it existed still fit.
+        layers = [{k: v for k, v in asdict(layer).items() if k != "stride"} for layer in self.inventory.layers.values()]
         groups = [
             {k: v for k, v in asdict(group).items() if (k, v) != ("parts", 1)}
             for group in self.inventory.groups.values()
@@ -111,7 +112,8 @@ class Layout:
         return tuple(
             Unit(
                 name, *self._fixed[name], shape.in_channels, shape.out_channels, shape.ranks, name in int8,
-                contexts.get(name, none), name in sparse,
+                contexts.get(name, none), name in sparse, shape.factorization,
+                factors(self.inventory.layers[name], shape),
             )
             for name, shape in shapes.items()
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +56,16 @@ class OneShot:
             CompressionError: The policy does not fit the model.
         """
         ledger = ledger or Ledger()
+        context, scores = self._context, self._context.channel_scores
         with ledger.spend("apply"):
-            model = apply_policy(self._base, policy, self._context)
+            if self._reconstruction is not None:
+                context = replace(context, layer_outputs=self._reconstruction.outputs(policy, scores))
+            model = apply_policy(self._base, policy, context)
         with ledger.spend("proxy"), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
             changed = not policy.is_structural_identity
             if changed and self._reconstruction is not None:
                 with quantization_mode(model, "off"):
-                    self._reconstruction.apply(model, policy, self._context.channel_scores)
+                    self._reconstruction.apply(model, policy, scores)
             if changed and batch_norms(model):
                 # One pass serves both.
                 with observing(model):

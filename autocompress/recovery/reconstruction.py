@@ -2,7 +2,8 @@
 
 Every dense layer of a compressed network, from the first one whose input changed on, is fitted so that it gives what
 it gave in the uncompressed network, from the inputs that it now gets (He et al., Channel Pruning for Accelerating Very
-Deep Neural Networks, ICCV 2017; of a factorized layer, its last factor). The fit is sequential, so that later layers
+Deep Neural Networks, ICCV 2017; of a factorized layer, its last factor, after `outputs` have said along which
+directions it is to be factorized). The fit is sequential, so that later layers
 make up for what is left of the errors of earlier ones, and stays near the weights there are (ridge), since calibration
 data are few. Biases are fitted too, which is bias correction (Nagel et al., ICCV 2019).
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.compress.base import LayerOutputs
 from autocompress.compress.pruning import kept_indices
 from autocompress.inventory import Inventory
 from autocompress.methods import Method
@@ -46,11 +48,13 @@ class _Target:
         rows: ``(R, C)`` outputs of all its channels, in the dtype of the pass: bfloat16 takes half the memory.
         places: Indices ``(R,)`` of sample, and for convolutions row and column, of each.
         shift: Whether the mean may be off: a batch-norm follows, whose recalibration takes it away.
+        bias: Whether the layer has a bias.
     """
 
     rows: Tensor
     places: tuple[Tensor, ...]
     shift: bool
+    bias: bool
 
 
 class Reconstruction:
@@ -67,6 +71,7 @@ class Reconstruction:
         self._inputs, self._dtype = inputs, dtype
         self._group_of = {p: (name, group.parts) for name, group in inventory.groups.items() for p in group.producers}
         self._targets: dict[str, _Target] = {}
+        self._outputs: dict[str, LayerOutputs] = {}
         self._last: tuple[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
 
@@ -79,12 +84,12 @@ class Reconstruction:
             calls[name] += 1
             if calls[name] == 1:
                 chosen, rows = places(module, output, generator)
-                self._targets[name] = _Target(rows, chosen, shift=False)
+                self._targets[name] = _Target(rows, chosen, shift=False, bias=module.bias is not None)
 
         def norm(inputs: tuple[Any, ...]) -> None:
             if self._last is not None and inputs and inputs[0] is self._last[1]:
                 name = self._last[0]
-                self._targets[name] = _Target(self._targets[name].rows, self._targets[name].places, shift=True)
+                self._targets[name] = replace(self._targets[name], shift=True)
 
         with ExitStack() as hooks:
             for name, module in model.named_modules():
@@ -98,6 +103,39 @@ class Reconstruction:
             self._forward(model)
         self._last = None
         self._targets = {name: target for name, target in self._targets.items() if calls[name] == 1}
+
+    def outputs(self, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> dict[str, LayerOutputs]:
+        """Return what the layers that `policy` factorizes gave in the uncompressed network, of the channels it keeps.
+
+        For `CompressionContext.layer_outputs`; `scores` as `apply` takes them.
+        """
+        found = {}
+        for name, layer in policy.layers.items():
+            if layer.rank_ratio < 1 and name in self._targets:
+                mean, covariance = self._whole_outputs(name)
+                kept = self._kept(name, len(mean), policy, scores)
+                found[name] = LayerOutputs(mean[kept], covariance[kept][:, kept])
+        return found
+
+    def _whole_outputs(self, name: str) -> LayerOutputs:
+        """Return what a layer gave, of all its channels; computed once."""
+        if name not in self._outputs:
+            target = self._targets[name]
+            rows = target.rows.double()
+            mean = rows.mean(0)
+            if target.bias or target.shift:
+                rows = rows - mean
+            self._outputs[name] = LayerOutputs(mean, rows.T @ rows / len(rows))
+        return self._outputs[name]
+
+    def _kept(
+        self, name: str, channels: int, policy: CompressionPolicy, scores: Mapping[str, Tensor]
+    ) -> Tensor | slice:
+        """Return which of a layer's channels pruning leaves."""
+        group, parts = self._group_of.get(name, (None, 1))
+        if group is None or group not in policy.pruning:
+            return slice(None)
+        return kept_indices(channels, policy.pruning[group], scores.get(group), parts)
 
     def apply(self, model: nn.Module, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> int:
         """Fit the layers of `model`, which `apply_policy` made by `policy` and these channel `scores`, in place.
@@ -152,9 +190,8 @@ class Reconstruction:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         target = self._targets[name]
         wanted = target.rows.float()
-        group, parts = self._group_of.get(name, (None, 1))
-        if group is not None and group in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
-            wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group), parts)]
+        if layer.weight.shape[0] != wanted.shape[1]:
+            wanted = wanted[:, self._kept(name, wanted.shape[1], policy, scores)]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):

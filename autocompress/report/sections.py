@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from autocompress import units
+from autocompress.policy import LayerPolicy
 from autocompress.report.run_view import Point, RunView
 
 _COLOURS = {
@@ -209,6 +210,14 @@ def _row(view: RunView, point: Point, kind: str) -> str:
 _REASONS = 16
 
 
+def low_rank(layer: LayerPolicy) -> str:
+    """Return the share of the rank that a layer keeps, with its factorization where that is not the usual one."""
+    if layer.rank_ratio == 1:
+        return ""
+    usual = layer.factorization == LayerPolicy.factorization
+    return f"{layer.rank_ratio:.0%}" + ("" if usual else f" {layer.factorization}")
+
+
 def policy_map(view: RunView) -> str:
     """What was done to every part of the model: channels removed, rank kept, dtype, removed blocks."""
     if view.best is None:
@@ -224,12 +233,10 @@ def policy_map(view: RunView) -> str:
     for name in sorted(layers | groups, key=natural):
         ratio, layer = policy.pruning.get(name, 0.0), policy.layer(name)
         # A layer can be both pruned and factorized; its two bars then share the track.
-        done = [("", ratio, _MINUS)] if ratio else []
-        done += [("rank", layer.rank_ratio, "r ")] if layer.rank_ratio < 1 else []
+        done = [("", ratio, f"{_MINUS}{ratio:.0%}")] if ratio else []
+        done += [("rank", layer.rank_ratio, f"r {low_rank(layer)}")] if layer.rank_ratio < 1 else []
         bar = "".join(f'<i class="{kind}" style="width:{share:.1%}"></i>' for kind, share, _ in done)
-        figure = ", ".join(
-            [*(f"{sign}{share:.0%}" for _, share, sign in done), *(["2:4"] if layer.sparsity == "2:4" else [])]
-        )
+        figure = ", ".join([*(said for _, _, said in done), *(["2:4"] if layer.sparsity == "2:4" else [])])
         dtype = "int8" if layer.dtype == "int8" else policy.dense_dtype
         # A name that is only a channel group runs in no dtype of its own.
         pill = "<span></span>" if name not in layers else f'<span class="pill {dtype}">{dtype}</span>'

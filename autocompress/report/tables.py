@@ -16,7 +16,7 @@ from autocompress import units
 from autocompress.engines.base import EngineFile
 from autocompress.policy import CompressionPolicy
 from autocompress.report.run_view import RunView
-from autocompress.report.sections import natural, signed_pp
+from autocompress.report.sections import low_rank, natural, signed_pp
 from autocompress.results import PREDICTED, Measurement
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def policy_table(policy: CompressionPolicy, layers: Sequence[str] = ()) -> Table
         group = name not in layers and name not in policy.layers
         dtype = "" if group else "int8" if layer.dtype == "int8" else policy.dense_dtype
         dtype += " 2:4" if layer.sparsity == "2:4" else ""
-        rank = f"{layer.rank_ratio:.0%}" if layer.rank_ratio < 1 else ""
+        rank = low_rank(layer)
         table.add_row(Text(name), bar, rank, dtype, style="dim" if not ratio and layer.is_identity else "")
     return table
 

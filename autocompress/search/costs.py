@@ -72,7 +72,7 @@ def size_ratio(layout: Layout, dense_bytes: int) -> Callable[[CompressionPolicy]
 
     def size(policy: CompressionPolicy) -> float:
         units = layout.units(policy)
-        weights = ((sum(ins * outs * area for ins, outs, area in unit.chain), unit.int8) for unit in units)
+        weights = ((sum(ins * outs * area for ins, outs, area, _ in unit.chain), unit.int8) for unit in units)
         return float(sum(count * (1 if int8 else dense_bytes) for count, int8 in weights))
 
     whole = size(CompressionPolicy())

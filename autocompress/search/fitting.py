@@ -6,12 +6,14 @@ predictor nor study.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 
 from autocompress.policy import CompressionPolicy
+from autocompress.search import ranks
 from autocompress.search.space import Choice, SearchSpace
 
 Choices = dict[str, Choice]
@@ -20,6 +22,8 @@ Choices = dict[str, Choice]
 _PREDICTIONS, _KEPT = 150, 20
 # Which of two choices takes more away is not known better than this.
 _DOUBT = 0.2
+# No factorization takes nothing away.
+_LEAST_SEVERE = 0.05
 
 
 def severity(name: str, choice: Choice, blocks: Sequence[str] = ()) -> float:
@@ -33,7 +37,10 @@ def severity(name: str, choice: Choice, blocks: Sequence[str] = ()) -> float:
     if kind == "prune":
         return float(choice)
     if kind == "rank":
-        return 1 - float(choice)
+        factorization, ratio = ranks.read(choice) or (ranks.DEFAULT, 1.0)
+        # What Tucker-2 leaves of a layer goes with the square of its ratio; the full rank of the others is twice the
+        # layer, and what they leave goes with the ratio itself.
+        return 1 - ratio if factorization == ranks.DEFAULT else max(1 - math.sqrt(2 * ratio), _LEAST_SEVERE)
     if choice == "remove":
         return 0.4 + 0.5 * (blocks.index(target) / max(len(blocks) - 1, 1) if target in blocks else 0.5)
     if choice == "2:4":

@@ -44,7 +44,7 @@ from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
 from autocompress.search.observer import Observer
-from autocompress.search.space import Choice, SearchSpace, configured_space
+from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.search.tables import Profile, layer_times, observations, open_profile, predictor_from
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
@@ -124,10 +124,7 @@ class Profiler:
         wanted = dense_dtypes(self._capabilities, config.dense_dtype, f"{config.engine} ({described['device']})")
         self._observer.stage("Measuring the uncompressed model")
         self.dense_dtype, self._baseline = self._fastest(wanted)
-        self.space = SearchSpace(
-            configured_space(config), self.inventory, self.dense_dtype,
-            int8="int8" in self._capabilities, sparse="2:4" in self._capabilities,
-        )  # fmt: skip
+        self.space = bind(configured_space(config), self._base, self.inventory, self.dense_dtype, self._capabilities)
         device = device_fingerprint(gpu=runs_on_gpu(config.engine))
         self.path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
         self.table, moved = LatencyTable.resume(
@@ -248,7 +245,8 @@ class Profiler:
         return NetworkRow.unsupported(self.layout.hash, self.name, policy, str(error), macs, held_out=held_out)
 
     def _write(self, policy: CompressionPolicy) -> EngineFile:
-        model = apply_policy(self._base, policy, CompressionContext(self._example))
+        # Latency does not depend on what the weights are.
+        model = apply_policy(self._base, policy, CompressionContext(self._example, weights=False))
         ranges = {name: _RANGE for name, _ in quantized_layers(model)}
         graph = self._graphs.build(model, ranges, policy.removed_blocks)
         # Two names in turn: the engine of the last one may still be open.

@@ -33,14 +33,14 @@ from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.search.fitting import severity
-from autocompress.search.space import Choice, SearchSpace, configured_space
+from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
 # Calibration samples that a choice is judged on.
 SAMPLES = 256
-# Of what is kept in the cache: losses after reconstruction.
-_METHOD = "reconstructed"
+# Of what is kept in the cache: losses after reconstruction, of layers factorized along their outputs.
+_METHOD = "reconstructed, ranks of outputs"
 # How a loss grows with what is taken away, where only one choice of a parameter was measured.
 _USUAL_POWER, _POWERS = 2.0, (0.5, 5.0)
 _SMALLEST = 1e-9
@@ -266,7 +266,7 @@ def of_task(
     base = rewrite(task.model()).to(memory_format=torch.channels_last)
     inventory = take_inventory(base, task.example_inputs(2))
     file = configured_space(config)
-    space = SearchSpace(file, inventory, dense_dtype, int8="int8" in capabilities, sparse="2:4" in capabilities)
+    space = bind(file, base, inventory, dense_dtype, capabilities)
     scores = channel_scores(task, base, inventory, file.importance)
     return SensitivityPass(base, inventory, scores, task, space, quantization=config.quantization).run(
         progress=progress

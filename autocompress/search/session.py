@@ -25,6 +25,7 @@ from autocompress.policy import CompressionPolicy
 from autocompress.recovery.distillation import distillation_loss
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
+from autocompress.search import ranks
 from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
@@ -34,7 +35,7 @@ from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SensitivityPass
-from autocompress.search.space import Choice, SearchSpace, configured_space
+from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import open_study
 from autocompress.search.tables import open_ahead, open_predictor
@@ -184,13 +185,11 @@ class SearchSession:
 
     def _space(self, baseline: TrialRecord) -> SearchSpace:
         """Return the space, narrowed to what a latency table says can pay; on resuming, as it was narrowed at first."""
-        space = SearchSpace(
-            self._space_file,
-            self.pipeline.inventory,
-            baseline.policy.dense_dtype,
-            int8="int8" in self.pipeline.capabilities,
-            sparse="2:4" in self.pipeline.capabilities,
+        pipeline = self.pipeline
+        space = bind(
+            self._space_file, pipeline.base, pipeline.inventory, baseline.policy.dense_dtype, pipeline.capabilities
         )
+        self._say_skipped(space)
         if self.run.study_file.exists():
             stored = self.run.path / _OFFERED
             return space.narrowed(read_json(stored)) if stored.exists() else space
@@ -205,6 +204,16 @@ class SearchSession:
         self.observer.stage(f"The latency table says that {before - after} of {before} choices save nothing: left out")
         self.run.write(_OFFERED, offered)
         return space.narrowed(offered)
+
+    def _say_skipped(self, space: SearchSpace) -> None:
+        """Name the layers that a factorization was asked for and does not fit, the usual one excepted."""
+        for method in self._space_file.rank.methods:
+            names = {n: why for n, why in space.skipped.items() if n.endswith(f" ({method})")}
+            if names and method != ranks.DEFAULT:
+                layers = ", ".join(name.removeprefix("rank/").partition(" ")[0] for name in names)
+                self.observer.warn(
+                    f"{method} is not offered for {layers}: {'; or '.join(sorted(set(names.values())))}."
+                )
 
     def _knowledge(self, space: SearchSpace, baseline: TrialRecord) -> Knowledge | None:
         """Return what the knapsack sampler is told; None for the other samplers, which learn all from trials."""

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from torch import nn
 
 from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, check_importance
-from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.inventory import Inventory, Layer
-from autocompress.policy import SPARSITIES, CompressionPolicy, LayerPolicy
+from autocompress.policy import FACTORIZATIONS, SPARSITIES, CompressionPolicy, LayerPolicy
+from autocompress.search import ranks
 
 Choice = str | float
 
@@ -67,15 +68,32 @@ class SparsitySpace(_Part):
 
 
 class RankSpace(_Part):
-    """Rank ratios offered to every layer that has a low-rank form."""
+    """Rank ratios, and ranks by the energy they keep, offered to every layer that has a low-rank form."""
 
     ratios: tuple[float, ...] = (1.0,)
+    energy: tuple[float, ...] = ()
+    methods: tuple[str, ...] = Field(default=(ranks.DEFAULT,), min_length=1)
 
     @field_validator("ratios")
     @classmethod
     def _in_range(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if not values or any(not 0 < v <= 1 for v in values):
-            raise ValueError("rank ratios are fractions of the rank kept, in (0, 1]")
+            raise ValueError("rank ratios are fractions of the rank kept, in (0, 1]; no rank is above the full one")
+        return values
+
+    @field_validator("energy")
+    @classmethod
+    def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < v <= 1 for v in values):
+            raise ValueError("energies are shares of the squared singular values kept, in (0, 1]")
+        return values
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value not in FACTORIZATIONS:
+                raise ValueError(f"unknown factorization {value!r}.{nearest(value, FACTORIZATIONS)}")
         return values
 
 
@@ -104,6 +122,15 @@ class SpaceFile(BaseModel):
         if value not in IMPORTANCES:
             raise ValueError(f"unknown importance {value!r}.{nearest(value, IMPORTANCES)}")
         return value
+
+    @model_validator(mode="after")
+    def _energies_are_of_layers(self) -> SpaceFile:
+        if self.uniform and self.rank.energy:
+            raise ValueError("rank.energy gives every layer its own ranks; a uniform space has one ratio for all")
+        return self
+
+
+_KEYS = ("include", "exclude", "ratios", "choices", "energy", "methods")
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -148,7 +175,7 @@ def load_space(name: str) -> SpaceFile:
         for item in error.errors():
             key = ".".join(str(p) for p in item["loc"])
             if item["type"] == "extra_forbidden":
-                known = SpaceFile.model_fields if len(item["loc"]) == 1 else ("include", "exclude", "ratios", "choices")
+                known = SpaceFile.model_fields if len(item["loc"]) == 1 else _KEYS
                 lines.append(f"unknown key {key!r}.{nearest(key.rpartition('.')[2], known)}")
             else:
                 lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
@@ -165,6 +192,20 @@ def channel_step(channels: int) -> int:
     return 16 if channels < 256 else 32
 
 
+def bind(
+    file: SpaceFile, model: nn.Module, inventory: Inventory, dense_dtype: str, capabilities: Collection[str]
+) -> SearchSpace:
+    """Return a space bound to a model ``rewrite`` returned, its inventory, and what an engine can run.
+
+    Raises:
+        ConfigError: Nothing is left to choose.
+    """
+    found = ranks.ratios_by_energy(model, inventory, file.rank.energy, file.rank.methods)
+    return SearchSpace(
+        file, inventory, dense_dtype, int8="int8" in capabilities, sparse="2:4" in capabilities, energy_ratios=found
+    )
+
+
 class SearchSpace:
     """A space bound to a model and an engine.
 
@@ -174,6 +215,7 @@ class SearchSpace:
         dense_dtype: What layers that are not int8 run in.
         int8: Whether the engine computes in int8 on this device.
         sparse: Whether it skips the zeros of 2:4 sparse weights.
+        energy_ratios: What `ranks.ratios_by_energy` finds for the energies of `file`.
         offered: Parameters of the model to the choices of theirs that are left, for those that are narrowed. Names and
             choices that the space does not have are passed over.
 
@@ -181,6 +223,7 @@ class SearchSpace:
         parameters: Parameter name to its choices, the one that does nothing first. A parameter whose only
             choice does nothing is left out.
         every: The same for every group, layer and block by name, in a uniform space too.
+        skipped: What was asked for and is not offered, as ``"rank/conv1 (cp)"``, with the reason.
 
     Raises:
         ConfigError: Nothing is left to choose.
@@ -194,11 +237,14 @@ class SearchSpace:
         *,
         int8: bool,
         sparse: bool = False,
+        energy_ratios: ranks.Found | None = None,
         offered: Mapping[str, Sequence[Choice]] | None = None,
     ) -> None:
         self.file = file
         self.dense_dtype = dense_dtype
         self._inventory, self._int8, self._sparse = inventory, int8, sparse
+        self._energy_ratios = energy_ratios or {}
+        self.skipped: dict[str, str] = {}
         every: dict[str, tuple[Choice, ...]] = {}
         for block in inventory.blocks:
             if file.blocks.remove and file.blocks.covers(block):
@@ -207,8 +253,8 @@ class SearchSpace:
             if file.pruning.covers(name):
                 every[f"prune/{name}"] = _ratios(file.pruning, group.channels)
         for name, layer in inventory.layers.items():
-            if layer.factorizable and file.rank.covers(name):
-                every[f"rank/{name}"] = _ranks(file.rank.ratios, layer)
+            if file.rank.covers(name):
+                every[f"rank/{name}"] = self._ranks(layer)
         for name, layer in inventory.layers.items():
             if int8 and layer.quantizable and file.dtype.covers(name):
                 every[f"dtype/{name}"] = tuple(sorted(set(file.dtype.choices), key=("dense", "int8").index))
@@ -227,17 +273,34 @@ class SearchSpace:
                 "matches, or the engine does not run int8. `autocompress inspect` lists what can be compressed."
             )
 
+    def _ranks(self, layer: Layer) -> tuple[Choice, ...]:
+        file, parameter = self.file.rank, f"rank/{layer.name}"
+        if not layer.factorizable:
+            self.skipped |= {f"{parameter} ({m})": f"a {layer.kind} layer has no low-rank form" for m in file.methods}
+            return (1.0,)
+        found = ranks.offered(layer, file.ratios, file.methods, self._energy_ratios.get(layer.name, {}))
+        there = {read[0] for choice in found if (read := ranks.read(choice)) is not None}
+        if layer.kind == "conv":
+            reason = "no rank that was asked for cuts its multiply-accumulates"
+            self.skipped |= {f"{parameter} ({m})": reason for m in file.methods if m not in there}
+        return (1.0, *found) if 1 in file.ratios or not found else found
+
     def _uniform(self) -> dict[str, tuple[Choice, ...]]:
         kinds: dict[str, set[Choice]] = {}
         offered: Mapping[str, Sequence[Choice]] = {
             "prune": self.file.pruning.ratios,
-            "rank": sorted(self.file.rank.ratios, reverse=True),
+            "rank": self._uniform_ranks(),
             "dtype": sorted(self.file.dtype.choices),
             "sparsity": sorted(self.file.sparsity.choices, reverse=True),
         }
         for name in self.every:
             kinds.setdefault(name.partition("/")[0], set())
         return {f"{kind}/*": tuple(offered[kind]) for kind in kinds if kind in offered and len(offered[kind]) > 1}
+
+    def _uniform_ranks(self) -> tuple[Choice, ...]:
+        ratios = sorted(self.file.rank.ratios, reverse=True)
+        left = [ranks.written(m, r) for m in self.file.rank.methods for r in ratios if r < 1]
+        return (1.0, *left) if 1 in ratios else tuple(left)
 
     @property
     def hash(self) -> str:
@@ -253,8 +316,9 @@ class SearchSpace:
             ConfigError: Nothing is left to choose.
         """
         return SearchSpace(
-            self.file, self._inventory, self.dense_dtype, int8=self._int8, sparse=self._sparse, offered=offered
-        )
+            self.file, self._inventory, self.dense_dtype, int8=self._int8, sparse=self._sparse,
+            energy_ratios=self._energy_ratios, offered=offered,
+        )  # fmt: skip
 
     def policy(self, choices: Mapping[str, Choice]) -> CompressionPolicy:
         """Return the policy of one choice per parameter; parameters that are missing do nothing.
@@ -273,7 +337,8 @@ class SearchSpace:
             if kind == "prune":
                 pruning[target] = float(choice)
             elif kind == "rank":
-                layers.setdefault(target, {})["rank_ratio"] = float(choice)
+                factorization, ratio = ranks.read(choice) or (ranks.DEFAULT, 1.0)
+                layers.setdefault(target, {}).update(rank_ratio=ratio, factorization=factorization)
             elif kind in ("dtype", "sparsity"):
                 layers.setdefault(target, {})[kind] = str(choice)
         made = {name: LayerPolicy(**values) for name, values in layers.items()}
@@ -309,13 +374,19 @@ def _kept(choices: tuple[Choice, ...], offered: Sequence[Choice]) -> tuple[Choic
 
 
 def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:
-    """Return the offered choice that equals `wanted`, or the closest number, or the first."""
-    if wanted in offered:
-        return wanted
-    numbers = [c for c in offered if isinstance(c, (int, float))]
-    if isinstance(wanted, (int, float)) and numbers:
-        return min(numbers, key=lambda c: abs(c - wanted))
-    return offered[0]
+    """Return the offered choice that equals `wanted`, or the closest number, or the first.
+
+    Of low-rank forms, the closest of the same factorization comes before those of others.
+    """
+    aim = ranks.read(wanted)
+    if wanted in offered or aim is None:
+        return wanted if wanted in offered else offered[0]
+    name, amount = aim
+    known = [(choice, *found) for choice in offered if (found := ranks.read(choice)) is not None]
+    alike = [one for one in known if name == one[1] or one[2] == 1]
+    if all(one[2] == 1 for one in alike):
+        alike = known
+    return min(alike, key=lambda one: abs(one[2] - amount))[0] if alike else offered[0]
 
 
 def _ratios(space: PruningSpace, channels: int) -> tuple[Choice, ...]:
@@ -325,13 +396,3 @@ def _ratios(space: PruningSpace, channels: int) -> tuple[Choice, ...]:
         wanted = channels * (1 - ratio)
         kept.add(channels if ratio == 0 else min(channels, max(min(step, channels), round(wanted / step) * step)))
     return tuple((channels - k) / channels for k in sorted(kept, reverse=True))
-
-
-def _ranks(ratios: Sequence[float], layer: Layer) -> tuple[Choice, ...]:
-    offered: dict[int, float] = {}
-    for ratio in sorted(ratios, reverse=True):
-        if ratio == 1:
-            continue
-        if factorized_macs_ratio(layer.in_channels, layer.out_channels, layer.kernel, ratio) < 1:
-            offered.setdefault(rank_at(min(layer.in_channels, layer.out_channels), ratio), ratio)
-    return (1.0, *offered.values()) if 1 in ratios or not offered else tuple(offered.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.shapes import LayerShape, network_shape
 from autocompress.inventory import Inventory, take_inventory
-from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from tests import networks
 
@@ -83,6 +83,7 @@ def random_policy(inventory: Inventory, rng: random.Random) -> CompressionPolicy
         name: LayerPolicy(
             "int8" if layer.quantizable and rng.random() < share else "dense",
             rng.choice([1.0, 0.75, 0.5, 0.25]) if layer.factorizable and rng.random() < share else 1.0,
+            factorization=rng.choice(FACTORIZATIONS),
         )
         for name, layer in inventory.layers.items()
     }
@@ -109,10 +110,10 @@ def test_the_shapes_are_those_of_the_compressed_model(name: str) -> None:
     base, rng = known(name), random.Random(name)
     for _ in range(3 if name == "mobilenet_v2" else 8):
         policy = random_policy(base.inventory, rng)
-        made = apply_policy(base.model, policy, CompressionContext(base.inputs))
+        made = apply_policy(base.model, policy, CompressionContext(base.inputs, weights=False))
         shape = network_shape(base.inventory, policy)
         real = {layer: found for layer in base.inventory.layers if (found := found_in(made, layer)) is not None}
-        assert {layer: found._replace(dtype="") for layer, found in shape.layers.items()} == real
+        assert {layer: found._replace(dtype="", factorization="") for layer, found in shape.layers.items()} == real
         assert shape.removed_blocks == policy.removed_blocks and shape.dense_dtype == "bf16"
         assert {layer for layer, found in shape.layers.items() if found.dtype == "int8"} == {
             layer for layer in policy.int8_layers if layer in real

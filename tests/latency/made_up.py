@@ -66,8 +66,8 @@ def unit_cost(unit: Unit, *, uneven: bool = False) -> float:
     When `uneven`, the machine is up to four times as fast at some layers as at others, for no reason that shows.
     """
     cost = 0.0
-    for ins, outs, area in unit.chain:
-        work = unit.positions * math.ceil(ins / 16) * math.ceil(outs / 16) * 256 * area
+    for ins, outs, area, scale in unit.chain:
+        work = scale * unit.positions * math.ceil(ins / 16) * math.ceil(outs / 16) * 256 * area
         cost += 0.004 + work * (1.2e-9 if unit.int8 else 3e-9) + 1.5e-7 * unit.positions * outs
     if unit.int8:
         cost += 4e-7 * unit.positions * unit.in_channels * (1 - unit.context.siblings_int8)

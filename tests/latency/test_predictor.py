@@ -89,6 +89,16 @@ def test_more_networks_make_it_better_and_surer() -> None:
     assert np.mean([many.moments(p)[1] for p in policies]) < np.mean([few.moments(p)[1] for p in policies])
 
 
+@pytest.mark.parametrize("name", ["spatial_svd", "cp"])
+def test_a_factorization_that_it_never_saw_makes_it_unsure(trained: LatencyPredictor, name: str) -> None:
+    def width(factorization: str) -> float:
+        own = LayerPolicy(rank_ratio=0.25, factorization=factorization)
+        found = trained.predict(CompressionPolicy("bf16", layers={"c2": own, "c3": own}))
+        return (found.high - found.low) / found.ratio
+
+    assert width(name) > 2 * width("tucker2")
+
+
 def test_layers_that_are_faster_for_no_reason_that_shows_are_learned() -> None:
     fresh = measure(40, seed=1, uneven=True)
     found = np.mean([error(predictor(measure(30, seed=seed, uneven=True)), fresh).mape for seed in range(3, 6)])

@@ -8,11 +8,13 @@ import pytest
 from torch import nn
 
 from autocompress.compress import CompressionContext, apply_policy
+from autocompress.compress.factorizations import Factor
 from autocompress.engines.template import GraphTemplate
 from autocompress.engines.wiring import Context
 from autocompress.inventory import count_macs, take_inventory
+from autocompress.latency.kernel_model import coordinates
 from autocompress.latency.units import Layout, Unit
-from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from tests import networks
 from tests.latency.made_up import LAYOUT
 
@@ -78,24 +80,42 @@ def test_every_layer_of_the_uncompressed_network_in_order(residual: Layout) -> N
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
 @pytest.mark.parametrize("model", [networks.Residual, networks.Mobile, networks.Tokens])
-def test_multiply_accumulates_are_those_of_the_compressed_model(model: type[nn.Module]) -> None:
+def test_multiply_accumulates_are_those_of_the_compressed_model(model: type[nn.Module], factorization: str) -> None:
     base, x = networks.randomize(model()), networks.images(2)
     inventory = take_inventory(base, x)
     whole = Layout(inventory)
-    ranks = {name: LayerPolicy(rank_ratio=0.5) for name, layer in inventory.layers.items() if layer.kind == "linear"}
+    ranks = {
+        name: LayerPolicy(rank_ratio=0.5, factorization=factorization)
+        for name, layer in inventory.layers.items()
+        if layer.factorizable
+    }
     policy = CompressionPolicy(pruning=dict.fromkeys(inventory.groups, 0.5), layers=ranks)
-    made = apply_policy(base, policy, CompressionContext(x))
+    made = apply_policy(base, policy, CompressionContext(x, weights=False))
     assert sum(unit.macs for unit in whole.units(policy)) == sum(count_macs(made, x).values())
 
 
 def test_the_chains_of_factors() -> None:
     unit = LAYOUT.units(CompressionPolicy())[2]
-    assert unit.chain == ((32, 64, 9),)
-    assert unit._replace(ranks=(8, 16)).chain == ((32, 8, 1), (8, 16, 9), (16, 64, 1))
-    assert unit._replace(ranks=(8, 16)).macs == unit.positions * (32 * 8 + 8 * 16 * 9 + 16 * 64)
-    assert unit._replace(kind="linear", area=1, ranks=(8,)).chain == ((32, 8, 1), (8, 64, 1))
-    assert unit._replace(kind="depthwise", in_channels=64).chain == ((1, 64, 9),)
+    assert unit.chain == (Factor(32, 64, 9),)
+    assert unit._replace(kind="depthwise", in_channels=64).chain == (Factor(1, 64, 9),)
+
+    def factorized(name: str, ratio: float) -> Unit:
+        return LAYOUT.units(CompressionPolicy(layers={unit.layer: LayerPolicy("dense", ratio, factorization=name)}))[2]
+
+    tucker2 = factorized("tucker2", 0.25)
+    assert (tucker2.ranks, tucker2.factorization) == ((8, 16), "tucker2")
+    assert tucker2.chain == (Factor(32, 8, 1), Factor(8, 16, 9), Factor(16, 64, 1))
+    assert tucker2.macs == unit.positions * (32 * 8 + 8 * 16 * 9 + 16 * 64)
+    spatial = factorized("spatial_svd", 0.25)
+    assert spatial.ranks == (24,) and spatial.chain == (Factor(32, 24, 3), Factor(24, 64, 3))
+    cp = factorized("cp", 0.25)
+    assert cp.ranks == (72, 72) and cp.chain == (Factor(32, 72, 1), Factor(1, 72, 9), Factor(72, 64, 1))
+    # What the predictor sees of them differs, and of those that older tables know it is what it was.
+    seen = {name: coordinates(factorized(name, 0.25)) for name in ("tucker2", "spatial_svd", "cp")}
+    assert seen["tucker2"][-2:] == [0.0, 0.0] and seen["spatial_svd"][-2:] == [10.0, 0.0]
+    assert seen["cp"][-2:] == [0.0, 10.0]
 
 
 def test_how_the_tensors_around_a_layer_are_kept(residual: Layout) -> None:

@@ -175,3 +175,63 @@ def test_both_forms_of_the_fit_agree() -> None:
 def test_kept_channels_are_the_important_ones_in_order() -> None:
     assert kept_indices(4, 0.5, torch.tensor([3.0, 0.0, 1.0, 2.0])).tolist() == [0, 3]
     assert kept_indices(4, 0.5, None).tolist() == [0, 1]
+
+
+# -- what layers give, for those that are factorized ------------------------------------------------------------------
+
+
+class Kinds(nn.Module):
+    """A layer with a bias, one without but with a batch-norm after it, and one with neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biased = nn.Linear(6, 8)
+        self.normed, self.norm = nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)
+        self.plain = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.biased(x))
+        return self.plain(functional.relu(self.norm(self.normed(x))))  # type: ignore[no-any-return]
+
+
+def test_what_factorized_layers_gave_of_the_channels_that_are_kept() -> None:
+    torch.manual_seed(0)
+    model, inputs = Kinds().eval(), torch.randn(256, 6)
+    inventory = take_inventory(model, inputs[:2])
+    half = LayerPolicy(rank_ratio=0.5)
+    policy = CompressionPolicy(pruning={"biased": 0.25}, layers=dict.fromkeys(("biased", "normed", "plain"), half))
+    scores = {"biased": torch.tensor([0.0, 9, 9, 9, 1, 9, 9, 9])}
+    found = Reconstruction(model, inventory, inputs, torch.float32).outputs(policy, scores)
+    assert found.keys() == {"biased", "normed", "plain"}
+    with torch.no_grad():
+        biased = model.biased(inputs).double()
+        normed = model.normed(model.biased(inputs).relu()).double()
+    kept = biased[:, [1, 2, 3, 5, 6, 7]]
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found["biased"].mean, kept.mean(0), **close)
+    torch.testing.assert_close(found["biased"].covariance, torch.cov(kept.T, correction=0), **close)
+    torch.testing.assert_close(found["normed"].covariance, torch.cov(normed.T, correction=0), **close)
+    with torch.no_grad():
+        # Batch-norms normalise by the batch here.
+        scaled = functional.batch_norm(normed.float(), None, None, training=True).relu()
+        plain = model.plain(scaled).double()
+    # Nothing takes the mean of this one.
+    torch.testing.assert_close(found["plain"].covariance, plain.T @ plain / 256, **close)
+    assert Reconstruction(model, inventory, inputs, torch.float32).outputs(CompressionPolicy(), {}) == {}
+
+
+@pytest.mark.parametrize("factorization", ["tucker2", "spatial_svd", "cp"])
+def test_one_shot_factorizes_by_what_layers_give(factorization: str) -> None:
+    # Inputs of which two channels in sixteen are large, and weights that do not tell.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    inputs, others = torch.randn(2, 64, 16, 6, 6)
+    inputs[:, 2:], others[:, 2:] = inputs[:, 2:] / 20, others[:, 2:] / 20
+    inventory = take_inventory(model, inputs[:2])
+    policy = CompressionPolicy(layers={"0": LayerPolicy(rank_ratio=0.12, factorization=factorization)})
+    off = []
+    for reconstruct in (False, True):
+        made = OneShot(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct).model(policy)
+        with torch.no_grad():
+            off.append(float((made(others) - model(others)).square().mean()))
+    assert off[1] < 0.7 * off[0], off

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
+from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.search.space import (
     SearchSpace,
     SpaceFile,
+    bind,
     channel_step,
     configured_space,
     load_space,
@@ -54,6 +58,12 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         ("pruning: {ratio: [0.5]}", "unknown key 'pruning.ratio'.* Did you mean 'ratios'"),
         ("pruning: {ratios: [1.5]}", r"pruning\.ratios: pruning ratios are fractions of channels removed"),
         ("rank: {ratios: [0]}", r"rank\.ratios: rank ratios are fractions of the rank kept"),
+        ("rank: {ratios: [1.5]}", r"rank\.ratios: .*in \(0, 1\]; no rank is above the full one"),
+        ("rank: {energy: [99]}", r"rank\.energy: energies are shares of the squared singular values kept, in \(0, 1\]"),
+        ("rank: {methods: [tucker]}", r"rank\.methods: unknown factorization 'tucker'\. Did you mean 'tucker2'"),
+        ("rank: {methods: []}", r"rank\.methods"),
+        ("rank: {method: [cp]}", r"unknown key 'rank.method'.* Did you mean 'methods'"),
+        ("{uniform: true, rank: {energy: [0.9]}}", r"rank\.energy gives every layer its own ranks"),
         ("dtype: {choices: [int3]}", r"dtype\.choices"),
         ("pruning: {round_to: 0}", r"pruning\.round_to"),
         ("importance: taylr", r"importance: unknown importance 'taylr'\. Did you mean 'taylor'"),
@@ -133,6 +143,59 @@ def test_ranks_that_cannot_pay_are_not_offered() -> None:
     assert SearchSpace(file, inventory, "fp32", int8=True).parameters == {"rank/p": (1.0, 0.25)}
 
 
+def test_factorizations_are_offered_where_they_cut_arithmetic() -> None:
+    every = ["tucker2", "spatial_svd", "cp"]
+    layers = {
+        "c0": layer("c0"),
+        "point": layer("point", kernel=(1, 1), kind="pointwise"),
+        "deep": layer("deep", kind="depthwise", factorizable=False),
+    }
+    file = SpaceFile.model_validate({"rank": {"ratios": [1, 0.5, 0.25], "methods": every}})
+    space = SearchSpace(file, replace(make_inventory(), layers=layers), "fp32", int8=True)
+    # Half of the full rank of spatial SVD costs what the layer does, and that of CP more.
+    assert space.parameters == {
+        "rank/c0": (1.0, 0.5, 0.25, "spatial_svd 0.25", "cp 0.25"),
+        # A matrix has one low-rank form.
+        "rank/point": (1.0, 0.25),
+    }
+    assert space.policy({"rank/c0": "spatial_svd 0.25", "rank/point": 0.25}).layers == {
+        "c0": LayerPolicy(rank_ratio=0.25, factorization="spatial_svd"), "point": LayerPolicy(rank_ratio=0.25),
+    }  # fmt: skip
+    assert space.skipped == {f"rank/deep ({m})": "a depthwise layer has no low-rank form" for m in every}
+    assert space.narrowed({"rank/c0": (1.0, "cp 0.25")}).parameters["rank/c0"] == (1.0, "cp 0.25")
+
+
+def test_what_a_factorization_is_not_offered_for_is_named() -> None:
+    file = SpaceFile.model_validate({"rank": {"ratios": [1, 0.5], "methods": ["tucker2", "cp"], "include": ["c1"]}})
+    space = SearchSpace(file, make_inventory(), "fp32", int8=True)
+    assert space.parameters == {"rank/c1": (1.0, 0.5)}
+    assert space.skipped == {"rank/c1 (cp)": "no rank that was asked for cuts its multiply-accumulates"}
+
+
+def test_ranks_by_energy() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 64))
+    with torch.no_grad():
+        # Eight of 32 channels on either side, and twelve of 64 singular values, of which four are tiny.
+        model[0].weight.copy_(
+            torch.einsum("rshw,or,is->oihw", torch.randn(8, 8, 3, 3), torch.randn(32, 8), torch.randn(32, 8))
+        )
+        u, v = torch.linalg.qr(torch.randn(64, 64))[0], torch.linalg.qr(torch.randn(1152, 64))[0]
+        model[2].weight.copy_((u[:, :12] * torch.tensor([1.0] * 8 + [0.01] * 4)) @ v[:, :12].T)
+    inventory = take_inventory(model, torch.randn(2, 32, 8, 8))
+    file = SpaceFile.model_validate(
+        {"rank": {"energy": [0.9, 0.99999, 0.95], "methods": ["tucker2", "cp", "spatial_svd"]}}
+    )
+    space = bind(file, model, inventory, "fp32", ())
+    # 0.9 and 0.95 give the same rank of the linear layer. CP has no singular values.
+    assert space.parameters["rank/2"] == (1.0, 16 / 64, 8 / 64)
+    first, second, *others = space.parameters["rank/0"]
+    assert (first, second) == (1.0, 8 / 32) and all(str(c).startswith("spatial_svd 0.") for c in others)
+    assert space.skipped == {"rank/0 (cp)": "no rank that was asked for cuts its multiply-accumulates"}
+    narrowed = space.narrowed({"rank/2": (1.0, 8 / 64)})
+    assert narrowed.parameters["rank/0"] == space.parameters["rank/0"]
+
+
 # -- policies ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +224,10 @@ def test_a_uniform_space_has_one_parameter_a_kind() -> None:
     }
     policy = space.policy({"prune/*": 0.5, "rank/*": 1.0, "dtype/*": "int8"})
     assert policy.pruning == {f"c{i}": 0.5 for i in range(5)} and len(policy.int8_layers) == 6
+    space = bound(uniform=True, rank={"ratios": [1, 0.25], "methods": ["cp", "spatial_svd"]})
+    assert space.parameters == {"rank/*": (1.0, "cp 0.25", "spatial_svd 0.25")}
+    policy = space.policy({"rank/*": "spatial_svd 0.25"})
+    assert policy.layers == {f"c{i}": LayerPolicy(rank_ratio=0.25, factorization="spatial_svd") for i in range(5)}
 
 
 def test_the_hash_tells_spaces_apart() -> None:
@@ -180,6 +247,11 @@ def test_nearest_choice() -> None:
     assert nearest_choice((0.0, 0.5), 0.4) == 0.5
     assert nearest_choice(("dense", "int8"), "int8") == "int8"
     assert nearest_choice(("dense",), "int8") == "dense"
+    ranks = (1.0, 0.5, 0.25, "cp 0.25", "cp 0.125")
+    assert nearest_choice(ranks, 0.3) == 0.25 and nearest_choice(ranks, 0.9) == 1.0
+    assert nearest_choice(ranks, "cp 0.1") == "cp 0.125" and nearest_choice(ranks, "cp 0.9") == 1.0
+    # Of a layer that has none of its kind, another.
+    assert nearest_choice((1.0, 0.5), "cp 0.4") == 0.5 and nearest_choice((1.0, "cp 0.25"), 0.25) == "cp 0.25"
 
 
 # -- narrowed ---------------------------------------------------------------------------------------------------------
