@@ -108,6 +108,7 @@ class PruningResult:
         baseline: Metric of the uncompressed model on validation data.
         test, baseline_test: The metric of both on test data.
         notes: Group name to what was done instead, where the importance says nothing of it.
+        distilled: Where inner outputs were compared in fine-tuning, when they were.
     """
 
     model: nn.Module
@@ -118,6 +119,7 @@ class PruningResult:
     test: float
     baseline_test: float
     notes: dict[str, str] = field(default_factory=dict)
+    distilled: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, without the model."""
@@ -129,6 +131,7 @@ class PruningResult:
             "test": self.test,
             "baseline_test": self.baseline_test,
             "notes": self.notes,
+            "distilled": list(self.distilled),
         }
 
 
@@ -160,6 +163,7 @@ def prune(
     teacher = Teacher(task.model(), fast_dtype()) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
+    distilled: list[str] = []
     steps = []
     for number, target in enumerate(targets):
         stage(f"Step {number + 1} of {len(targets)}: {target:.0%} gone")
@@ -171,7 +175,10 @@ def prune(
         finetuned = None
         if teacher is not None:
             budget = Budget(options.epochs / len(targets), float("inf"))
-            finetune(model, teacher, task, recovery or RecoveryConfig(), budget, progress=progress, first_epoch=number)
+            finetune(
+                model, teacher, task, recovery or RecoveryConfig(), budget,
+                progress=progress, first_epoch=number, told=distilled.append,
+            )  # fmt: skip
             finetuned = _metric(model, task, task.validation(_BATCH))
         inventory = take_inventory(model, inputs)
         left = sum(_widths(inventory, whole).values()) / sum(_widths(whole, whole).values())
@@ -187,6 +194,7 @@ def prune(
         test=_metric(model, task, task.test(_BATCH)),
         baseline_test=_metric(uncompressed, task, task.test(_BATCH)),
         notes=notes,
+        distilled=tuple(dict.fromkeys(distilled)),
     )
 
 

@@ -95,10 +95,12 @@ def check(config: RunConfig) -> None:
     """Refuse what can be seen to be wrong before anything is loaded.
 
     Raises:
-        ConfigError: The engine, the space or the importance is unknown.
+        ConfigError: The engine, the space, the importance or a method of distillation is unknown.
     """
+    from autocompress.recovery.distillation import check_distillation
     from autocompress.search.space import configured_space
 
     if config.engine not in ENGINES:
         raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
     configured_space(config)
+    check_distillation(config.recovery)

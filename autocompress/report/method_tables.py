@@ -65,7 +65,7 @@ def pruned_tables(result: PruningResult) -> RenderableType:
         cells = (name, f"{before} → {after}", result.notes.get(name, ""))
         groups.add_row(*map(Text, cells), style="dim" if before == after else "")
     test = f"Test data: {result.baseline_test:.2%} uncompressed, {result.test:.2%} pruned. Other figures: validation."
-    return Group(steps, groups, Text(test))
+    return Group(steps, groups, *map(Text, result.distilled), Text(test))
 
 
 def _table(title: str) -> Table:
