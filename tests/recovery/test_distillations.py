@@ -131,7 +131,7 @@ def unexplained(task: ClassificationTask, student: nn.Module) -> float:
     inputs = next(task.validation(128))[0]
     with torch.no_grad(), distiller.watching(student.eval()) as seen:
         outputs = student(inputs)
-    return float(distiller.loss(outputs, seen, distiller.targets(inputs, 0, 0)))
+    return distiller.loss(outputs, seen, distiller.targets(inputs, 0, 0)).item()
 
 
 def test_weights_and_means_over_places(task: ClassificationTask) -> None:
