@@ -158,7 +158,7 @@ def distill(
         stage("Reading the test data")
         figures = [bench.figures(*three) for three in zip((teacher, student), chosen, measured, strict=True)]
         loss = report.loss if math.isfinite(report.loss) else None
-        found = DistillationResult(student, *figures, config.engine, distiller, report.epochs, loss)
+        found = DistillationResult(student, figures[0], figures[1], config.engine, distiller, report.epochs, loss)
         if to is not None:
             _write(found, chosen, to, described["version"])
     return found
@@ -191,7 +191,7 @@ def _check(task: Task, teacher: nn.Module, student: nn.Module, epochs: float) ->
     if task.train_size() < 1:
         raise ConfigError(f"Task {task.name!r} has no training data to teach a student on.")
     # A task that cannot measure says so now.
-    seen = next(task.validation(2), None)
+    seen = next(task.validation(_BATCH), None)
     if seen is None:
         raise ConfigError(f"Task {task.name!r} has no validation data to measure a student on.")
     with torch.no_grad():

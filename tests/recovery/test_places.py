@@ -51,6 +51,13 @@ def test_ends_of_stages_and_what_is_farthest_from_them() -> None:
     assert choose_places(vgg, student, IMAGES) == ()
 
 
+def test_a_removed_block_is_still_a_place() -> None:
+    teacher, student = CIFAR_MODELS["resnet20"]().eval(), CIFAR_MODELS["resnet20"]().eval()
+    student.get_submodule("layer1")[0] = nn.Identity()  # type: ignore[operator]
+    found = choose_places(teacher, student, IMAGES)
+    assert names(found) == ["layer1.0", "layer1", "layer2", "layer3"]
+
+
 def test_blocks_of_tokens_spread_over_the_depth() -> None:
     found = choose_places(Tokens().eval(), Tokens(6).eval(), IMAGES)
     assert names(found)[-1] == "blocks" and len(found) == 4
