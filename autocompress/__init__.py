@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.api import benchmark, build, measure, open_profile, profile, prune, quantize, search, sensitivity
+    from autocompress.api.teaching import distill
     from autocompress.errors import AutoCompressError
     from autocompress.methods import list_methods
     from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -28,6 +29,7 @@ _HOMES = {
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
     "build": "autocompress.api",
+    "distill": "autocompress.api.teaching",
     "list_methods": "autocompress.methods",
     "load_task": "autocompress.tasks",
     "measure": "autocompress.api",
@@ -51,6 +53,7 @@ __all__ = [
     "Task",
     "benchmark",
     "build",
+    "distill",
     "list_methods",
     "load_task",
     "measure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,11 @@ class QuantizationConfig(_Section):
 
 
 class RecoveryConfig(_Section):
-    """How finalists are fine-tuned: see `autocompress.recovery.finetune`."""
+    """How finalists are fine-tuned: see `autocompress.recovery.finetune`.
+
+    `distill` maps methods of distillation to their weights (None: the method's own), and may be written as a list of
+    methods. `distill_at` maps modules of the teacher to those of the student; a list names both alike.
+    """
 
     enabled: bool = True
     candidates: int = Field(default=3, ge=1)
@@ -54,8 +59,29 @@ class RecoveryConfig(_Section):
     weight_decay: float = Field(default=5e-4, ge=0)
     temperature: float = Field(default=4.0, gt=0)
     alpha: float = Field(default=0.9, ge=0, le=1)
+    distill: dict[str, float | None] = Field(default={"logits": None}, min_length=1)
+    distill_at: dict[str, str] | None = None
     qat_fraction: float = Field(default=0.25, gt=0, le=1)
     qat: Literal["straight_through", "lsq"] = "straight_through"
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _methods_without_weights(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        return dict.fromkeys(map(str, names)) if isinstance(names, list) else value
+
+    @field_validator("distill")
+    @classmethod
+    def _weights_above_zero(cls, value: dict[str, float | None]) -> dict[str, float | None]:
+        for name, weight in value.items():
+            if weight is not None and not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {name!r} is {weight}; it must be above 0 (or leave the method out)")
+        return value
+
+    @field_validator("distill_at", mode="before")
+    @classmethod
+    def _modules_of_one_name(cls, value: Any) -> Any:
+        return {str(name): str(name) for name in value} if isinstance(value, list) else value
 
 
 class RunConfig(_Section):

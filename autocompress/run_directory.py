@@ -175,9 +175,18 @@ class RunDirectory:
 
 
 def write_artifact(folder: Path, record: TrialRecord, file: EngineFile, engine_version: str) -> None:
-    """Write an engine file's JSON companions: ``engine.json``, ``record.json``, ``policy.json``, ``latency.json``.
+    """Write an engine file's JSON companions: ``engine.json``, ``record.json``, ``policy.json``, ``latency.json``."""
+    write_engine(folder, file, engine_version)
+    write_json(folder / "policy.json", record.policy.to_dict())
+    write_json(folder / "record.json", record.to_dict())
+    if record.measurement is not None:
+        write_json(folder / "latency.json", record.measurement.to_dict())
 
-    ``engine.json`` holds the hashes of the engine's files, so that deploying can tell that they are still the ones.
+
+def write_engine(folder: Path, file: EngineFile, engine_version: str) -> None:
+    """Write ``engine.json``: what it takes to open an engine file, and the hashes of its files.
+
+    By these, deploying can tell that they are still the ones.
     """
     write_json(
         folder / "engine.json",
@@ -189,10 +198,6 @@ def write_artifact(folder: Path, record: TrialRecord, file: EngineFile, engine_v
             "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()},
         },
     )
-    write_json(folder / "policy.json", record.policy.to_dict())
-    write_json(folder / "record.json", record.to_dict())
-    if record.measurement is not None:
-        write_json(folder / "latency.json", record.measurement.to_dict())
 
 
 def read_artifact(folder: Path) -> EngineFile:

@@ -107,6 +107,7 @@ class PruningResult:
         baseline: Metric of the uncompressed model on validation data.
         test, baseline_test: The metric of both on test data.
         notes: Group name to what was done instead, where the importance says nothing of it.
+        distilled: Where inner outputs were compared in fine-tuning, when they were.
     """
 
     model: nn.Module
@@ -117,6 +118,7 @@ class PruningResult:
     test: float
     baseline_test: float
     notes: dict[str, str] = field(default_factory=dict)
+    distilled: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, without the model."""
@@ -128,6 +130,7 @@ class PruningResult:
             "test": self.test,
             "baseline_test": self.baseline_test,
             "notes": self.notes,
+            "distilled": list(self.distilled),
         }
 
 
@@ -160,6 +163,7 @@ def prune(
     teacher = Teacher(task.model(), dtype) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
+    distilled: list[str] = []
     steps = []
     for number, target in enumerate(targets):
         stage(f"Step {number + 1} of {len(targets)}: {target:.0%} gone")
@@ -171,7 +175,10 @@ def prune(
         finetuned = None
         if teacher is not None:
             budget = Budget(options.epochs / len(targets), float("inf"))
-            finetune(model, teacher, task, recovery or RecoveryConfig(), budget, progress=progress, first_epoch=number)
+            finetune(
+                model, teacher, task, recovery or RecoveryConfig(), budget,
+                progress=progress, first_epoch=number, told=distilled.append,
+            )  # fmt: skip
             finetuned = metric_of(model, task, task.validation(_BATCH), dtype)
         inventory = take_inventory(model, inputs)
         left = sum(_widths(inventory, whole).values()) / sum(_widths(whole, whole).values())
@@ -187,6 +194,7 @@ def prune(
         test=metric_of(model, task, task.test(_BATCH), dtype),
         baseline_test=metric_of(uncompressed, task, task.test(_BATCH), dtype),
         notes=notes,
+        distilled=tuple(dict.fromkeys(distilled)),
     )
 
 

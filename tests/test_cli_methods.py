@@ -72,9 +72,35 @@ def test_prune_reads_the_run_file(call: Callable[..., Result], tmp_path: Path) -
     assert list(found["notes"]) == ["3"]
 
 
+def test_prune_distils_as_the_run_file_says(call: Callable[..., Result]) -> None:
+    words = ("prune", "--task", "tiny_task:make", "--ratio", "0.5", "--epochs", "1", "--set", "recovery.batch_size=32")
+    answer = call(*words, "--set", "recovery.distill=[logits, attention, features]")
+    assert answer.exit_code == 0, answer.stderr
+    assert "Distilling logits; attention at 2, 5; features at 2, 5" in " ".join(answer.stdout.split())
+    found = json.loads(
+        call(*words, "--set", "recovery.distill_at=['4']", "--set", "recovery.distill=features", "--json").stdout
+    )
+    assert found["distilled"] == ["Distilling features at 4"]
+    assert json.loads(call(*words, "--json").stdout)["distilled"] == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--ratio", "0.5", "--set", "recovery.distill=attentoin"], "Did you mean 'attention'?"),
+        (
+            [
+                "--ratio",
+                "0.5",
+                "--epochs",
+                "1",
+                "--set",
+                "recovery.distill=attention",
+                "--set",
+                "recovery.distill_at=[a]",
+            ],
+            "the teacher has no module 'a'",
+        ),
         (["--ratio", "0.99"], "more than may go"),
         (["--ratio", "0.5", "--macs", "0.5"], "either a ratio"),
         ([], "either a ratio"),
@@ -92,4 +118,12 @@ def test_what_cannot_be_done_is_said(call: Callable[..., Result], words: list[st
 def test_search_refuses_an_unknown_importance_at_once(call: Callable[..., Result], tmp_path: Path) -> None:
     answer = call("search", "--task", "tiny_task:make", "--importance", "apox", "--out", "run")
     assert answer.exit_code == 2 and "Did you mean 'apoz'?" in answer.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_search_refuses_a_distillation_that_cannot_be(call: Callable[..., Result], tmp_path: Path) -> None:
+    words = ("search", "--task", "tiny_task:make", "--out", "run", "--set", "recovery.distill=attention")
+    # After global pooling there is one position, and no map to speak of.
+    answer = call(*words, "--set", "recovery.distill_at=['6']")
+    assert answer.exit_code == 2 and "'attention' needs a module" in answer.stderr, answer.stderr
     assert not (tmp_path / "run").exists()

@@ -56,6 +56,24 @@ def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, yaml.safe_dump(config.model_dump()))) == config
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("attention", {"attention": None}),
+        ("[logits, attention]", {"logits": None, "attention": None}),
+        ("{logits: 1, features: 0.5}", {"logits": 1.0, "features": 0.5}),
+    ],
+)
+def test_methods_of_distillation_with_and_without_weights(
+    written: str, meant: dict[str, float | None], tmp_path: Path
+) -> None:
+    config = load_config(write(tmp_path, f"recovery: {{distill: {written}, distill_at: [layer1]}}"))
+    assert config.recovery.distill == meant and config.recovery.distill_at == {"layer1": "layer1"}
+    assert load_config(sets=[f"recovery.distill={written}"]).recovery.distill == meant
+    assert load_config(write(tmp_path, yaml.safe_dump(config.model_dump()))) == config
+    assert RunConfig().recovery.distill == {"logits": None}
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers(sampler: str) -> None:
     assert load_config(overrides={"sampler": sampler}).sampler == sampler
@@ -70,6 +88,10 @@ def test_samplers(sampler: str) -> None:
         ("1: 2", ["1"]),
         ("n_trials: 0", ["n_trials = 0", "greater than or equal to 1"]),
         ("recovery: {alpha: 2}", ["recovery.alpha = 2"]),
+        ("recovery: {distill: {logits: 0}}", ["recovery.distill", "weight of 'logits' is 0.0"]),
+        ("recovery: {distill: []}", ["recovery.distill"]),
+        ("recovery: {distill: 3}", ["recovery.distill = 3"]),
+        ("recovery: {distill_at: layer1}", ["recovery.distill_at = 'layer1'"]),
         ("task: 3", ["task = 3"]),
         ("task: {validation_fraction: 0.9}", ["task.validation_fraction = 0.9", "less than 0.5"]),
         ("dense_dtype: fp8", ["dense_dtype = 'fp8'", "'bf16'"]),

@@ -95,12 +95,14 @@ def check(config: RunConfig) -> None:
     """Refuse what can be seen to be wrong before anything is loaded.
 
     Raises:
-        ConfigError: The engine, the space, the importance or the calibration is unknown.
+        ConfigError: The engine, the space, the importance, the calibration or a method of distillation is unknown.
     """
     from autocompress.compress.calibration import calibration
+    from autocompress.recovery.distillation import check_distillation
     from autocompress.search.space import configured_space
 
     if config.engine not in ENGINES:
         raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")
     configured_space(config)
     calibration(config.quantization)
+    check_distillation(config.recovery)

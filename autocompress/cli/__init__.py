@@ -17,7 +17,8 @@ def main(debug: bool) -> None:
 
 for _command in (
     runs.search, runs.pareto, runs.deploy, devices.benchmark, devices.measure, devices.profile, devices.build,
-    runs.inspect, runs.sensitivity, methods.prune, methods.quantize, methods.methods, storage.pack, storage.unpack,
+    runs.inspect, runs.sensitivity, methods.prune, methods.quantize, methods.distill, methods.methods, storage.pack,
+    storage.unpack,
     devices.devices, devices.doctor, devices.env,
 ):  # fmt: skip
     main.add_command(_command)

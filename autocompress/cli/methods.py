@@ -1,4 +1,4 @@
-"""Commands about methods of compression: which there are, and pruning or quantizing by them without a search."""
+"""Commands about methods of compression: which there are, and pruning, int8 and distillation without a search."""
 
 from __future__ import annotations
 
@@ -122,3 +122,60 @@ def quantize(
             f"Int8 loses {found.baseline - found.rung.metric:.2%} at best, more than the limit. Leave layers out with "
             "--skip, allow more with --max-drop, or fine-tune: autocompress search."
         )
+
+
+@click.command(
+    short_help="Teach a smaller model, without a search.",
+    epilog="Example: autocompress distill --task digits --student my_models:small --epochs 5 --to small",
+)
+@click.argument("run_file", required=False, type=click.Path(path_type=Path))
+@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY; its model is the teacher.")
+@click.option("--student", required=True, help="MODULE:FACTORY, torchvision:MODEL, timm:MODEL or resnet20, vgg11_bn…")
+@click.option("--student-weights", type=click.Path(path_type=Path), metavar="FILE", help="Safetensors to begin with.")
+@click.option("--metric", help="Without labels: agreement, top1, cosine or kl with the teacher's outputs.")
+@click.option("--epochs", type=float, help="Passes over the training data. Default: recovery.epochs, 24.")
+@click.option("--engine", help="openvino (default), onnxruntime or tensorrt.")
+@click.option("--threads", type=int, help="Threads of one inference call. Default 1.")
+@click.option("--batch-size", type=int, help="Samples of one inference call. Default 1.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Of measuring, for each engine.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), metavar="DIR", help="Write weights, ONNX file and engine; new directory."
+)
+@click.option("--resume", is_flag=True, help="Go on with the interrupted training in --to.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@plain_errors
+def distill(
+    run_file: Path | None,
+    *,
+    task: str | None,
+    student: str,
+    student_weights: Path | None,
+    epochs: float | None,
+    seconds: float,
+    to: Path | None,
+    resume: bool,
+    sets: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a smaller model to be like a task's own, and compare the two on the engine.
+
+    What it learns from, recovery.distill says: logits, features, attention. The teacher's engine is in DIR/teacher:
+    `autocompress benchmark DIR/teacher DIR`.
+    """
+    from autocompress.api import teaching
+    from autocompress.latency.protocol import Protocol
+    from autocompress.report.live import LiveObserver
+    from autocompress.report.method_tables import distilled_table
+
+    options["task.metric"] = options.pop("metric")
+    with LiveObserver(err) as observer:
+        found = teaching.distill(
+            task, student, config=run_file, epochs=epochs, weights=student_weights, to=to, resume=resume,
+            protocol=Protocol(min_seconds=seconds, max_seconds=4 * seconds), observer=observer, sets=sets, **options,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(distilled_table(found))

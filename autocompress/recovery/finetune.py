@@ -23,7 +23,7 @@ from autocompress.compress.sparsity import keep_zeros
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.methods import Method
-from autocompress.recovery.distillation import Teacher, distillation_loss
+from autocompress.recovery.distillation import Distiller, Teacher
 from autocompress.recovery.lsq import learn_steps, settle
 from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.results import write_bytes
@@ -86,6 +86,7 @@ def finetune(
     checkpoint: Path | None = None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
     first_epoch: int = 0,
+    told: Callable[[str], None] = lambda text: None,
 ) -> FinetuneReport:
     """Train `model` in place to match the teacher; leaves it in eval mode.
 
@@ -98,17 +99,17 @@ def finetune(
         checkpoint: Safetensors file written after every epoch, and continued from when it exists.
         progress: Called with the fraction done and a short text.
         first_epoch: Epoch number to start the data order at, so that a second part sees other batches.
+        told: Called with where inner outputs are compared, when they are.
 
     Raises:
-        CompressionError: The loss became NaN or infinite.
+        CompressionError: The loss became NaN or infinite, or the model and the teacher cannot be compared inside.
+        ConfigError: ``recovery.distill`` or ``recovery.distill_at`` names what there is not.
     """
     start = time.monotonic()
     done, epoch, ranged = _resume(model, checkpoint)
     model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
-    )
-    keep_zeros(model, optimizer)
+    distiller = _distiller(model, teacher, task, config, told)
+    optimizer = _optimizer(model, distiller, config)
     dtype = fast_dtype()
     steps = max(1, math.ceil(budget.epochs * max(1, task.train_size() // config.batch_size)))
     quantized = any(True for _ in quantized_layers(model))
@@ -126,12 +127,8 @@ def finetune(
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * learning_rate_factor(fraction)
-                loss = _loss(model, teacher, task, config, (inputs, targets), dtype=dtype, epoch=number, index=index)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
-                optimizer.step()
-                losses.append(loss.item())
+                loss = _loss(model, distiller, task, config, (inputs, targets), dtype=dtype, epoch=number, index=index)
+                losses.append(_update(model, distiller, optimizer, loss))
                 if not math.isfinite(losses[-1]):
                     raise CompressionError(
                         f"Fine-tuning diverged at step {step}: the loss is {losses[-1]}. Lower "
@@ -164,9 +161,39 @@ def finetune(
     return FinetuneReport(epochs=step / steps * budget.epochs, seconds=time.monotonic() - start, loss=running)
 
 
+def _distiller(
+    model: nn.Module, teacher: Teacher, task: Task, config: RecoveryConfig, told: Callable[[str], None]
+) -> Distiller:
+    with quantization_mode(model, "off"):
+        distiller = Distiller(teacher, model, task, config)
+    if distiller.places:
+        told(f"Distilling {distiller.describe()}")
+    return distiller
+
+
+def _optimizer(model: nn.Module, distiller: Distiller, config: RecoveryConfig) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, momentum=0.9, weight_decay=config.weight_decay, nesterov=True
+    )
+    keep_zeros(model, optimizer)
+    if learned := distiller.parameters():
+        optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+    return optimizer
+
+
+def _update(model: nn.Module, distiller: Distiller, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """Make one step and return the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for trained in (model.parameters(), distiller.parameters()):
+        nn.utils.clip_grad_norm_(trained, _CLIP_NORM)
+    optimizer.step()
+    return loss.item()
+
+
 def _loss(
     model: nn.Module,
-    teacher: Teacher,
+    distiller: Distiller,
     task: Task,
     config: RecoveryConfig,
     batch: Batch,
@@ -178,10 +205,11 @@ def _loss(
     inputs, targets = batch
     if inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    wanted = teacher.outputs(inputs, epoch, index)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    wanted = distiller.targets(inputs, epoch, index)
+    fast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with fast, distiller.watching(model) as seen:
         outputs = model(inputs).float()
-    soft = distillation_loss(outputs, wanted, config.temperature)
+    soft = distiller.loss(outputs, seen, wanted)
     if config.alpha == 1:
         return soft
     return config.alpha * soft + (1 - config.alpha) * task.loss(outputs, targets)

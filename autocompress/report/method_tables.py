@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.methods import Method
+from autocompress.units import format_bytes, format_ms
 
 if TYPE_CHECKING:
     from autocompress.posttraining import QuantizationResult
     from autocompress.stepwise import PruningResult
+    from autocompress.teaching import DistillationResult
 
 # Terminal columns from which the sources have room of their own.
 _SOURCE_WIDTH = 110
@@ -66,7 +68,25 @@ def pruned_tables(result: PruningResult) -> RenderableType:
         cells = (name, f"{before} → {after}", result.notes.get(name, ""))
         groups.add_row(*map(Text, cells), style="dim" if before == after else "")
     test = f"Test data: {result.baseline_test:.2%} uncompressed, {result.test:.2%} pruned. Other figures: validation."
-    return Group(steps, groups, Text(test))
+    return Group(steps, groups, *map(Text, result.distilled), Text(test))
+
+
+def distilled_table(result: DistillationResult) -> RenderableType:
+    """Return what `autocompress distill` prints: teacher and student side by side."""
+    table = _table(f"Distillation, {result.engine}")
+    table.add_column("")
+    for name in ("validation", "test", "latency", "ratio", "dtype", "MACs", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, one in (("teacher", result.teacher), ("student", result.student)):
+        measured = one.measurement
+        noisy = " (noisy)" if measured.noisy else ""
+        table.add_row(
+            name, f"{one.validation:.2%}", f"{one.test:.2%}", format_ms(measured.latency_ms),
+            f"{measured.ratio:.2f}x{noisy}", one.dtype, f"{one.macs / result.teacher.macs:.2f}x",
+            format_bytes(one.size_bytes),
+        )  # fmt: skip
+    told = f"Learned from the teacher's {result.distilled} in {result.epochs:g} epochs."
+    return Group(table, Text(told))
 
 
 def quantized_tables(result: QuantizationResult) -> RenderableType:

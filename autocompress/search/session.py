@@ -30,7 +30,7 @@ from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
-from autocompress.search.recover import Recovery
+from autocompress.search.recover import Recovery, check_recovery
 from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
@@ -82,6 +82,8 @@ class SearchSession:
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
         for group, note in self.pipeline.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
+        if self.config.recovery.enabled:
+            check_recovery(self.pipeline, self.config.recovery)
         self._space_file = space
         # What single choices lose, where the sampler asked for it.
         self._losses: Mapping[str, Mapping[Choice, float]] | None = None

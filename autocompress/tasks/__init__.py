@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from autocompress._lazy import optional
 from autocompress.config import TaskConfig
-from autocompress.errors import AutoCompressError, ConfigError, nearest
+from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.adapters import Adapter, InputSpec, pack
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
@@ -18,6 +15,7 @@ from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.label_free import LabelFreeTask, UnlabelledTask
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples
+from autocompress.tasks.user_code import from_user
 from autocompress.tasks.weights import load_weights
 
 __all__ = [
@@ -78,7 +76,7 @@ def _named(config: TaskConfig) -> Task:
         make: Callable[[TaskConfig, str], Task] = getattr(importlib.import_module(module), name)
         return make(config, rest)
     if separator:
-        return _user_task(config, prefix, rest)
+        return _user_task(config, config.name)
     if config.name not in _TASKS:
         raise ConfigError(f"Unknown task {config.name!r}.{nearest(config.name, (*_TASKS, *_FORMS))}")
     module, _, name = _TASKS[config.name].partition(":")
@@ -86,57 +84,13 @@ def _named(config: TaskConfig) -> Task:
     return factory(config)
 
 
-def _user_task(config: TaskConfig, module_name: str, attribute: str) -> Task:
-    where = f"Task {config.name!r}"
-    if not module_name or not attribute:
-        raise ConfigError(f"{where} must be written module:factory, such as my_task:make.")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except AutoCompressError:
-        raise
-    except ModuleNotFoundError as error:
-        hint = f"; looked in {here} and the installed packages" if error.name == module_name else ""
-        raise ConfigError(f"{where}: module {module_name!r} cannot be imported: {error}{hint}.") from error
-    except AttributeError as error:
-        raise ConfigError(f"{where}: module {module_name!r} has no attribute {attribute!r} ({error}).") from error
-    except Exception as error:  # importing runs the user's code
-        raise ConfigError(
-            f"{where}: importing module {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
-    if not callable(factory):
-        raise ConfigError(
-            f"{where}: {attribute!r} in module {module_name!r} is a {type(factory).__name__}, not a callable that "
-            "returns a Task."
-        )
-    takes_config = _takes_argument(factory)
-    unused = [f"task.{key}" for key in ("model", "weights", "data") if getattr(config, key) is not None]
-    if unused and not takes_config:
-        raise ConfigError(
-            f"{where}: {', '.join(unused)} given, but {attribute!r} in module {module_name!r} takes no argument. "
-            "Remove them, or let it take one parameter, the TaskConfig."
-        )
-    try:
-        task = factory(config) if takes_config else factory()
-    except AutoCompressError:
-        raise
-    except Exception as error:  # the user's code
-        raise ConfigError(
-            f"{where}: calling {attribute!r} of module {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
+def _user_task(config: TaskConfig, name: str) -> Task:
+    where = f"Task {name!r}"
+    given = [f"task.{key}" for key in ("model", "weights", "data") if getattr(config, key) is not None]
+    task = from_user(where, name, config, given=given, returns="Task")
     if not isinstance(task, Task):
         raise ConfigError(
-            f"{where}: {attribute!r} in module {module_name!r} returned a {type(task).__name__}, not a Task. Return a "
-            "ClassificationTask or your own subclass of Task."
+            f"{where}: {name.partition(':')[2]!r} in module {name.partition(':')[0]!r} returned a "
+            f"{type(task).__name__}, not a Task. Return a ClassificationTask or your own subclass of Task."
         )
     return task
-
-
-def _takes_argument(factory: Callable[..., object]) -> bool:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)

@@ -35,11 +35,18 @@ def timm_task(config: TaskConfig, name: str) -> Task:
     resample = int(Image.Resampling[wanted["interpolation"].upper()])
     preprocess = Preprocess(side, math.floor(side / wanted["crop_pct"]), resample)
     normalization = Normalization(tuple(wanted["mean"]), tuple(wanted["std"]))
-    build = partial(_build, name)
+    build = partial(build_model, name)
     return image_task(config, ImageModel(f"timm-{name}", preprocess, normalization, build, partial(_load, build)))
 
 
-def _build(name: str, classes: int) -> nn.Module:
+def build_model(name: str, classes: int) -> nn.Module:
+    """Return a timm classifier with random weights.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if not timm.is_model(name):
+        raise ConfigError(f"Unknown timm model {name!r}.{nearest(name, timm.list_models())}")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
     return model
 

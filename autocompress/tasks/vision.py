@@ -54,7 +54,7 @@ def torchvision_task(config: TaskConfig, name: str) -> Task:
     return image_task(
         config,
         ImageModel(
-            f"torchvision-{name}", preprocess, normalization, partial(_build, name), partial(_with_weights, name),
+            f"torchvision-{name}", preprocess, normalization, partial(build_model, name), partial(_with_weights, name),
             tuple(_published(name).__members__),
         ),
     )  # fmt: skip
@@ -76,7 +76,15 @@ def _transforms(name: str, weights: str) -> tuple[Preprocess, Normalization]:
     return preprocess, Normalization(tuple(transforms.mean), tuple(transforms.std))
 
 
-def _build(name: str, classes: int) -> nn.Module:
+def build_model(name: str, classes: int) -> nn.Module:
+    """Return a torchvision classifier with random weights.
+
+    Raises:
+        ConfigError: There is no such classifier.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(f"Unknown torchvision classifier {name!r}.{nearest(name, known)}")
     model: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=classes, **_WITHOUT_AUXILIARY.get(name, {})
     )
@@ -101,7 +109,7 @@ def _with_weights(name: str, weights: str) -> nn.Module:
         raise ConfigError(
             f"task.weights {weights!r} is neither a file nor weights of {name}.{nearest(weights, (*published, RANDOM))}"
         )
-    return load_file(partial(_build, name), weights, _AUXILIARY_KEYS)
+    return load_file(partial(build_model, name), weights, _AUXILIARY_KEYS)
 
 
 # -- segmentation and detection ---------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_large_folder_is_streamed_by_workers(weights: str, folder: str, monkey
 def test_the_head_is_fitted_to_the_weights(
     name: str, folder: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    model = seeded_model(lambda: vision._build(name, 3))
+    model = seeded_model(lambda: vision.build_model(name, 3))
     file = save_weights(model, tmp_path / "own.safetensors")
     got = load(name, weights=str(file), data=folder).model()
     assert all(torch.equal(value, got.state_dict()[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,80 @@
+"""The Python face of distillation without a search: `distill`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.api import settings as told
+from autocompress.config import RunConfig
+from autocompress.errors import ConfigError
+from autocompress.latency.protocol import Protocol
+from autocompress.worker import EngineWorker
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.search.observer import Observer
+    from autocompress.tasks import Task
+    from autocompress.teaching import DistillationResult
+
+
+def distill(
+    task: Task | str | None = None,
+    student: nn.Module | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    epochs: float | None = None,
+    weights: Path | str | None = None,
+    to: Path | str | None = None,
+    resume: bool = False,
+    protocol: Protocol | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> DistillationResult:
+    """Teach a smaller model of yours to be like a task's own, and measure both on the engine.
+
+    Args:
+        task: A `Task`, or the name of one; its model is the teacher.
+        student: A model that takes and gives what the teacher does, which is not changed; or the name of one:
+            ``"module:factory"``, ``"torchvision:resnet18"``, ``"timm:resnet10t"``, ``"resnet20"``.
+        config: A run file, or its contents: engine, threads, batch size, dense dtype, and `recovery` for the training.
+        epochs: Passes over the training data; by default those of `recovery`.
+        weights: Safetensors file that a student known by name begins with.
+        to: New directory for weights, ONNX file, engine and figures; None writes nothing.
+        resume: Go on with an interrupted training in `to`.
+        protocol: How long to measure.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides of the run file.
+        **options: Any key of `RunConfig`: ``engine="onnxruntime"``.
+
+    Raises:
+        ConfigError: An option cannot be used, teacher and student do not fit each other, or `to` holds something.
+        UnavailableError: The engine or its device is not here.
+        EngineError: The student cannot be exported or built, or its training diverged.
+    """
+    from autocompress import stepwise, teaching
+    from autocompress.search.observer import Observer
+    from autocompress.tasks.students import load_student
+
+    if student is None:
+        raise ConfigError("Name the model to teach: --student module:factory, torchvision:MODEL, timm:MODEL, resnet20.")
+    if resume and to is None:
+        raise ConfigError("--resume needs --to, the directory of the training to go on with.")
+    folder = None if to is None else Path(to)
+    if folder is not None and not (resume and teaching.begun(folder)):
+        stepwise.check_new(folder)
+    observer = observer or Observer()
+    loaded, resolved = told.subject(task, config, observer, sets, options)
+    if isinstance(student, str):
+        classes = teaching.width_of_outputs(loaded)
+        student = load_student(student, resolved.task, classes, None if weights is None else str(weights))
+    elif weights is not None:
+        raise ConfigError("weights are for a student known by name; load them into the model that you pass.")
+    with EngineWorker() as worker:
+        return teaching.distill(
+            loaded, student, resolved, worker, epochs=resolved.recovery.epochs if epochs is None else epochs,
+            to=folder, protocol=protocol, stage=observer.stage, progress=observer.progress,
+        )  # fmt: skip
