@@ -67,7 +67,7 @@ class Reconstruction:
 
     def __init__(self, model: nn.Module, inventory: Inventory, inputs: Tensor, dtype: torch.dtype) -> None:
         self._inputs, self._dtype = inputs, dtype
-        self._group_of = {p: (name, group.parts) for name, group in inventory.groups.items() for p in group.producers}
+        self._group_of = {p: group for group in inventory.groups.values() for p in group.producers}
         self._targets: dict[str, _Target] = {}
         self._last: tuple[str, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
@@ -156,9 +156,10 @@ class Reconstruction:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         target = self._targets[name]
         wanted = target.rows.float()
-        group, parts = self._group_of.get(name, (None, 1))
-        if group is not None and group in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
-            wanted = wanted[:, kept_indices(wanted.shape[1], policy.pruning[group], scores.get(group), parts)]
+        group = self._group_of.get(name)
+        if group is not None and group.name in policy.pruning and layer.weight.shape[0] != wanted.shape[1]:
+            kept = kept_indices(group.channels, policy.pruning[group.name], scores.get(group.name), group.parts)
+            wanted = wanted[:, group.outputs_of(name, kept.tolist())]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):

@@ -24,7 +24,7 @@ from autocompress.compress.lowrank import factorized_macs_ratio, rank_at
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, nearest
-from autocompress.inventory import Inventory, Layer
+from autocompress.inventory import Group, Inventory, Layer
 from autocompress.policy import SPARSITIES, CompressionPolicy, LayerPolicy
 
 Choice = str | float
@@ -41,10 +41,11 @@ class _Part(BaseModel):
 
 
 class PruningSpace(_Part):
-    """Pruning ratios offered to every group."""
+    """Pruning ratios offered to every group; `heads`: to attention heads, too, of which any number may stay."""
 
     ratios: tuple[float, ...] = (0.0,)
     round_to: Literal["auto"] | PositiveInt = "auto"
+    heads: bool = True
 
     @field_validator("ratios")
     @classmethod
@@ -106,6 +107,9 @@ class SpaceFile(BaseModel):
         return value
 
 
+_KEYS = ("include", "exclude", "ratios", "choices", "round_to", "heads", "remove")
+
+
 def shipped_spaces() -> dict[str, Path]:
     """Return the spaces that come with the package, by name."""
     installed = Path(str(resources.files("autocompress"))) / "_search_spaces"
@@ -148,7 +152,7 @@ def load_space(name: str) -> SpaceFile:
         for item in error.errors():
             key = ".".join(str(p) for p in item["loc"])
             if item["type"] == "extra_forbidden":
-                known = SpaceFile.model_fields if len(item["loc"]) == 1 else ("include", "exclude", "ratios", "choices")
+                known = SpaceFile.model_fields if len(item["loc"]) == 1 else _KEYS
                 lines.append(f"unknown key {key!r}.{nearest(key.rpartition('.')[2], known)}")
             else:
                 lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
@@ -204,8 +208,8 @@ class SearchSpace:
             if file.blocks.remove and file.blocks.covers(block):
                 every[f"block/{block}"] = ("keep", "remove")
         for name, group in inventory.groups.items():
-            if file.pruning.covers(name):
-                every[f"prune/{name}"] = _ratios(file.pruning, group.channels)
+            if file.pruning.covers(name) and (file.pruning.heads or not group.heads):
+                every[f"prune/{name}"] = _ratios(file.pruning, group)
         for name, layer in inventory.layers.items():
             if layer.factorizable and file.rank.covers(name):
                 every[f"rank/{name}"] = _ranks(file.rank.ratios, layer)
@@ -318,8 +322,11 @@ def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:
     return offered[0]
 
 
-def _ratios(space: PruningSpace, channels: int) -> tuple[Choice, ...]:
+def _ratios(space: PruningSpace, group: Group) -> tuple[Choice, ...]:
+    channels = group.channels
     step = channel_step(channels) if space.round_to == "auto" else space.round_to
+    if group.heads:
+        step = 1
     kept = set()
     for ratio in space.ratios:
         wanted = channels * (1 - ratio)
