@@ -86,9 +86,9 @@ class _Trials:
                 kept = _half(axis.heads)
                 keep_heads(pruned, axis, kept)
                 for layer, heads in axis.read.items():
-                    weight = silent.get_submodule(layer).weight
+                    weight = silent.get_parameter(f"{layer}.weight")
                     with torch.no_grad():
-                        weight[:, [c for c, head in enumerate(heads) if head not in kept]] = 0  # type: ignore[index]
+                        weight[:, [column for column, head in enumerate(heads) if head not in kept]] = 0
             found, expected = self._outputs(pruned), self._outputs(silent)
         except Exception as error:  # noqa: BLE001 - any failure means that these heads are left alone
             return f"{type(error).__name__}: {str(error)[:120]}"
@@ -96,9 +96,9 @@ class _Trials:
             whole, wanted, given = self._whole[axis.module], expected[axis.module], found[axis.module]
             if given.shape != wanted.shape:
                 return f"its output became {tuple(given.shape)}"
-            error, effect = _rms(given - wanted), _rms(whole - wanted)
+            wrong, effect = _rms(given - wanted), _rms(whole - wanted)
             # Where removing heads does little, a wrong removal does little, too: hence both.
-            if not (error <= _SAME * _rms(wanted) and error <= max(_SMALL * effect, 1e-6 * _rms(wanted))):
+            if not (wrong <= _SAME * _rms(wanted) and wrong <= max(_SMALL * effect, 1e-6 * _rms(wanted))):
                 return "what is left does not compute what the heads that stay did"
         return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,6 @@ def take_inputs(layer: nn.Module, kept: Sequence[int]) -> None:
     setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
 
 
-def _taken(parameter: nn.Parameter, dimension: int, kept: Sequence[int]) -> nn.Parameter:
+def _taken(parameter: Tensor, dimension: int, kept: Sequence[int]) -> nn.Parameter:
     chosen = parameter.detach().index_select(dimension, torch.tensor(kept))
     return nn.Parameter(chosen, requires_grad=parameter.requires_grad)

@@ -30,9 +30,9 @@ class FusedAttention(AttentionForm):
 
     def set_heads(self, module: nn.Module, kept: Sequence[int]) -> None:
         """See `AttentionForm.set_heads`."""
-        module.num_heads = len(kept)
-        if hasattr(module, "attn_dim"):
-            module.attn_dim = module.proj.in_features  # type: ignore[union-attr]
+        for name, count in (("num_heads", len(kept)), ("attn_dim", module.get_submodule("proj").in_features)):
+            if hasattr(module, name):
+                setattr(module, name, count)
 
 
 FORM = FusedAttention()

@@ -63,7 +63,7 @@ class PlainAttention(nn.Module):
         """Return what `nn.MultiheadAttention.forward` does: outputs, and weights where they are needed."""
         one = query is key and key is value
         batched = query.dim() == 3
-        given = (query,) if one else (query, key, value)
+        given: tuple[Tensor, ...] = (query,) if one else (query, key, value)
         if not batched:
             given = tuple(x.unsqueeze(1) for x in given)
         elif self.batch_first:
@@ -75,7 +75,8 @@ class PlainAttention(nn.Module):
             joined = joined.unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous()
             projected = [joined[0], joined[1], joined[2]]
         else:
-            biases = [None] * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
+            bias: Tensor | None = self.in_proj.bias
+            biases = (None, None, None) if bias is None else bias.chunk(3)
             parts = zip(given, self.in_proj.weight.chunk(3), biases, strict=True)
             projected = [functional.linear(x, weight, bias) for x, weight, bias in parts]
         size = projected[0].shape[-1] // self.num_heads
@@ -129,7 +130,8 @@ def plain(attention: nn.MultiheadAttention) -> PlainAttention | None:
     These are keys and values of another width than queries, learned extra keys, and zeros among the keys.
     """
     extra = attention.bias_k is not None or attention.bias_v is not None or attention.add_zero_attn
-    if extra or attention.in_proj_weight is None or type(attention) is not nn.MultiheadAttention:
+    joined: Tensor | None = attention.in_proj_weight
+    if extra or joined is None or type(attention) is not nn.MultiheadAttention:
         return None
     return PlainAttention(attention)
 
@@ -149,6 +151,7 @@ class PlainForm(AttentionForm):
 
     def set_heads(self, module: nn.Module, kept: Sequence[int]) -> None:
         """See `AttentionForm.set_heads`."""
+        assert isinstance(module, PlainAttention)
         module.num_heads = len(kept)
 
 

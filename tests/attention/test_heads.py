@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 from autocompress.attention import head_axes, keep_heads
 from autocompress.compress import CompressionContext, Evidence, apply_policy, score_channels
 from autocompress.compress.heads import HeadPruning
-from autocompress.compress.quantization import activation_ranges, calibrate
+from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.compress.shapes import network_shape
 from autocompress.engines import get_engine
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx
+from autocompress.engines.template import GraphTemplate
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -245,3 +248,17 @@ def test_heads_leave_in_place_and_keep_their_order() -> None:
     torch.testing.assert_close(model.get_submodule(name).weight.detach(), before[kept])  # type: ignore[operator]
     with torch.no_grad():
         model(inputs)
+
+
+def test_graphs_with_fewer_heads_are_edited(known: Known) -> None:
+    one = known.inputs[:1]
+    template = GraphTemplate(known.model, one, known.inventory.blocks)
+    for ratio in (0.25, 0.75):
+        policy = replace(everything(known), pruning=dict.fromkeys(known.heads, ratio))
+        model = apply_policy(known.model, policy, CompressionContext(known.inputs))
+        graph = template.bind(model)
+        assert graph is not None
+        with torch.no_grad(), quantization_mode(model, "off"):
+            wanted = model(one).numpy()
+        session = onnxruntime.InferenceSession(ir.to_proto(graph).SerializeToString())
+        np.testing.assert_allclose(session.run(None, {"input": one.float().numpy()})[0], wanted, rtol=1e-3, atol=1e-4)
