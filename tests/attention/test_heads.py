@@ -252,6 +252,8 @@ def test_heads_leave_in_place_and_keep_their_order() -> None:
 
 def test_graphs_with_fewer_heads_are_edited(known: Known) -> None:
     one = known.inputs[:1]
+    if one.dim() == 2:
+        pytest.skip("the exporter folds the embeddings of BERT's positions, so its graphs are always exported")
     template = GraphTemplate(known.model, one, known.inventory.blocks)
     for ratio in (0.25, 0.75):
         policy = replace(everything(known), pruning=dict.fromkeys(known.heads, ratio))
