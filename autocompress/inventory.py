@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -76,6 +76,13 @@ class Inventory:
     skipped: Mapping[str, str] = field(default_factory=dict)
     macs: int = 0
     params: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data; of a group's `heads`, whether it has any."""
+        found = asdict(self)
+        for group in found["groups"].values():
+            group["heads"] = bool(group["heads"])
+        return found
 
 
 def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:

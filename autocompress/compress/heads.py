@@ -11,7 +11,7 @@ from torch_pruning.dependency import Dependency
 from torch_pruning.dependency import Group as TracedGroup
 
 from autocompress.attention import HeadAxis, head_axes, keep_heads
-from autocompress.compress.base import CompressionContext, Transform
+from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.pruning import kept_indices
 from autocompress.coupling import Group
 from autocompress.methods import Method
@@ -34,6 +34,7 @@ class HeadPruning(Transform):
 
     def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
         """See `Transform.apply`."""
+        check_names(policy.pruning, model, policy)
         axes = head_axes(model)
         wanted = {name: ratio for name, ratio in policy.pruning.items() if name in axes}
         if not wanted:

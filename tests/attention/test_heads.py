@@ -14,19 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.attention import head_axes, keep_heads
-from autocompress.compress import CompressionContext, Evidence, apply_policy, score_channels
+from autocompress.compress import CompressionContext, Evidence, Transform, apply_policy, score_channels
 from autocompress.compress.heads import HeadPruning
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.compress.shapes import network_shape
+from autocompress.compress.thresholds import threshold_policy
 from autocompress.engines import get_engine
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.engines.template import GraphTemplate
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
+from autocompress.latency.units import Layout
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.reconstruction import Reconstruction
+from autocompress.stepwise import _widths
 from tests.attention_networks import FORMS, HEADS, SIZE, WIDTH, make, text
+from tests.compress.contract import TransformContract
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,28 @@ def test_heads_and_mlp_widths_are_groups_of_every_form(known: Known) -> None:
     assert [groups[name].channels for name in known.heads] == [HEADS, HEADS]
     widths = [name for name, group in groups.items() if group.channels == 2 * WIDTH]
     assert len(widths) == 2
+
+
+class TestHeadPruning(TransformContract):
+    @pytest.fixture
+    def transform(self) -> Transform:
+        return HeadPruning()
+
+    @pytest.fixture
+    def policy(self) -> CompressionPolicy:
+        return CompressionPolicy(pruning={"blocks.0.attn.qkv": 0.5})
+
+    @pytest.fixture
+    def unknown(self) -> CompressionPolicy:
+        return CompressionPolicy(pruning={"nowhere": 0.5})
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        return make("fused")[0]
+
+    @pytest.fixture
+    def context(self) -> CompressionContext:
+        return CompressionContext(make("fused")[1])
 
 
 def silenced(model: nn.Module, name: str, gone: list[int]) -> nn.Module:
@@ -136,6 +162,24 @@ def everything(known: Known) -> CompressionPolicy:
         group.heads or group.channels == 2 * WIDTH
     )}  # fmt: skip
     return CompressionPolicy("fp32", pruning, layers)
+
+
+def test_units_of_the_predictor_have_the_widths_that_are_left(known: Known) -> None:
+    policy = CompressionPolicy(pruning={known.heads[0]: 0.5})
+    model = apply_policy(known.model, policy, CompressionContext(known.inputs))
+    whole, layout = known.inventory.macs, Layout(known.inventory)
+    assert (
+        layout.macs(policy) == sum(count_macs(model, known.inputs).values()) < whole == layout.macs(CompressionPolicy())
+    )
+
+
+def test_steps_count_heads(known: Known) -> None:
+    scores = score_channels(known.model, known.inputs, known.inventory, "magnitude")
+    policy = threshold_policy(scores, known.inventory, 0.5, scope="layer", multiple=16)
+    assert [policy.pruning[name] for name in known.heads] == [0.5, 0.5]
+    model = apply_policy(known.model, policy, CompressionContext(known.inputs, scores))
+    left = _widths(take_inventory(model, known.inputs), known.inventory)
+    assert [left[name] for name in known.heads] == [HEADS / 2, HEADS / 2]
 
 
 def test_shapes_by_arithmetic_are_those_of_the_model(known: Known) -> None:
