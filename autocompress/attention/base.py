@@ -75,19 +75,20 @@ def in_order(heads: int, size: int, times: int = 1) -> tuple[int, ...]:
 def take_outputs(layer: nn.Module, kept: Sequence[int]) -> None:
     """Leave a linear layer or ungrouped convolution only these output channels, in place."""
     assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    layer.weight = _taken(layer.weight, 0, kept)
+    layer.weight = taken(layer.weight, 0, kept)
     if layer.bias is not None:
-        layer.bias = _taken(layer.bias, 0, kept)
+        layer.bias = taken(layer.bias, 0, kept)
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))
 
 
 def take_inputs(layer: nn.Module, kept: Sequence[int]) -> None:
     """Leave a linear layer or ungrouped convolution only these input channels, in place."""
     assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    layer.weight = _taken(layer.weight, 1, kept)
+    layer.weight = taken(layer.weight, 1, kept)
     setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
 
 
-def _taken(parameter: Tensor, dimension: int, kept: Sequence[int]) -> nn.Parameter:
+def taken(parameter: Tensor, dimension: int, kept: Sequence[int]) -> nn.Parameter:
+    """Return only these places of a dimension of a parameter, as one."""
     chosen = parameter.detach().index_select(dimension, torch.tensor(kept))
     return nn.Parameter(chosen, requires_grad=parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""Query, key and value in one projection `qkv`, as timm's `Attention` has them: all queries, all keys, all values."""
+"""Query, key and value in one projection `qkv`, as timm's models have them: all queries, all keys, all values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from autocompress.attention.base import AttentionForm, HeadAxis, in_order
+from autocompress.attention.base import AttentionForm, HeadAxis, in_order, taken
+
+# What Swin adds to the scores: a column for each head.
+_TABLE = "relative_position_bias_table"
 
 
 class FusedAttention(AttentionForm):
-    """timm's vision transformers, and whatever else calls its layers so."""
+    """timm's vision transformers and Swins, and whatever else calls its layers so."""
 
     name = "fused"
 
@@ -33,6 +36,9 @@ class FusedAttention(AttentionForm):
         for name, count in (("num_heads", len(kept)), ("attn_dim", module.get_submodule("proj").in_features)):
             if hasattr(module, name):
                 setattr(module, name, count)
+        table = getattr(module, _TABLE, None)
+        if isinstance(table, nn.Parameter):
+            setattr(module, _TABLE, taken(table, 1, kept))
 
 
 FORM = FusedAttention()

@@ -247,6 +247,24 @@ def test_other_text_models_have_heads(kind: str) -> None:
     assert sum(group.channels == HEADS for group in groups.values() if group.heads) == 2
 
 
+def test_windows_lose_their_heads_bias_too() -> None:
+    swin = pytest.importorskip("timm.models.swin_transformer")
+    torch.manual_seed(0)
+    model = swin.SwinTransformer(
+        img_size=16, patch_size=4, window_size=2, embed_dim=WIDTH, depths=(2,), num_heads=(HEADS,), num_classes=5
+    ).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            nn.init.normal_(parameter)
+    inputs = torch.rand(2, 3, 16, 16)
+    inventory = take_inventory(model, inputs)
+    (name, _) = (name for name, group in inventory.groups.items() if group.heads)
+    scores = {name: torch.tensor([3.0, 1.0, 4.0, 2.0])}
+    pruned = HeadPruning().apply(model, CompressionPolicy(pruning={name: 0.5}), CompressionContext(inputs, scores))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(inputs), silenced(model, name, [1, 3])(inputs), rtol=1e-4, atol=1e-5)
+
+
 class Interleaved(nn.Module):
     """Query, key and value of one head after those of another: not what the fused form takes them to be."""
 
