@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.attention import head_axes, keep_heads
-from autocompress.compress import CompressionContext, Evidence, Transform, apply_policy, score_channels
+from autocompress.compress import IMPORTANCES, CompressionContext, Evidence, Transform, apply_policy, score_channels
 from autocompress.compress.heads import HeadPruning
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.compress.shapes import network_shape
@@ -147,6 +148,41 @@ def test_the_mean_activation_of_a_head_is_that_of_what_the_output_projection_rea
     wanted = torch.zeros(HEADS).index_add_(0, torch.tensor(heads), means)
     found = score_channels(known.model, known.inputs, known.inventory, "activation_mean", Evidence(outputs=outputs))
     torch.testing.assert_close(found[name], wanted / wanted.mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", IMPORTANCES)
+def test_every_importance_scores_heads(known: Known, method: str) -> None:
+    def losses(batch_size: int) -> Iterator[Tensor]:
+        for batch in known.inputs.split(batch_size):
+            yield known.model(batch).square().mean()
+
+    def outputs() -> Iterator[Tensor]:
+        with torch.no_grad():
+            yield known.model(known.inputs)
+
+    scores = score_channels(known.model, known.inputs, known.inventory, method, Evidence(losses, outputs))
+    for name in known.heads:
+        assert scores[name].shape == (HEADS,)
+        assert len(scores[name].unique()) > 1
+
+
+def test_the_first_order_of_a_head_by_hand(known: Known) -> None:
+    name = known.heads[1]
+
+    def losses(_: int) -> Iterator[Tensor]:
+        yield known.model(known.inputs).square().mean()
+
+    found = score_channels(known.model, known.inputs, known.inventory, "taylor", Evidence(losses))[name]
+    model = copy.deepcopy(known.model)
+    model(known.inputs).square().mean().backward()
+    wanted, axis = torch.zeros(HEADS), head_axes(model)[name]
+    for layers, dimension in ((axis.made, 0), (axis.read, 1)):
+        for layer, heads in layers.items():
+            weight = model.get_parameter(f"{layer}.weight")
+            assert weight.grad is not None
+            each = (weight * weight.grad).abs().sum(1 - dimension).detach()
+            wanted.index_add_(0, torch.tensor(heads), each)
+    torch.testing.assert_close(found, wanted / wanted.mean(), rtol=1e-3, atol=1e-4)
 
 
 def everything(known: Known) -> CompressionPolicy:
