@@ -42,6 +42,7 @@ class Layer:
         quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
         groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
         stride: Of a convolution; empty for linear layers.
+        rewritten: Whether the user's model computes it by bare parameters, and `compress.rewrite` made a layer of them.
     """
 
     name: str
@@ -55,21 +56,24 @@ class Layer:
     quantizable: bool
     groups: int = 1
     stride: tuple[int, ...] = ()
+    rewritten: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers coupled by one shared channel axis, which can only be pruned together.
+    """Layers coupled by one shared channel axis, which can only be pruned together; or the heads of one attention.
 
     Attributes:
         name: The first layer, in the model's order, whose output channels belong to the axis.
-        channels: Length of the axis.
+        channels: Length of the axis. Of attention heads: how many there are, each one channel here.
         producers: Layers whose output channels are pruned.
         consumers: Layers whose input channels are pruned with them.
         multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
             flatten, or where a layer reads the axis twice.
         parts: Into how many equal parts the axis falls, each of which loses the same places: the groups of a grouped
             convolution in it.
+        heads: Of attention heads alone: layer to the head that each of its output channels (producers) or input
+            channels (consumers) belongs to.
     """
 
     name: str
@@ -78,6 +82,16 @@ class Group:
     consumers: tuple[str, ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
     parts: int = 1
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def outputs_of(self, producer: str, kept: Collection[int]) -> list[int]:
+        """Return which output channels of a producer are left when of the axis only `kept` are, ascending."""
+        heads = self.heads.get(producer)
+        return sorted(kept) if heads is None else [row for row, head in enumerate(heads) if head in kept]
+
+    def outputs_each(self, producer: str) -> int:
+        """Return how many output channels of a producer go with one channel of the axis."""
+        return len(self.heads.get(producer, ())) // self.channels or 1
 
 
 def dependency_graph(model: nn.Module, inputs: Tensor) -> Any:
@@ -174,15 +188,20 @@ def _forgiving(model: nn.Module) -> Iterator[None]:
 
 
 def coupled_groups(
-    model: nn.Module, inputs: Tensor, layers: Mapping[str, Layer], skipped: dict[str, str]
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Mapping[str, Layer],
+    skipped: dict[str, str],
+    heads: Collection[str] = (),
 ) -> dict[str, Group]:
-    """Return the groups of `model` (eval mode; not changed) whose pruning is known to work, by name.
+    """Return the groups of channels of `model` (eval mode; not changed) whose pruning is known to work, by name.
 
     Args:
         model: Network.
         inputs: Its example inputs ``(N, ...)``.
         layers: What may be pruned.
         skipped: Takes what is left alone, with the reason.
+        heads: Layers whose outputs are attention heads, which lose whole heads or nothing.
     """
     try:
         graph = dependency_graph(model, inputs)
@@ -194,7 +213,7 @@ def coupled_groups(
     groups: dict[str, Group] = {}
     seen: set[str] = set()
     for name, layer in layers.items():
-        if name in seen:
+        if name in seen or name in heads:
             continue
         try:
             traced = output_group(graph, model, name, range(layer.out_channels))
@@ -223,7 +242,7 @@ def coupled_groups(
         ordered = tuple(sorted(consumers, key=order.__getitem__))
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
         group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts_of(traced))
-        reason = _unfit(group, consumers - producers, foreign)
+        reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads))
         if reason is None:
             groups[group.name] = group
         else:

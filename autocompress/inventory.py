@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.attention import head_axes
+from autocompress.attention.plain import PlainAttention
 from autocompress.coupling import (
     CONVOLUTIONS,
     NORMS,
@@ -27,6 +29,7 @@ from autocompress.coupling import (
     parts_of,
 )
 from autocompress.errors import CompressionError
+from autocompress.head_groups import head_groups
 
 __all__ = [
     "CONVOLUTIONS",
@@ -74,6 +77,13 @@ class Inventory:
     macs: int = 0
     params: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data; of a group's `heads`, whether it has any."""
+        found = asdict(self)
+        for group in found["groups"].values():
+            group["heads"] = bool(group["heads"])
+        return found
+
 
 def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     """Return multiply-accumulates per convolution and linear layer for ONE sample of `inputs` ``(N, ...)``."""
@@ -83,10 +93,10 @@ def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     def count(name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
             if isinstance(module, nn.Linear):
-                positions = output[0].numel() // module.out_features
-                own = module.in_features * module.out_features * positions
+                # One sample may be many rows: windows, or tokens where samples come second.
+                own = module.in_features * output.numel()
             else:
-                own = output[0].numel() * module.weight[0].numel()  # type: ignore[index]
+                own = output.numel() * module.weight[0].numel()  # type: ignore[index]
             macs[name] = macs.get(name, 0) + int(own)
 
         return hook
@@ -121,7 +131,10 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     skipped: dict[str, str] = {}
     macs = count_macs(model, inputs)
     layers = dict(_layers(model, macs, skipped))
-    groups = coupled_groups(model, inputs, layers, skipped)
+    axes = head_axes(model)
+    apart = {layer for axis in axes.values() for layer in axis.made}
+    found = coupled_groups(model, inputs, layers, skipped, apart) | head_groups(model, inputs, axes, layers, skipped)
+    groups = {name: found[name] for name in layers if name in found}
     blocks = {b.name: b for b in _blocks(model, inputs, layers)}
     return Inventory(
         layers=layers,
@@ -167,7 +180,11 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
         quantizable = type(module) in (nn.Conv2d, nn.Linear) and id(weight) not in shared
         factorizable = quantizable and kind in ("conv", "pointwise", "linear")
         own = sum(p.numel() for p in module.parameters())
-        yield name, Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups, stride)
+        written = isinstance(model.get_submodule(name.rpartition(".")[0]), PlainAttention)
+        yield (
+            name,
+            Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups, stride, written),
+        )
 
 
 def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
@@ -226,10 +243,17 @@ _ADDS = {torch.add, operator.add, operator.iadd, "add", "add_"}
 _ACTIVATIONS = {torch.relu, nn.functional.relu, nn.functional.relu6, "relu", "relu_"}
 
 
+class _Tracer(fx.Tracer):
+    """Looks no further into rewritten attention than into torch's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PlainAttention) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _is_identity_residual(module: nn.Module) -> bool:
     """Whether the module computes ``activation(f(x) + x)`` or ``f(x) + x`` with x its only input, untouched."""
     try:
-        graph = fx.symbolic_trace(module)
+        graph = fx.GraphModule(module, _Tracer().trace(module))
     except Exception:  # noqa: BLE001 - what cannot be traced is simply not offered for removal
         return False
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]

@@ -226,4 +226,4 @@ def _step_policy(
 
 def _widths(now: Inventory, whole: Inventory) -> dict[str, int]:
     """Return what every group of the uncompressed model has left; one of a single channel is no group any more."""
-    return {name: now.layers[name].out_channels for name in whole.groups}
+    return {name: now.layers[name].out_channels // group.outputs_each(name) for name, group in whole.groups.items()}

@@ -331,13 +331,10 @@ def sensitivity(
 
 def inspect(task: Task) -> dict[str, Any]:
     """Return a task's inventory as plain data: layers, groups, blocks, what is skipped and why, MACs and parameters."""
-    from dataclasses import asdict
-
     from autocompress.compress import rewrite
     from autocompress.inventory import take_inventory
 
-    inventory = take_inventory(rewrite(task.model()), task.example_inputs(2))
-    return asdict(inventory)
+    return take_inventory(rewrite(task.model()), task.example_inputs(2)).to_dict()
 
 
 def task_from(config: TaskConfig) -> Task:

@@ -55,7 +55,8 @@ def distill(
         UnavailableError: The engine or its device is not here.
         EngineError: The student cannot be exported or built, or its training diverged.
     """
-    from autocompress import stepwise, teaching
+    from autocompress import teaching
+    from autocompress.run_directory import check_new
     from autocompress.search.observer import Observer
     from autocompress.tasks.students import load_student
 
@@ -65,7 +66,7 @@ def distill(
         raise ConfigError("--resume needs --to, the directory of the training to go on with.")
     folder = None if to is None else Path(to)
     if folder is not None and not (resume and teaching.begun(folder)):
-        stepwise.check_new(folder)
+        check_new(folder)
     observer = observer or Observer()
     loaded, resolved = told.subject(task, config, observer, sets, options)
     if isinstance(student, str):

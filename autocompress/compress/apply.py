@@ -6,6 +6,7 @@ from torch import nn
 
 from autocompress.compress.base import CompressionContext, Transform
 from autocompress.compress.blocks import BlockRemoval
+from autocompress.compress.heads import HeadPruning
 from autocompress.compress.lowrank import LowRank
 from autocompress.compress.pruning import ChannelPruning
 from autocompress.compress.quantization import Quantization
@@ -16,6 +17,7 @@ from autocompress.policy import CompressionPolicy
 # ranks left; quantization last, since it quantizes whatever layers there are in the end.
 TRANSFORMS: tuple[Transform, ...] = (
     BlockRemoval(),
+    HeadPruning(),
     ChannelPruning(),
     LowRank(),
     SemiStructuredSparsity(),

@@ -1,7 +1,8 @@
 """Importance of channels: which ones a group can best do without. Higher is more worth keeping.
 
 Scores are of whole groups: every method says how it sums over the layers that a channel touches (after Fang et al.,
-DepGraph, CVPR 2023). The methods are the files of `importances`; a new file there is found by itself.
+DepGraph, CVPR 2023); that of an attention head is the sum of its channels' scores. The methods are the files of
+`importances`; a new file there is found by itself.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import copy
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.attention import head_axes
 from autocompress.compress import importances
+from autocompress.compress.heads import scores_of_heads, traced_heads
 from autocompress.compress.importances.base import Evidence, Importance, Subject, relative
 from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.inventory import Inventory, dependency_graph, output_group
@@ -77,10 +81,18 @@ def score_channels(
     scored = copy.deepcopy(model)
     scored.zero_grad(set_to_none=True)
     graph = dependency_graph(scored, inputs) if inventory.groups else None
-    groups = {name: output_group(graph, scored, name, range(g.channels)) for name, g in inventory.groups.items()}
-    subject = Subject(method, model, scored, inventory, graph, groups, evidence or Evidence())
+    axes = head_axes(scored)
+    groups = {
+        name: traced_heads(graph, scored, axes[name])
+        if g.heads
+        else output_group(graph, scored, name, range(g.channels))
+        for name, g in inventory.groups.items()
+    }
+    subject = Subject(method, model, scored, _by_channel(inventory), graph, groups, evidence or Evidence())
     scores = {}
-    for name, raw in importance.scores(subject).items() if groups else ():
+    for name, found in importance.scores(subject).items() if groups else ():
+        group = inventory.groups[name]
+        raw = scores_of_heads(found, group) if group.heads else found
         if not bool(raw.isfinite().all()):
             raise CompressionError(
                 f"Importance {method!r} of group {name!r} is not finite: its gradients or activations overflow. Use "
@@ -88,6 +100,15 @@ def score_channels(
             )
         scores[name] = raw if importance.compares else relative(raw)
     return ChannelScores(scores, subject.notes)
+
+
+def _by_channel(inventory: Inventory) -> Inventory:
+    """Return an inventory whose attention heads are groups of channels, those that the output projections read."""
+    groups = {
+        name: replace(g, channels=len(g.heads[g.consumers[0]]), multiples={}, heads={}) if g.heads else g
+        for name, g in inventory.groups.items()
+    }
+    return replace(inventory, groups=groups)
 
 
 def _check_weights(model: nn.Module, inventory: Inventory) -> None:

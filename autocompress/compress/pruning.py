@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from autocompress.attention import head_axes
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
 from autocompress.inventory import CONVOLUTIONS, dependency_graph, in_every_part, output_group, parts_of
@@ -33,7 +34,9 @@ class ChannelPruning(Transform):
     def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
         """See `Transform.apply`."""
         present = dict(model.named_modules())
-        wanted = {name: ratio for name, ratio in policy.pruning.items() if name in present}
+        # Attention heads are `HeadPruning`'s.
+        heads = head_axes(model)
+        wanted = {name: ratio for name, ratio in policy.pruning.items() if name in present and name not in heads}
         check_names(policy.pruning, model, policy)
         for name in wanted:
             if not isinstance(present[name], (*CONVOLUTIONS, nn.Linear)):

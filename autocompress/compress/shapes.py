@@ -38,7 +38,7 @@ class NetworkShape:
 
     Attributes:
         dense_dtype: What every layer that is not int8 runs in.
-        groups: Kept channels of every group.
+        groups: Kept channels, or attention heads, of every group.
         layers: Shape of every layer that is still there, in the model's order.
         removed_blocks: Blocks that are gone.
     """
@@ -64,7 +64,7 @@ def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkSha
     for name, kept in groups.items():
         group = inventory.groups[name]
         for producer in group.producers:
-            outs[producer] = kept
+            outs[producer] = kept * group.outputs_each(producer)
             if inventory.layers[producer].kind == "depthwise":
                 ins[producer] = kept
         for consumer in group.consumers:

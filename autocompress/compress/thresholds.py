@@ -52,7 +52,7 @@ def threshold_policy(
         ratio: Fraction of all groups' channels REMOVED, in [0, 1).
         scope: ``"global"`` or ``"layer"``.
         least: Group name to the channels it keeps at least; a tenth by default, and one always.
-        multiple: Kept channels are rounded to multiples of it, which moves the ratio.
+        multiple: Kept channels are rounded to multiples of it, which moves the ratio; attention heads are not.
 
     Raises:
         ConfigError: `scope` is unknown, `ratio` is out of range or would take more than may go, or there is nothing to
@@ -71,7 +71,9 @@ def threshold_policy(
         kept = _below_one_threshold(scores, wide, kept_least, ratio)
     pruning = {}
     for name, channels in wide.items():
-        rounded = max(multiple, round(kept[name] / multiple) * multiple) if kept[name] < channels else channels
+        # Heads are few, and each is many channels.
+        step = 1 if inventory.groups[name].heads else multiple
+        rounded = max(step, round(kept[name] / step) * step) if kept[name] < channels else channels
         pruning[name] = 1 - min(channels, max(kept_least[name], rounded)) / channels
     return CompressionPolicy(pruning=pruning)
 

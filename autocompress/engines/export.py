@@ -56,7 +56,32 @@ def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
     except Exception as error:  # the exporter raises whatever the model's forward provokes
         raise ExportError(_explain(error)) from error
     assert program is not None
+    _store_transposed(program.model)
     return program.model
+
+
+def _store_transposed(model: ir.Model) -> None:
+    """Store weights as their layers read them: the exporter leaves those of a layer that runs twice to be transposed.
+
+    Whatever reads the graph takes a layer's weight for a stored one.
+    """
+    graph, stored = model.graph, dict[tuple[str, tuple[int, ...]], ir.Value]()
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
+        if weight is None or not weight.name or weight.name not in graph.initializers or weight.const_value is None:
+            continue
+        array, order = weight.const_value.numpy(), node.attributes.get("perm")
+        axes = tuple(range(array.ndim))[::-1] if order is None else tuple(order.as_ints())
+        if (weight.name, axes) not in stored:
+            value = ir.Value(name=node.outputs[0].name, const_value=ir.tensor(array.transpose(axes).copy()))
+            value.shape, value.type = ir.Shape([array.shape[axis] for axis in axes]), weight.type
+            stored[weight.name, axes] = value
+        ir.convenience.replace_all_uses_with(node.outputs[0], stored[weight.name, axes])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[weight.name]
+    for value in stored.values():
+        graph.register_initializer(value)
 
 
 def _explain(error: BaseException) -> str:

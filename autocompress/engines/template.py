@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +19,12 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
+from autocompress.attention import head_axes, keep_heads
 from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
 from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
+from autocompress.engines.head_shapes import free_heads, set_shape
 from autocompress.engines.wiring import feeding, structure, wiring
+from autocompress.errors import ExportError
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -69,9 +73,12 @@ class GraphTemplate:
         ends = {block: (values[given], values[read]) for block, (given, read) in self._blocks.items()}
         self.wiring = wiring(self._graph, nodes, ends, lambda node, block: block in _scopes(node))
         self._editable = _explained(self._graph, self._sources)
+        self._names = {id(node): name for name, node in nodes.items()}
+        # Layers that must keep their width.
         counted = [value for node in _loosen(self._graph) for value in node.inputs]
-        fixed = feeding(counted, {id(node): name for name, node in nodes.items()})
-        self._rigid = {name: weights[f"{name}.weight"].shape[0] for name in fixed}
+        self._rigid = {name: weights[f"{name}.weight"].shape[0] for name in feeding(counted, self._names)}
+        self._axes = {layer: axis for axis in head_axes(base).values() for layer in axis.made}
+        self._base, self._inputs = base, inputs
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of a bound graph computes, or a factor of; None when it computes none."""
@@ -89,7 +96,8 @@ class GraphTemplate:
         removed = tuple(removed_blocks)
         if not self._editable or any(block not in self._blocks for block in removed):
             return None
-        if any(_width(model, layer) not in (None, channels) for layer, channels in self._rigid.items()):
+        changed = {layer for layer, channels in self._rigid.items() if _width(model, layer) not in (None, channels)}
+        if changed and not (changed <= self._axes.keys() and self._takes_any_heads):
             return None
         state = folded(model, self._folds)
         found = self._graph.clone()
@@ -117,6 +125,19 @@ class GraphTemplate:
             ir.convenience.replace_all_uses_with(values[outside], values[source], replace_graph_outputs=True)
         RemoveUnusedNodesPass()(found)
         return found if self._refill(graph, state) else None
+
+    @cached_property
+    def _takes_any_heads(self) -> bool:
+        """Whether the graph, loosened now, does for any number of heads: it costs a second export."""
+        fewer = randomised(self._base)
+        for axis in {axis.module: axis for axis in self._axes.values() if axis.heads > 1}.values():
+            keep_heads(fewer, axis, range(axis.heads - 1))
+        try:
+            other = to_onnx(without_norms(fewer, self._folds, folded(fewer, self._folds)), self._inputs)
+        except ExportError:
+            return False
+        _loosen(other)
+        return free_heads(self._graph, other, self._names, self._axes)
 
     def _refill(self, graph: ir.Graph, state: Arrays) -> bool:
         """Put the model's weights into the graph; return whether all are there."""
@@ -224,11 +245,7 @@ def _loosen(model: ir.Model) -> list[ir.Node]:
         elif node.op_type in _COUNTING:
             rigid.append(node)
     for node, shape in counts.items():
-        loose = ir.Value(name=f"{node.name}_shape", const_value=ir.tensor(np.array(shape, np.int64)))
-        loose.shape, loose.dtype = ir.Shape([len(shape)]), ir.DataType.INT64
-        model.graph.register_initializer(loose)
-        node.replace_input_with(1, loose)
-        node.attributes.pop("allowzero", None)
+        set_shape(model, node, shape)
     outputs = set(map(id, model.graph.outputs))
     for node in model.graph:
         for value in node.outputs:

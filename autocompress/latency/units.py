@@ -79,13 +79,22 @@ class Layout:
     @cached_property
     def hash(self) -> str:
         """Identity of the structure, whatever the weights: 16 hex digits."""
-        # The graph tells strides. What says nothing is left out, so that tables of before it existed still fit.
-        layers = [{k: v for k, v in asdict(layer).items() if k != "stride"} for layer in self.inventory.layers.values()]
-        groups = [
-            {k: v for k, v in asdict(group).items() if (k, v) != ("parts", 1)}
-            for group in self.inventory.groups.values()
+        # The graph tells strides. What says nothing is left out, so that tables of before it existed still fit; so are
+        # attention heads and the layers that they were rewritten as, since the structure tells networks apart by these.
+        layers = [
+            {k: v for k, v in asdict(layer).items() if k not in ("rewritten", "stride")}
+            for layer in self.inventory.layers.values()
+            if not layer.rewritten
         ]
-        blocks = {name: block.layers for name, block in self.inventory.blocks.items()}
+        groups = [
+            {k: v for k, v in asdict(group).items() if (k, v) != ("parts", 1) and k != "heads"}
+            for group in self.inventory.groups.values()
+            if not group.heads
+        ]
+        blocks = {
+            name: [layer for layer in block.layers if not self.inventory.layers[layer].rewritten]
+            for name, block in self.inventory.blocks.items()
+        }
         text = json.dumps([layers, groups, blocks, self.structure], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

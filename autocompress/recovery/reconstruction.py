@@ -69,7 +69,7 @@ class Reconstruction:
 
     def __init__(self, model: nn.Module, inventory: Inventory, inputs: Tensor, dtype: torch.dtype) -> None:
         self._inputs, self._dtype = inputs, dtype
-        self._group_of = {p: (name, group.parts) for name, group in inventory.groups.items() for p in group.producers}
+        self._group_of = {p: group for group in inventory.groups.values() for p in group.producers}
         self._targets: dict[str, _Target] = {}
         self._outputs: dict[str, LayerOutputs] = {}
         self._last: tuple[str, Tensor] | None = None
@@ -113,7 +113,7 @@ class Reconstruction:
         for name, layer in policy.layers.items():
             if layer.rank_ratio < 1 and name in self._targets:
                 mean, covariance = self._whole_outputs(name)
-                kept = self._kept(name, len(mean), policy, scores)
+                kept = self._kept(name, policy, scores)
                 found[name] = LayerOutputs(mean[kept], covariance[kept][:, kept])
         return found
 
@@ -128,14 +128,13 @@ class Reconstruction:
             self._outputs[name] = LayerOutputs(mean, rows.T @ rows / len(rows))
         return self._outputs[name]
 
-    def _kept(
-        self, name: str, channels: int, policy: CompressionPolicy, scores: Mapping[str, Tensor]
-    ) -> Tensor | slice:
+    def _kept(self, name: str, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> list[int] | slice:
         """Return which of a layer's channels pruning leaves."""
-        group, parts = self._group_of.get(name, (None, 1))
-        if group is None or group not in policy.pruning:
+        group = self._group_of.get(name)
+        if group is None or group.name not in policy.pruning:
             return slice(None)
-        return kept_indices(channels, policy.pruning[group], scores.get(group), parts)
+        kept = kept_indices(group.channels, policy.pruning[group.name], scores.get(group.name), group.parts)
+        return group.outputs_of(name, kept.tolist())
 
     def apply(self, model: nn.Module, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> int:
         """Fit the layers of `model`, which `apply_policy` made by `policy` and these channel `scores`, in place.
@@ -191,7 +190,7 @@ class Reconstruction:
         target = self._targets[name]
         wanted = target.rows.float()
         if layer.weight.shape[0] != wanted.shape[1]:
-            wanted = wanted[:, self._kept(name, wanted.shape[1], policy, scores)]
+            wanted = wanted[:, self._kept(name, policy, scores)]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):

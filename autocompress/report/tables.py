@@ -307,12 +307,13 @@ def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
             f"{layer['in_channels']} → {layer['out_channels']}",
         ]
         layers.add_row(*(Text(c) for c in (*cells, f"{layer['macs']:,}", f"{layer['params']:,}")))
-    groups = _table("Groups: channels that can only be pruned together")
+    groups = _table("Groups: channels that can only be pruned together, and attention heads")
     for name in ("group", "channels", "produced by", "used by"):
         groups.add_column(name, justify="right" if name == "channels" else "left", overflow="fold")
     for group in inventory["groups"].values():
         made, used = (", ".join(group[k][:3]) + (" …" if len(group[k]) > 3 else "") for k in ("producers", "consumers"))
-        groups.add_row(Text(group["name"]), Text(str(group["channels"])), Text(made), Text(used))
+        width = f"{group['channels']} heads" if group["heads"] else str(group["channels"])
+        groups.add_row(Text(group["name"]), Text(width), Text(made), Text(used))
     tables = [layers, groups]
     if inventory["blocks"]:
         blocks = _table("Residual blocks that can be removed")

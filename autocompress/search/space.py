@@ -24,7 +24,7 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, ch
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, nearest
-from autocompress.inventory import Inventory, Layer
+from autocompress.inventory import Group, Inventory, Layer
 from autocompress.policy import FACTORIZATIONS, SPARSITIES, CompressionPolicy, LayerPolicy
 from autocompress.search import ranks
 
@@ -42,10 +42,11 @@ class _Part(BaseModel):
 
 
 class PruningSpace(_Part):
-    """Pruning ratios offered to every group."""
+    """Pruning ratios offered to every group; `heads`: to attention heads, too, of which any number may stay."""
 
     ratios: tuple[float, ...] = (0.0,)
     round_to: Literal["auto"] | PositiveInt = "auto"
+    heads: bool = True
 
     @field_validator("ratios")
     @classmethod
@@ -130,7 +131,7 @@ class SpaceFile(BaseModel):
         return self
 
 
-_KEYS = ("include", "exclude", "ratios", "choices", "energy", "methods")
+_KEYS = ("include", "exclude", "ratios", "choices", "round_to", "heads", "remove", "energy", "methods")
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -250,8 +251,8 @@ class SearchSpace:
             if file.blocks.remove and file.blocks.covers(block):
                 every[f"block/{block}"] = ("keep", "remove")
         for name, group in inventory.groups.items():
-            if file.pruning.covers(name):
-                every[f"prune/{name}"] = _ratios(file.pruning, group.channels)
+            if file.pruning.covers(name) and (file.pruning.heads or not group.heads):
+                every[f"prune/{name}"] = _ratios(file.pruning, group)
         for name, layer in inventory.layers.items():
             if file.rank.covers(name):
                 every[f"rank/{name}"] = self._ranks(layer)
@@ -389,8 +390,11 @@ def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:
     return min(alike, key=lambda one: abs(one[2] - amount))[0] if alike else offered[0]
 
 
-def _ratios(space: PruningSpace, channels: int) -> tuple[Choice, ...]:
+def _ratios(space: PruningSpace, group: Group) -> tuple[Choice, ...]:
+    channels = group.channels
     step = channel_step(channels) if space.round_to == "auto" else space.round_to
+    if group.heads:
+        step = 1
     kept = set()
     for ratio in space.ratios:
         wanted = channels * (1 - ratio)

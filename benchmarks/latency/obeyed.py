@@ -44,7 +44,7 @@ def models(data: str | None, weights: str | None) -> dict[str, list[str]]:
 def call(*words: str, allowed: tuple[int, ...] = (0,)) -> str:
     """Run the command line in a process of its own and return its stdout."""
     answer = subprocess.run([sys.executable, "-m", "autocompress", *words], capture_output=True, text=True, check=False)
-    if answer.returncode not in allowed:
+    if answer.returncode not in allowed or not answer.stdout:
         raise SystemExit(f"{' '.join(words)} ended with {answer.returncode}:\n{answer.stderr[-2000:]}")
     return answer.stdout
 

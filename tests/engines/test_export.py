@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.engines import export
-from autocompress.engines.export import layer_nodes, save_onnx, to_onnx
+from autocompress.engines.export import every_layer_node, layer_nodes, save_onnx, to_onnx
 from autocompress.errors import ExportError
 from tests import networks
 
@@ -152,3 +152,28 @@ def test_the_last_node_is_called_as_the_output(file: Path) -> None:
     graph = onnx.load(file).graph
     (last,) = (node for node in graph.node if graph.output[0].name in node.output)
     assert last.name == graph.output[0].name == "output"
+
+
+class Again(nn.Module):
+    """One linear layer twice in a row, too large for the exporter to transpose its weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(128, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x).relu())
+
+
+def test_a_layer_that_runs_twice_reads_one_stored_weight_twice() -> None:
+    model = Again().eval()
+    graph = to_onnx(model, torch.zeros(1, 3, 128))
+    nodes = every_layer_node(graph, ["block"])["block"]
+    assert len(nodes) == 2
+    first, second = (node.inputs[1] for node in nodes)
+    assert first is second is not None
+    assert first.const_value is not None
+    np.testing.assert_array_equal(first.const_value.numpy(), model.block.weight.detach().numpy().T)
+    assert not any(node.op_type == "Transpose" for node in graph.graph)
+    # Nothing of the weight as it was is left.
+    assert len([value for value in graph.graph.initializers.values() if len(value.shape or ()) == 2]) == 1

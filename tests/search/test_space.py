@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.inventory import take_inventory
+from autocompress.inventory import Group, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.search.space import (
     SearchSpace,
@@ -44,6 +44,22 @@ def test_every_shipped_space_loads_and_binds() -> None:
     for name in shipped_spaces():
         assert SearchSpace(load_space(name), make_inventory(), "fp32", int8=True).parameters
         assert load_space(name).description
+
+
+def test_heads_are_offered_in_any_number_or_not_at_all() -> None:
+    inventory = make_inventory()
+    heads = Group("qkv", 3, ("qkv",), ("proj",), {"proj": 8}, heads={"qkv": (0, 1, 2) * 24, "proj": (0, 1, 2) * 8})
+    inventory = replace(inventory, groups={**inventory.groups, "qkv": heads})
+
+    def offered(**pruning: Any) -> SearchSpace:
+        file = SpaceFile.model_validate({"pruning": {"ratios": [0, 0.25, 0.5, 0.75], **pruning}})
+        return SearchSpace(file, inventory, "fp32", int8=True)
+
+    # 3, 2 (of 2.25 and of 1.5, to even) and 1 (of 0.75).
+    assert offered().parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
+    assert offered(round_to=16).parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
+    assert "prune/qkv" not in offered(heads=False).parameters
+    assert "prune/c0" in offered(heads=False).parameters
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
