@@ -23,7 +23,7 @@ from autocompress.graphs import Graph, GraphBuilder
 from autocompress.latency.measure import Protocol
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
-from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.tasks import ClassificationTask
@@ -91,6 +91,21 @@ def test_a_factorized_int8_classifier_computes_the_same_in_the_engine(line: Pipe
     head = next(name for name, layer in line.inventory.layers.items() if layer.kind == "linear")
     record = line.evaluate(CompressionPolicy(layers={head: LayerPolicy("int8", 0.5)}), 11, BRIEF)
     assert record.state == "complete"
+
+
+@pytest.mark.parametrize("dtype", ["dense", "int8"])
+def test_every_factorization_computes_the_same_in_the_engine_and_is_rebuilt(line: Pipeline, dtype: str) -> None:
+    own = zip(("same.conv1", "same.conv2", "wider.conv1"), FACTORIZATIONS, strict=True)
+    policy = CompressionPolicy(layers={name: LayerPolicy(dtype, 0.25, factorization=kind) for name, kind in own})
+    record = line.evaluate(policy, 20 + len(dtype), BRIEF)
+    assert record.state == "complete" and record.artifact is not None
+    assert TrialRecord.from_dict(record.to_dict()).policy == policy
+    folder = line.run.path / record.artifact
+    model, stored = load_compressed(line.task, folder, record), load_file(folder / "reference.safetensors")
+    assert len(model.get_submodule("same.conv2")) == 2 and len(model.get_submodule("wider.conv1")) == 3
+    with torch.no_grad():
+        found = model(torch.from_numpy(stored["inputs"])).numpy()
+    assert np.linalg.norm(found - stored["outputs"]) < 0.1 * np.linalg.norm(stored["outputs"])
 
 
 # -- baseline ---------------------------------------------------------------------------------------------------------
