@@ -25,7 +25,7 @@ from autocompress.graphs import Graph, GraphBuilder
 from autocompress.latency.measure import Protocol
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
-from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.tasks import ClassificationTask
@@ -145,6 +145,21 @@ def test_what_was_prepared_for_another_candidate_is_not_taken(line: Pipeline) ->
     line.prepare(CompressionPolicy(pruning={"stem": 0.5}), look=False)
     record = line.evaluate(CompressionPolicy(), 23, BRIEF)
     assert record.accuracy is not None and record.accuracy >= 0.9
+
+
+@pytest.mark.parametrize("dtype", ["dense", "int8"])
+def test_every_factorization_computes_the_same_in_the_engine_and_is_rebuilt(line: Pipeline, dtype: str) -> None:
+    own = zip(("same.conv1", "same.conv2", "wider.conv1"), FACTORIZATIONS, strict=True)
+    policy = CompressionPolicy(layers={name: LayerPolicy(dtype, 0.25, factorization=kind) for name, kind in own})
+    record = line.evaluate(policy, 30 + len(dtype), BRIEF)
+    assert record.state == "complete" and record.artifact is not None
+    assert TrialRecord.from_dict(record.to_dict()).policy == policy
+    folder = line.run.path / record.artifact
+    model, stored = load_compressed(line.task, folder, record), load_file(folder / "reference.safetensors")
+    assert len(model.get_submodule("same.conv2")) == 2 and len(model.get_submodule("wider.conv1")) == 3
+    with torch.no_grad():
+        found = model(torch.from_numpy(stored["inputs"])).numpy()
+    assert np.linalg.norm(found - stored["outputs"]) < 0.1 * np.linalg.norm(stored["outputs"])
 
 
 # -- baseline ---------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def with_space(path: Path, predictor: Any, **options: Any) -> tuple[SearchSessio
     session.predictor = predictor
     session._space_file = made_up.SPACE.file
     session.pipeline = SimpleNamespace(  # type: ignore[assignment]
-        inventory=made_up.LAYOUT.inventory, capabilities=("bf16", "int8"), baseline=BASELINE, ledger=Ledger()
+        base=None, inventory=made_up.LAYOUT.inventory, capabilities=("bf16", "int8"), baseline=BASELINE, ledger=Ledger()
     )
     return session, heard
 

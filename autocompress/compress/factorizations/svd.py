@@ -21,7 +21,7 @@ from autocompress.methods import Method
 METHOD = Method(
     "svd",
     "lowrank",
-    "linear and 1x1 layers as two thinner ones, along the principal components of their outputs",
+    "linear and 1x1 layers as two thinner ones, by the PCA of their outputs",
     "Denton et al., NeurIPS 2014; Zhang et al., TPAMI 2016",
     ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
 )

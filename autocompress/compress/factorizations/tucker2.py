@@ -26,7 +26,7 @@ from autocompress.methods import Method
 METHOD = Method(
     "tucker2",
     "lowrank",
-    "k x k convolutions as three thinner ones, along the principal components of their outputs",
+    "k x k convolutions as three thinner ones, by the PCA of their outputs",
     "Kim et al., ICLR 2016",
     ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
 )
