@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -482,3 +483,18 @@ def test_a_run_that_is_not_there(words: list[str], call: Callable[..., Result]) 
 def test_debug_shows_the_traceback(call: Callable[..., Result]) -> None:
     result = call("--debug", "pareto", "x")
     assert result.exit_code == 1 and type(result.exception).__name__ == "ConfigError"
+
+
+def test_what_libraries_print_from_c_does_not_get_between_the_data(tmp_path: Path) -> None:
+    script = tmp_path / "noisy.py"
+    script.write_text(
+        "import os, click\n"
+        "from autocompress.cli import main\n"
+        "@main.command()\n"
+        "def noisy():\n"
+        "    os.write(1, b'from C')\n"
+        "    click.echo('{}')\n"
+        "main()\n"
+    )
+    answer = subprocess.run([sys.executable, str(script), "noisy"], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout) == {} and "from C" in answer.stderr

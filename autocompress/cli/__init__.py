@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from autocompress import __version__
@@ -13,6 +16,17 @@ from autocompress.cli import devices, methods, runs, storage
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Compress a trained PyTorch model for a latency budget, measured on the device it will run on."""
+    _keep_stdout_clean()
+
+
+def _keep_stdout_clean() -> None:
+    """Send to stderr what libraries print from C, as HiGHS does: stdout is for data, which somebody may parse."""
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.fileno() != 1:
+        return
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
 
 
 for _command in (

@@ -32,6 +32,9 @@ class PlacementRules:
             8; matrix products with fewer rows or columns always do. int8 Tensor Core kernels pad to this.
         dense_depthwise: Whether convolutions with few channels per group stay dense: no int8 Tensor Core kernel exists
             for them, so that only the conversions around would remain.
+        uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
+            OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
+            no bias, or one number for all channels.
         whole_attention: Whether a pair stays below the Transpose and Reshape that follow a product of two activations,
             and off that product itself: the pattern of the fused attention kernel is left whole.
     """
@@ -43,6 +46,7 @@ class PlacementRules:
     share_residual: bool = False
     least_channels: int = 0
     dense_depthwise: bool = False
+    uneven_bias: bool = False
     whole_attention: bool = False
 
 
@@ -59,7 +63,7 @@ _TENSORRT = PlacementRules(
 )
 
 RULES: Mapping[str, PlacementRules] = {
-    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False),
+    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False, uneven_bias=True),
     # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
     "onnxruntime": PlacementRules(hoist=_MONOTONE, int32_bias=True, signed_only=False),
     "tensorrt": _TENSORRT,

@@ -79,6 +79,9 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
         _quantize_input(model.graph, node, codes, rules, pairs)
         if bias is not None:
             _quantize_bias(model.graph, node, name, weight_scale * codes.scale)
+        if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
+            for product in (node, *repeats):
+                _make_uneven(model.graph, product, name)
         for repeat in repeats:
             _quantize_input(model.graph, repeat, codes, rules, pairs)
             for index, value in stored:
@@ -159,6 +162,37 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.
     node.replace_input_with(2, dequantize.outputs[0])
     if not value.uses() and value.name is not None and value.name in graph.initializers:
         del graph.initializers[value.name]
+
+
+def _make_uneven(graph: ir.Graph, node: ir.Node, name: str) -> None:
+    """Give a product of two dimensions whose bias is missing, or the same everywhere, one that differs by nothing."""
+    shape = node.outputs[0].shape
+    if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 2:
+        return
+    stored = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = np.zeros(shape[1], np.float32)
+    if stored is not None:
+        if stored.const_value is None:
+            return
+        bias = bias + _array(stored, f"bias of {name!r}")
+        if np.ptp(bias) > 0:
+            return
+    # As little as fp32 can hold beside the bias, and for none far above what hardware flushes to zero.
+    bias[1::2] += np.maximum(np.abs(bias[1::2]) * np.float32(2**-22), np.float32(1e-30))
+    value = graph.initializers.get(f"{name}.bias_uneven") or _constant(graph, f"{name}.bias_uneven", bias)
+    if node.op_type == "Gemm":
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        return
+    product = node.outputs[0]
+    add = ir.node("Add", [product, value], num_outputs=1)
+    add.outputs[0].name, add.outputs[0].shape, add.outputs[0].type = f"{product.name}_biased", shape, product.type
+    readers = [(use.node, use.idx) for use in product.uses() if use.node is not add]
+    graph.insert_after(node, add)
+    for reader, index in readers:
+        reader.replace_input_with(index, add.outputs[0])
+    if product in graph.outputs:
+        graph.outputs[list(graph.outputs).index(product)] = add.outputs[0]
 
 
 def _share(

@@ -32,6 +32,8 @@ from autocompress.tasks.validation import Glance
 _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
+# What these first trials tell is worth more to a sampler than the time that asking ahead saves.
+_FIRST = 3
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class TrialLoop:
                 started = time.monotonic()
                 if started + 0.5 * longest >= deadline:
                     break
-                another = done + 1 < n_trials and started + 1.5 * longest < deadline
+                another = _FIRST <= done + 1 < n_trials and started + 1.5 * longest < deadline
                 learned = self._one(another=another)
                 repeated = 0 if learned else repeated + 1
                 longest = max(longest, time.monotonic() - started)

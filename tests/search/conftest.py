@@ -130,7 +130,7 @@ class Bench:
 
     def loop(
         self, config: RunConfig, space: SearchSpace | None = None, predictor: Any = None, *, finalists: int = 0,
-        ahead: bool = True, **identity: Any,
+        **identity: Any,
     ) -> TrialLoop:  # fmt: skip
         from autocompress.search.pareto import Constraints
 
@@ -139,7 +139,7 @@ class Bench:
         pipeline: Any = self.pipeline
         return TrialLoop(
             pipeline, space or self.space(), study, constraints, self.told.append,
-            predictor=predictor, finalists=finalists, ahead=ahead,
+            predictor=predictor, finalists=finalists,
         )  # fmt: skip
 
 

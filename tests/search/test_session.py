@@ -27,7 +27,7 @@ def make(path: Path, **options: Any) -> SearchSession:
     session: Any = object.__new__(SearchSession)
     session.config = RunConfig.model_validate(options)
     session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
-    session.pipeline = SimpleNamespace(baseline=BASELINE, ahead=False)
+    session.pipeline = SimpleNamespace(baseline=BASELINE, ahead=False, base=None)
     session.constraints = Constraints.of(session.config, BASELINE)
     session._best = None
     return session  # type: ignore[no-any-return]

@@ -150,12 +150,13 @@ def test_seeds_come_first_and_are_queued_once(bench: Bench) -> None:
 # -- ahead of its turn ------------------------------------------------------------------------------------------------
 
 
-def test_each_network_but_the_first_is_prepared_while_the_one_before_is_scored(bench: Bench) -> None:
+def test_each_network_but_the_first_ones_is_prepared_while_the_one_before_is_scored(bench: Bench) -> None:
     loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
-    loop.run(5, FOREVER)
-    assert bench.pipeline.prepared == bench.pipeline.asked[1:] and len(bench.pipeline.asked) == 5
+    loop.run(6, FOREVER)
+    # What the first ones tell is waited for.
+    assert bench.pipeline.prepared == bench.pipeline.asked[3:] and len(bench.pipeline.asked) == 6
     # None is left over that was asked for and not scored.
-    assert states(bench.run) == ["COMPLETE"] * 5
+    assert states(bench.run) == ["COMPLETE"] * 6
 
 
 def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench) -> None:
@@ -163,13 +164,13 @@ def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench) -> None:
     evaluate, deadline = bench.pipeline.evaluate, time.monotonic() + 1
 
     def slow(policy: CompressionPolicy, number: int, *, meanwhile: Callable[[], None] | None) -> TrialRecord:
-        if number == 1:
+        if number == 3:
             time.sleep(max(0, deadline - time.monotonic()))
         return evaluate(policy, number, meanwhile=meanwhile)
 
     bench.pipeline.evaluate = slow  # type: ignore[method-assign]
     loop.run(10, deadline)
-    assert states(bench.run) == ["COMPLETE", "COMPLETE", "FAIL"] and len(loop.records) == 2
+    assert states(bench.run) == [*["COMPLETE"] * 4, "FAIL"] and len(loop.records) == 4
 
 
 def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -> None:
@@ -179,19 +180,19 @@ def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -
         raise ZeroDivisionError("in compressing")
 
     bench.pipeline.prepare = gone  # type: ignore[method-assign]
-    loop.run(2, FOREVER)
-    assert states(bench.run) == ["COMPLETE", "COMPLETE"]
+    loop.run(5, FOREVER)
+    assert states(bench.run) == ["COMPLETE"] * 5
     ask = loop.study.ask
 
     def failing() -> optuna.Trial:
-        if len(loop.records) == 2:
+        if len(loop.records) == 6:
             raise ConfigError("the sampler broke")
         return ask()
 
     loop.study.ask = failing  # type: ignore[assignment, method-assign]
     with pytest.raises(ConfigError, match="the sampler broke"):
-        loop.run(6, FOREVER)
-    assert len(loop.records) == 2
+        loop.run(9, FOREVER)
+    assert len(loop.records) == 7
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -420,7 +421,7 @@ def test_seeds_are_fitted_when_predictions_are_trusted_from_the_start(bench: Ben
 def test_seeds_queued_before_are_closed_and_fitted_when_it_turns_out_that_they_cannot_meet_the_limit(
     bench: Bench,
 ) -> None:
-    loop = bench.loop(HALF, predictor=late(1), ahead=False)
+    loop = bench.loop(HALF, predictor=late(1))
     loop.enqueue_seeds([])
     queued = [t.system_attrs["fixed_params"] for t in load_study(bench.run).trials]
     loop.run(12, FOREVER)
