@@ -1,0 +1,144 @@
+"""Bits and ranks on real networks: what is left of the accuracy at each, by every method, without training.
+
+    python benchmarks/methods/bits.py resnet20 --data cifar10-jpeg.tar --weights DIR
+    python benchmarks/methods/bits.py --table
+
+*Bits*: all weights of two or more axes in 8, 6, 4, 3 and 2 bits by every quantizer for storage, one table of levels for
+each tensor, batch-norm recalibrated. *Ranks*: every convolution of 3 x 3 but the first in its low-rank form, of weights
+alone, and fitted to the calibration data as a search fits it. Accuracies are of the test data; nothing is chosen by
+them. Writes benchmarks/methods/results/bits-MODEL.json after every figure; a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from importances import RESULTS, WEIGHTS, accuracy
+
+from autocompress import environment
+from autocompress.compress import rewrite
+from autocompress.compress.shapes import factorized_macs_ratio, network_macs
+from autocompress.config import TaskConfig
+from autocompress.inventory import take_inventory
+from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
+from autocompress.recovery import OneShot, recalibrate
+from autocompress.results import read_json, write_json
+from autocompress.storage.quantizers import QUANTIZERS
+from autocompress.storage.sharing import share_weights
+from autocompress.storage.sparsity import bake
+from autocompress.tasks import load_task
+
+BITS = (8, 6, 4, 3, 2, 1)
+RANKS = {"tucker2": (0.5, 0.25), "spatial_svd": (0.25, 0.17), "cp": (0.17, 0.125)}
+
+
+class Bench:
+    """One network, and what is known of it.
+
+    Args:
+        model: Of `WEIGHTS`.
+        arguments: Of the command line.
+    """
+
+    def __init__(self, model: str, arguments: argparse.Namespace) -> None:
+        weights = str(Path(arguments.weights) / WEIGHTS[model])
+        self.task = load_task(TaskConfig(name="cifar10", model=model, data=arguments.data, weights=weights))
+        self.base = rewrite(self.task.model())
+        self.inventory = take_inventory(self.base, self.task.example_inputs(2))
+        self.path = RESULTS / f"bits-{model}.json"
+        self.found: dict[str, Any] = read_json(self.path) if self.path.exists() else {"bits": {}, "ranks": {}}
+        self.found |= {"model": model, "environment": environment.describe()}
+
+    def once(self, kind: str, key: str, measure: Callable[[], Any]) -> None:
+        """Measure what is not yet known, and write everything down."""
+        if key not in self.found[kind]:
+            started = time.perf_counter()
+            self.found[kind][key] = measure()
+            print(f"{kind} {key} {self.found[kind][key]} ({time.perf_counter() - started:.0f} s)", flush=True)
+            write_json(self.path, self.found)
+
+    def bits(self, name: str, weight_bits: int) -> float:
+        """Return the accuracy with all weights in so many bits."""
+        model = copy.deepcopy(self.base)
+        share_weights(model, weight_bits, QUANTIZERS[name]())
+        bake(model)
+        recalibrate(model, self.task.calibration(256))
+        return accuracy(model, self.task)
+
+    def ranks(self, name: str, ratio: float) -> dict[str, float]:
+        """Return share of the MACs and accuracies: of weights alone, and fitted."""
+        layers = {
+            layer.name: LayerPolicy(rank_ratio=ratio, factorization=name)
+            for layer in self.inventory.layers.values()
+            if layer.factorizable and layer.kind == "conv" and layer.in_channels > 3
+            and factorized_macs_ratio(layer, name, ratio) < 1
+        }  # fmt: skip
+        policy = CompressionPolicy(layers=layers)
+        row = {"macs": network_macs(self.inventory, policy) / self.inventory.macs}
+        for way in ("weights", "fitted"):
+            made = OneShot(
+                self.base, self.inventory, {}, self.task.example_inputs(2), self.task.calibration(256),
+                reconstruct=way == "fitted",
+            )  # fmt: skip
+            row[way] = accuracy(made.model(policy), self.task)
+        return row
+
+
+def table() -> str:
+    """Return the results as Markdown tables."""
+    lines = []
+    for path in sorted(RESULTS.glob("bits-*.json")):
+        found = read_json(path)
+        whole = found["bits"]["uncompressed"]
+        lines += [
+            f"**{found['model']}**, uncompressed {whole:.2%}",
+            "",
+            f"| quantizer | {' | '.join(f'{b} bit' for b in BITS)} |",
+            "|---" * (1 + len(BITS)) + "|",
+        ]
+        for name in QUANTIZERS:
+            cells = [found["bits"].get(f"{name} {b}") for b in BITS]
+            if any(cell is not None for cell in cells):
+                lines.append(f"| {name} | {' | '.join('' if c is None else f'{c:.2%}' for c in cells)} |")
+        lines += ["", "| low rank | ratio | MACs | weights alone | fitted |", "|---|---|---|---|---|"]
+        for key, row in found["ranks"].items():
+            name, ratio = key.split()
+            lines.append(f"| {name} | {ratio} | {row['macs']:.2f}x | {row['weights']:.2%} | {row['fitted']:.2%} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", choices=WEIGHTS)
+    parser.add_argument("--table", action="store_true", help="print the committed results as Markdown, run nothing")
+    parser.add_argument("--data", help="CIFAR-10: a directory or .tar with train/ and test/")
+    parser.add_argument("--weights", help="directory with the two safetensors files")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
+    if None in (arguments.model, arguments.data, arguments.weights):
+        parser.error("a model, --data and --weights are needed")
+    environment.seed_everything(0)
+    bench = Bench(arguments.model, arguments)
+    bench.once("bits", "uncompressed", lambda: accuracy(bench.base, bench.task))
+    for name, kind in QUANTIZERS.items():
+        for bits in BITS:
+            if bits in kind.BITS:
+                bench.once("bits", f"{name} {bits}", partial(bench.bits, name, bits))
+    for name in FACTORIZATIONS:
+        for ratio in RANKS[name]:
+            bench.once("ranks", f"{name} {ratio}", partial(bench.ranks, name, ratio))
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
