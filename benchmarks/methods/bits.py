@@ -23,9 +23,10 @@ from importances import RESULTS, WEIGHTS, accuracy
 
 from autocompress import environment
 from autocompress.compress import rewrite
-from autocompress.compress.shapes import factorized_macs_ratio, network_macs
+from autocompress.compress.shapes import factorized_macs_ratio
 from autocompress.config import TaskConfig
 from autocompress.inventory import take_inventory
+from autocompress.latency.units import Layout
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot, recalibrate
 from autocompress.results import read_json, write_json
@@ -80,7 +81,7 @@ class Bench:
             and factorized_macs_ratio(layer, name, ratio) < 1
         }  # fmt: skip
         policy = CompressionPolicy(layers=layers)
-        row = {"macs": network_macs(self.inventory, policy) / self.inventory.macs}
+        row = {"macs": Layout(self.inventory).macs(policy) / self.inventory.macs}
         for way in ("weights", "fitted"):
             made = OneShot(
                 self.base, self.inventory, {}, self.task.example_inputs(2), self.task.calibration(256),
