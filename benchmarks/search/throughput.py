@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ from compare import HERE, WEIGHTS, arguments_of
 
 from autocompress import environment
 from autocompress.config import RunConfig, TaskConfig
+from autocompress.errors import EngineError, VerificationError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
@@ -47,7 +49,9 @@ def turn(pipeline: Pipeline, policies: Sequence[CompressionPolicy], *, first: in
             pipeline.prepare(policy, look=False)
 
         beside: Callable[[], None] | None = meanwhile if ahead and following is not None else None
-        pipeline.evaluate(policy, first + index, meanwhile=beside)
+        # One that the checks refuse costs a search the same.
+        with suppress(EngineError, VerificationError):
+            pipeline.evaluate(policy, first + index, meanwhile=beside)
     return (time.perf_counter() - begun) / len(policies)
 
 
