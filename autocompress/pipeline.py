@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.agreement import agree, relative_error
 from autocompress.aside import Aside
-from autocompress.compress import (
-    rewrite,
-)
+from autocompress.compress import rewrite
 from autocompress.compress.quantization import activation_ranges, quantization_mode
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig

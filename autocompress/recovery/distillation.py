@@ -74,6 +74,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._dtype = dtype
         self._kept: dict[Question, dict[tuple[int, int], Tensor]] = {}
+        self._bytes = 0
 
     def outputs(self, inputs: Tensor, epoch: int, index: int) -> Tensor:
         """Return outputs ``(N, classes)`` for batch `index` of augmented epoch `epoch`."""
@@ -86,7 +87,8 @@ class Teacher:
 
         What nobody asks for any more is dropped, but for the outputs.
         """
-        self._kept = {question: kept for question, kept in self._kept.items() if question in {*questions, _OUTPUTS}}
+        for question in [q for q in self._kept if q not in questions and q != _OUTPUTS]:
+            self._bytes -= sum(answer.nbytes for answer in self._kept.pop(question).values())
         key = (epoch, index)
         found = {q: self._kept[q][key] for q in questions if key in self._kept.get(q, {})}
         missing = [question for question in questions if question not in found]
@@ -99,13 +101,11 @@ class Teacher:
         for question in missing:
             with torch.no_grad():
                 answer = questions[question](seen[question.module])
-            if self._bytes() + answer.nbytes <= _CACHE_BYTES:
+            if self._bytes + answer.nbytes <= _CACHE_BYTES:
                 self._kept.setdefault(question, {})[key] = answer
+                self._bytes += answer.nbytes
             found[question] = answer
         return found
-
-    def _bytes(self) -> int:
-        return sum(answer.nbytes for kept in self._kept.values() for answer in kept.values())
 
 
 @contextmanager

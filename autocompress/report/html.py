@@ -89,8 +89,9 @@ def _plot(view: RunView) -> str:
         )
         beyond = f" {hidden} of {len(view.points)} lie outside the first view."
     shaded = view.latency_limit_ms is not None or view.drop_limit is not None
+    unbuilt = " Crosses were not built: their latency is PREDICTED." if view.rejected else ""
     return (
-        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>{_SOURCE[view.predicted]} "
+        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>{_SOURCE[view.predicted]}{unbuilt} "
         f"Up and to the left is better{'; the shaded region meets the limits' if shaded else ''}.{beyond} "
         "Drag to zoom, double-click to go back.</p>"
         f'<div class="plot">{drawn}</div></section>'

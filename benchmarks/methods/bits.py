@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from importances import RESULTS, WEIGHTS, accuracy
+from importances import RESULTS, WEIGHTS, accuracy, parser_of
 
 from autocompress import environment
 from autocompress.compress import rewrite
@@ -117,11 +117,7 @@ def table() -> str:
 
 def main() -> None:
     """Read the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=WEIGHTS)
-    parser.add_argument("--table", action="store_true", help="print the committed results as Markdown, run nothing")
-    parser.add_argument("--data", help="CIFAR-10: a directory or .tar with train/ and test/")
-    parser.add_argument("--weights", help="directory with the two safetensors files")
+    parser = parser_of(__doc__)
     arguments = parser.parse_args()
     if arguments.table:
         print(table())

@@ -158,13 +158,19 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Read the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison of methods on a network is told."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=WEIGHTS)
     parser.add_argument("--table", action="store_true", help="print the committed results as Markdown, run nothing")
     parser.add_argument("--data", help="CIFAR-10: a directory or .tar with train/ and test/")
     parser.add_argument("--weights", help="directory with the two safetensors files")
+    return parser
+
+
+def main() -> None:
+    """Read the options and measure."""
+    parser = parser_of(__doc__)
     parser.add_argument("--epochs", type=float, default=0.0, help="of distillation; 0, the default, leaves it out")
     parser.add_argument("--importance", action="append", choices=NAMES, help="to fine-tune; all by default")
     arguments = parser.parse_args()

@@ -151,7 +151,10 @@ def test_what_was_not_built_is_drawn_where_it_was_predicted(finished: RunDirecto
     # It does not move the part that matters, and is in the picture of everything.
     assert figure.layout.meta["focus"] == before.layout.meta["focus"]
     assert figure.layout.meta["everything"][1][0] <= 31.0
-    assert "trials not built for what was seen of them" in write_report(finished).read_text()
+    page = write_report(finished).read_text()
+    assert (
+        "trials not built for what was seen of them" in page and "Crosses were not built: their latency is PRED" in page
+    )
     assert all(t.name != "not built: latency predicted" for t in before.data)
 
 
