@@ -174,9 +174,10 @@ class Profiler:
             if networks is not None:
                 share = max(share, len(self._known) / networks)
             self._observer.progress(min(share, 1.0), f"{len(self._known)} networks")
-        self._learn(everything=True)
         spent = time.monotonic() - self._started
-        return Profile.of(self.table, self.path, self.predictor, self.dense_dtype, seconds=spent, added=added)
+        # The one that steered was tuned on whatever was known then; what is told is what whoever opens the table gets.
+        final = predictor_from(self.table, self.layout, self.dense_dtype, held_out=False)
+        return Profile.of(self.table, self.path, final, self.dense_dtype, seconds=spent, added=added)
 
     def measure(self, policy: CompressionPolicy, protocol: Protocol | None = None) -> NetworkRow:
         """Build and measure a network; it is neither put in the table nor learned from."""
@@ -210,9 +211,9 @@ class Profiler:
 
         return max(drawn, key=unsure)
 
-    def _learn(self, *, everything: bool = False) -> None:
+    def _learn(self) -> None:
         enough = len(self._pending) >= _REFIT or not self.predictor.ready
-        if self._pending and (enough or everything):
+        if self._pending and enough:
             self.predictor.observe(self._pending)
             self.predictor.observe_layers(self._pending_layers)
             self._pending, self._pending_layers = [], []
