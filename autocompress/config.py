@@ -18,6 +18,9 @@ SAMPLERS = ("knapsack", "tpe", "nsga2", "gp", "random")
 # Values of `RunConfig.table` that are no file: the user's table of this device, else a shipped one; no prediction.
 ANY_TABLE, NO_TABLE = "auto", "none"
 
+# Kept back of the timeout for what comes after search and training.
+_RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -144,6 +147,14 @@ class RunConfig(_Section):
     def timeout_seconds(self) -> float | None:
         """Wall time for the whole run, recovery included."""
         return None if self.timeout is None else units.parse_duration(self.timeout)
+
+    @property
+    def working_seconds(self) -> float | None:
+        """The part of it for search and training; the rest is for the test data, the verification and the report."""
+        total = self.timeout_seconds
+        if total is None:
+            return None
+        return total - min(max(_RESERVE_SHARE * total, _RESERVE_MIN), _RESERVE_MAX, total / 2)
 
 
 def load_config(

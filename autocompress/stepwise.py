@@ -25,7 +25,7 @@ from autocompress.graphs import write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
-from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.distillation import Teacher, taught_by
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.recovery.schedule import cumulative_ratios
 from autocompress.results import write_json
@@ -160,6 +160,9 @@ def prune(
     inputs = task.example_inputs(2)
     whole = inventory = take_inventory(model, inputs)
     uncompressed, baseline = model, metric_of(model, task, task.validation(_BATCH), dtype)
+    recovery = recovery or RecoveryConfig()
+    if options.epochs:
+        taught_by(task.model(), model, task, recovery)
     teacher = Teacher(task.model(), dtype) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
@@ -176,7 +179,7 @@ def prune(
         if teacher is not None:
             budget = Budget(options.epochs / len(targets), float("inf"))
             finetune(
-                model, teacher, task, recovery or RecoveryConfig(), budget,
+                model, teacher, task, recovery, budget,
                 progress=progress, first_epoch=number, told=distilled.append,
             )  # fmt: skip
             finetuned = metric_of(model, task, task.validation(_BATCH), dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,13 +25,13 @@ from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import engine_options
-from autocompress.errors import CompressionError, ConfigError, DeviceNotFoundError
+from autocompress.errors import ConfigError, DeviceNotFoundError
 from autocompress.graphs import exported
 from autocompress.inventory import count_macs
 from autocompress.latency.protocol import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype
-from autocompress.recovery.distillation import Distiller, Teacher
+from autocompress.recovery.distillation import Teacher, taught_by
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import Measurement, write_bytes, write_json
 from autocompress.run_directory import write_engine
@@ -117,9 +118,9 @@ def distill(
     Args:
         task: Gives the teacher, data and metric.
         student: Takes and gives what the teacher does; not changed.
-        config: Engine, threads, batch size, dense dtype, and the recovery section.
+        config: Engine, threads, batch size, dense dtype, the timeout, and the recovery section.
         worker: Builds, runs and measures engines.
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; as many as the timeout leaves time for, where it sets one.
         to: Gets ``weights.safetensors``, ``model.onnx``, the engine, ``distill.json`` and, in ``teacher/``, the
             teacher's engine; a checkpoint in it is gone on from. None writes nothing.
         protocol: How long to measure.
@@ -132,6 +133,7 @@ def distill(
         EngineError: The student cannot be exported or built, or its training diverged.
         VerificationError: An engine does not compute what its model does.
     """
+    started = time.monotonic()
     described = worker.describe(config.engine, config.engine_options)
     if not described["runs_here"]:
         raise DeviceNotFoundError(
@@ -141,12 +143,14 @@ def distill(
     policies = [CompressionPolicy(d) for d in dense_dtypes(described["capabilities"], config.dense_dtype, where)]
     teacher, student = task.model(), copy.deepcopy(student).eval()
     _check(task, teacher, student, epochs)
-    distiller = _distiller(task, student, config)
+    distiller = taught_by(task.model(), student, task, config.recovery)
     stage("Exporting the student")
     exported(student, task.example_inputs(config.batch_size), {}, config.engine)
     stage(f"Teaching the student: {distiller}")
+    allowed = config.working_seconds
+    seconds = math.inf if allowed is None else max(allowed - (time.monotonic() - started), 0.0)
     report = finetune(
-        student, Teacher(task.model(), fast_dtype()), task, config.recovery, Budget(epochs, float("inf")),
+        student, Teacher(task.model(), fast_dtype()), task, config.recovery, Budget(epochs, seconds),
         checkpoint=None if to is None else to / _CHECKPOINT, progress=progress,
     )  # fmt: skip
     student.to(memory_format=torch.contiguous_format)
@@ -215,18 +219,6 @@ def _check(task: Task, teacher: nn.Module, student: nn.Module, epochs: float) ->
     for who, found in outputs.items():
         if not bool(found.isfinite().all()):
             raise ConfigError(f"The {who} gives NaN or infinite outputs before any training; check its weights.")
-
-
-def _distiller(task: Task, student: nn.Module, config: RunConfig) -> str:
-    """Return what the student will learn from, in words.
-
-    Raises:
-        ConfigError: Teacher and student cannot be compared there.
-    """
-    try:
-        return Distiller(Teacher(task.model(), torch.float32), student, task, config.recovery).describe()
-    except CompressionError as error:
-        raise ConfigError(str(error)) from error
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,14 @@ def test_from_the_command_line(call: Callable[..., Result], tmp_path: Path) -> N
     # The engine's fastest dense dtype, for each.
     assert {stored[who]["dtype"] for who in ("teacher", "student")} <= {"fp32", "bf16", "fp16"}
     assert stored["teacher"]["measurement"]["ratio"] == 1
+
+
+def test_the_training_ends_in_time(task: Task, student: nn.Module) -> None:
+    begun = time.monotonic()
+    found = taught(task, student, epochs=100_000, sets=["timeout=6s"])
+    # Half of so short a time is kept back for what comes after training.
+    assert 0 < found.epochs < 100_000 and time.monotonic() - begun < 30
+    assert found.student.validation > 0.5
 
 
 def test_an_interrupted_training_goes_on(task: Task, student: nn.Module, tmp_path: Path) -> None:

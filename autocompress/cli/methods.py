@@ -131,6 +131,7 @@ def quantize(
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY; its model is the teacher.")
 @click.option("--student", required=True, help="MODULE:FACTORY, torchvision:MODEL, timm:MODEL or resnet20, vgg11_bn…")
+@click.option("--timeout", metavar="TIME", help="For everything, such as 25m: the training ends in time. Default none.")
 @click.option("--student-weights", type=click.Path(path_type=Path), metavar="FILE", help="Safetensors to begin with.")
 @click.option("--metric", help="Without labels: agreement, top1, cosine or kl with the teacher's outputs.")
 @click.option("--epochs", type=float, help="Passes over the training data. Default: recovery.epochs, 24.")

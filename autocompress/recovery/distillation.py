@@ -24,7 +24,7 @@ from autocompress.recovery.places import OUTPUT, Place, choose_places, observed
 from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks.base import Task
 
-__all__ = ["DISTILLATIONS", "Distiller", "Teacher", "check_distillation", "distillation_loss"]
+__all__ = ["DISTILLATIONS", "Distiller", "Teacher", "check_distillation", "distillation_loss", "taught_by"]
 
 # Answers of the teacher kept in memory at most; beyond it they are computed again.
 _CACHE_BYTES = 512 * 2**20
@@ -221,3 +221,21 @@ class Distiller:
             ]
             total = total + self._weights[name] * torch.stack(parts).mean()
         return total
+
+
+def taught_by(teacher: nn.Module, student: nn.Module, task: Task, config: RecoveryConfig) -> str:
+    """Return what a student would learn from, in words, and so find out before any training whether it can.
+
+    Args:
+        teacher: Owned by the callee from here on.
+        student: Not changed, and left in eval mode.
+        task: Gives the inputs.
+        config: Methods, weights, places.
+
+    Raises:
+        ConfigError: An unknown method, or places that the two do not have or no method can use.
+    """
+    try:
+        return Distiller(Teacher(teacher, torch.float32), student, task, config).describe()
+    except CompressionError as error:
+        raise ConfigError(str(error)) from error

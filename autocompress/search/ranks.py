@@ -33,6 +33,22 @@ def read(choice: object) -> tuple[str, float] | None:
     return (name, float(ratio)) if ratio and name in FACTORIZATIONS else None
 
 
+def nearest_choice(among: Sequence[str | float], wanted: str | float) -> str | float:
+    """Return the one of `among` that equals `wanted`, or the closest number, or the first.
+
+    Of low-rank forms, the closest of the same factorization comes before those of others.
+    """
+    aim = read(wanted)
+    if wanted in among or aim is None:
+        return wanted if wanted in among else among[0]
+    name, amount = aim
+    known = [(choice, *found) for choice in among if (found := read(choice)) is not None]
+    alike = [one for one in known if name == one[1] or one[2] == 1]
+    if all(one[2] == 1 for one in alike):
+        alike = known
+    return min(alike, key=lambda one: abs(one[2] - amount))[0] if alike else among[0]
+
+
 def offered(
     layer: Layer, ratios: Sequence[float], factorizations: Sequence[str], found: Mapping[str, Sequence[float]]
 ) -> tuple[str | float, ...]:

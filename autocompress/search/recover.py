@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from autocompress.compress.stored import load_compressed
 from autocompress.config import QuantizationConfig, RecoveryConfig
-from autocompress.errors import CompressionError, ConfigError, EngineError, VerificationError
+from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.recovery import fast_dtype
-from autocompress.recovery.distillation import Distiller, Teacher
+from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
@@ -30,18 +28,6 @@ _FIRST_ROUND = 0.12
 # Building, checking and measuring a fine-tuned candidate, and the minimum worth training for.
 _SECONDS_TO_SCORE = 6.0
 _SHORTEST = 2.0
-
-
-def check_recovery(pipeline: Pipeline, config: RecoveryConfig) -> None:
-    """Find out before the search whether its finalists can be distilled as the run file says.
-
-    Raises:
-        ConfigError: The uncompressed model has no such places, or none that a method can use.
-    """
-    try:
-        Distiller(Teacher(pipeline.task.model(), torch.float32), pipeline.base, pipeline.task, config)
-    except CompressionError as error:
-        raise ConfigError(str(error)) from error
 
 
 @dataclass

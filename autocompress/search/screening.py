@@ -82,6 +82,7 @@ class Screen:
         taken: Networks that have been measured or are about to be, which `fit` does not return.
         blocks: Those that may be removed, the one whose removal changes least first, as far as that is known.
         best: Choices and record of the best network so far; None while none is inside the limit.
+        finishing: Whether every trial starts from it, as long as it leaves room below the limit.
         reachable: Whether some network is predicted to meet the limit, as far as the last `fit` saw.
     """
 
@@ -94,6 +95,7 @@ class Screen:
         self.taken: set[CompressionPolicy] = set()
         self.blocks: Sequence[str] = ()
         self.best: tuple[Choices, TrialRecord] | None = None
+        self.finishing = False
         self.reachable = True
         self._constraints = constraints
         self._new: list[Observation] = []
@@ -307,7 +309,7 @@ class FittedSampler(optuna.samplers.BaseSampler):
 
     def _screened(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Drawn:
         screen = self._screen
-        if improves(trial.number) and screen.trusted and screen.best is not None:
+        if (screen.finishing or improves(trial.number)) and screen.trusted and screen.best is not None:
             improved = screen.improve()
             if improved is not None:
                 return Drawn(screen.best[0], improved, 0, hopeless=False)

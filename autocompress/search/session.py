@@ -22,7 +22,7 @@ from autocompress.latency.predictor import LatencyPredictor
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery.distillation import distillation_loss
+from autocompress.recovery.distillation import distillation_loss, taught_by
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search import ranks
@@ -30,7 +30,7 @@ from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
-from autocompress.search.recover import Recovery, check_recovery
+from autocompress.search.recover import Recovery
 from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
@@ -47,10 +47,10 @@ from autocompress.worker.client import EngineWorker
 _OFFERED = "offered.json"
 # Of the time that is left, for measuring what single choices do to accuracy.
 _SENSITIVITY_SHARE = 0.1
+# Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
+_LAST_SHARE = 0.12
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
-# Kept back of the timeout for the test data, the verification in a fresh process and the report.
-_RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
 
 
 @dataclass
@@ -83,7 +83,7 @@ class SearchSession:
         for group, note in self.pipeline.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         if self.config.recovery.enabled:
-            check_recovery(self.pipeline, self.config.recovery)
+            taught_by(self.task.model(), self.pipeline.base, self.task, self.config.recovery)
         self._space_file = space
         # What single choices lose, where the sampler asked for it.
         self._losses: Mapping[str, Mapping[Choice, float]] | None = None
@@ -94,10 +94,8 @@ class SearchSession:
     @property
     def deadline(self) -> float | None:
         """`time.monotonic()` at which search and recovery must have ended, or None."""
-        total = self.config.timeout_seconds
-        if total is None:
-            return None
-        return self.started + total - min(max(_RESERVE_SHARE * total, _RESERVE_MIN), _RESERVE_MAX, total / 2)
+        seconds = self.config.working_seconds
+        return None if seconds is None else self.started + seconds
 
     def execute(self) -> TrialRecord | None:
         """Run every stage; return the best record, or None when no trial finished."""
@@ -139,9 +137,7 @@ class SearchSession:
             elapsed = (time.monotonic() - begun) / (until - begun) if until != float("inf") else 0.0
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
-        self.loop.run(self.config.n_trials, until, progress)
-        self.observer.stage("Measuring the best again")
-        self._confirm(lambda: [self._best] if self._best is not None else [])
+        self._search(begun, until, progress)
         if recovery.enabled and not self._settled(baseline):
 
             def choose() -> list[TrialRecord]:
@@ -163,6 +159,23 @@ class SearchSession:
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
         return self._best
+
+    def _search(self, begun: float, until: float, progress: Callable[[int, int], None]) -> None:
+        """Run the trials; the last ones use the room that the best, measured once more, leaves below its limit."""
+
+        def confirm() -> None:
+            self.observer.stage("Measuring the best again")
+            self._confirm(lambda: [self._best] if self._best is not None else [])
+
+        trials = self.config.n_trials
+        if self.constraints.latency is not None:
+            first = trials - round(_LAST_SHARE * trials)
+            self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress)
+            confirm()
+            self.observer.stage("Searching near the best")
+            self.loop.finish()
+        self.loop.run(trials, until, progress)
+        confirm()
 
     def _open_ahead(self) -> None:
         """Take latencies from a table of the device, which is not here."""
@@ -283,7 +296,7 @@ class SearchSession:
                 again = self.pipeline.measure_again(record)
                 self._confirmed.add(again.number)
                 self.run.append(again)
-                self.loop.records[again.number] = again
+                self.loop.replace(again)
                 if self._best is record:
                     # What its trial measured counts no more.
                     self._best = None

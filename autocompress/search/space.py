@@ -354,14 +354,14 @@ class SearchSpace:
         for name, offered in self.every.items():
             kind = name.partition("/")[0]
             wanted = choices.get(name, choices.get(f"{kind}/*", offered[0]))
-            yield name, nearest_choice(offered, wanted)
+            yield name, ranks.nearest_choice(offered, wanted)
 
     def everywhere(self, **wanted: Choice) -> dict[str, Choice]:
         """Return choices that set every parameter of a kind to the nearest of: ``prune=0.5, dtype="int8"``."""
         found = {}
         for name, offered in self.parameters.items():
             kind = name.partition("/")[0]
-            found[name] = nearest_choice(offered, wanted[kind]) if kind in wanted else offered[0]
+            found[name] = ranks.nearest_choice(offered, wanted[kind]) if kind in wanted else offered[0]
         return found
 
 
@@ -372,22 +372,6 @@ def _matters(choices: Sequence[Choice]) -> bool:
 def _kept(choices: tuple[Choice, ...], offered: Sequence[Choice]) -> tuple[Choice, ...]:
     """Return the choices that are offered, or all where none is."""
     return tuple(choice for choice in choices if choice in offered) or choices
-
-
-def nearest_choice(offered: Sequence[Choice], wanted: Choice) -> Choice:
-    """Return the offered choice that equals `wanted`, or the closest number, or the first.
-
-    Of low-rank forms, the closest of the same factorization comes before those of others.
-    """
-    aim = ranks.read(wanted)
-    if wanted in offered or aim is None:
-        return wanted if wanted in offered else offered[0]
-    name, amount = aim
-    known = [(choice, *found) for choice in offered if (found := ranks.read(choice)) is not None]
-    alike = [one for one in known if name == one[1] or one[2] == 1]
-    if all(one[2] == 1 for one in alike):
-        alike = known
-    return min(alike, key=lambda one: abs(one[2] - amount))[0] if alike else offered[0]
 
 
 def _ratios(space: PruningSpace, group: Group) -> tuple[Choice, ...]:

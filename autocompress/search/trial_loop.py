@@ -114,6 +114,17 @@ class TrialLoop:
             return None
         return self._choices[best.number], best
 
+    def replace(self, record: TrialRecord) -> None:
+        """Take a trial's record as it is after another measurement."""
+        self.records[record.number] = record
+        if self.screen is not None:
+            self.screen.best = self._best()
+
+    def finish(self) -> None:
+        """From here on trials use the room that the best one leaves below the latency limit, as long as it does."""
+        if self.screen is not None:
+            self.screen.finishing = True
+
     def choices_of(self, number: int) -> dict[str, Choice] | None:
         """Return what a trial chose; None for one that the study does not have."""
         return self._choices.get(number)

@@ -76,6 +76,8 @@ class Bench:
         self.uniform = policy_at_macs(
             self.inventory, SHARE, lambda ratio: threshold_policy({}, self.inventory, ratio, scope="layer")
         )
+        # One for all: they train on the same epochs, and its answers are kept.
+        self.teacher = Teacher(self.task.model(), fast_dtype())
         self.path = RESULTS / f"importances-{model}.json"
         self.found: dict[str, Any] = read_json(self.path) if self.path.exists() else {"rows": {}}
         self.found |= {
@@ -126,8 +128,7 @@ class Bench:
         """Return the accuracy at the same ratios after fine-tuning."""
         environment.seed_everything(0)
         model = self.pruned(self.uniform, self.scores(name))
-        teacher = Teacher(self.task.model(), fast_dtype())
-        finetune(model, teacher, self.task, RecoveryConfig(), Budget(epochs, float("inf")))
+        finetune(model, self.teacher, self.task, RecoveryConfig(), Budget(epochs, float("inf")))
         return accuracy(model, self.task)
 
 

@@ -146,6 +146,17 @@ def test_every_third_trial_starts_from_the_best_network(bench: Bench) -> None:
     assert [number for number, (_, drawn) in enumerate(found) if drawn.proposed == choices] == [1, 4, 10]
 
 
+def test_in_the_end_every_trial_does(bench: Bench) -> None:
+    made = screen(bench, target="0.7x")
+    choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
+    made.best = choices, measured(made.space.policy(choices), 0.5)
+    made.finishing = True
+    assert all(drawn.proposed == choices for _, drawn in trials(made, "random", 8)[1])
+    # With nothing left below the limit, the sampler goes on.
+    made.best = choices, measured(made.space.policy(choices), 0.69)
+    assert not any(drawn.proposed == choices for _, drawn in trials(made, "random", 4)[1])
+
+
 def trials(made: Screen, sampler: str, count: int) -> tuple[optuna.Study, list[tuple[dict[str, Any], Drawn]]]:
     study = optuna.create_study(
         direction="maximize", sampler=make_sampler(sampler, 0, count, knowledge(made.space, 0.5))

@@ -74,7 +74,10 @@ def test_best_always_holds_the_best_so_far(tmp_path: Path) -> None:
 def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: Path) -> None:
     session = make(tmp_path, target_latency="0.5x")
     found = [record(number, 0.9 - number / 100, 5.6 - number / 100) for number in range(6)]
-    session.loop = SimpleNamespace(records={r.number: r for r in found})  # type: ignore[assignment]
+    records = {r.number: r for r in found}
+    session.loop = SimpleNamespace(  # type: ignore[assignment]
+        records=records, replace=lambda again: records.update({again.number: again})
+    )
     session._confirmed = set()
     asked = []
     # Trials 0 and 1 had been lucky.
@@ -99,6 +102,27 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
     assert held(session)[0] == 2 and session.run.records()[0].latency_ms == 5.9
     # What is known is not measured once more.
     assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target_latency": "0.5x"}, ["run 44 until 1088", "confirm", "finish", "run 50 until 1100", "confirm"]),
+        ({"max_drop": "1pp"}, ["run 50 until 1100", "confirm"]),
+    ],
+)
+def test_the_last_trials_start_from_the_best_once_it_is_confirmed(
+    options: dict[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    session = make(tmp_path, n_trials=50, **options)
+    seen: list[str] = []
+    session.loop = SimpleNamespace(  # type: ignore[assignment]
+        run=lambda trials, until, progress: seen.append(f"run {trials} until {until:.0f}"),
+        finish=lambda: seen.append("finish"),
+    )
+    session._confirm = lambda choose: seen.append("confirm")  # type: ignore[method-assign,assignment]
+    session._search(1000.0, 1100.0, lambda done, total: None)
+    assert seen == expected
 
 
 def test_without_a_latency_limit_nothing_is_measured_again(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.inventory import Group, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.search.ranks import nearest_choice
 from autocompress.search.space import (
     SearchSpace,
     SpaceFile,
@@ -19,7 +20,6 @@ from autocompress.search.space import (
     channel_step,
     configured_space,
     load_space,
-    nearest_choice,
     shipped_spaces,
 )
 from tests.search.conftest import layer, make_inventory
