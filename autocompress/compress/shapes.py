@@ -63,6 +63,8 @@ def network_shape(inventory: Inventory, policy: CompressionPolicy) -> NetworkSha
     outs = {name: layer.out_channels for name, layer in inventory.layers.items()}
     for name, kept in groups.items():
         group = inventory.groups[name]
+        if kept == group.channels:
+            continue
         for producer in group.producers:
             outs[producer] = kept * group.outputs_each(producer)
             if inventory.layers[producer].kind == "depthwise":

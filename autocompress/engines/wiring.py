@@ -18,7 +18,23 @@ import onnx_ir as ir
 INPUT, OUTPUT = "", "(output)"
 # Sets of removed blocks whose graph is remembered.
 _REMEMBERED = 256
-_Rewired = tuple[dict[str, tuple[str, ...]], dict[str, list[str]]]
+
+
+class _Rewired(NamedTuple):
+    """A graph without some of its blocks.
+
+    Attributes:
+        read: Of every layer: whose result it reads.
+        readers: Of every layer, junction and the input: who reads its result.
+        makers: Of every junction that a layer reads, and the input: the layers whose results meet there, through other
+            junctions too.
+        joins: Of every layer: the junctions that read its result.
+    """
+
+    read: dict[str, str]
+    readers: dict[str, list[str]]
+    makers: dict[str, list[str]]
+    joins: dict[str, list[str]]
 
 
 class Context(NamedTuple):
@@ -56,25 +72,25 @@ class Wiring:
 
     def contexts(self, int8: Collection[str], removed_blocks: Iterable[str] = ()) -> dict[str, Context]:
         """Return the context of every layer that is left."""
-        sources, readers = self._rewired(tuple(removed_blocks))
+        graph = self._rewired(tuple(removed_blocks))
+        if not int8:
+            return {name: Context(joins=len(joins)) for name, joins in graph.joins.items()}
+        wanted = frozenset(int8)
 
-        def share(names: Iterable[str]) -> float:
-            known = [name in int8 for name in names]
+        def share(names: list[str]) -> float:
             # No more digits than a table's row keeps.
-            return round(sum(known) / len(known), 4) if known else 0.0
+            return round(len([name for name in names if name in wanted]) / len(names), 4) if names else 0.0
 
-        kept = {name: share(found) for name, found in readers.items()} if int8 else {}
-        made: dict[str, float] = {}
-        for name in readers if int8 else ():
-            made[name] = float(name in int8) if name in self.layers else share(self._makers(name, sources))
-        found = {}
-        for name, (source, *_) in sources.items():
-            if name not in self.layers:
-                continue
-            joins = [reader for reader in readers.get(name, ()) if reader not in self.layers and reader != OUTPUT]
-            beyond = max((kept.get(join, 0.0) for join in joins), default=0.0)
-            found[name] = Context(made.get(source, 0.0), kept.get(source, 0.0), kept.get(name, 0.0), len(joins), beyond)
-        return found
+        kept = {name: share(readers) for name, readers in graph.readers.items()}
+        made = {name: share(makers) for name, makers in graph.makers.items()}
+        made |= dict.fromkeys(wanted, 1.0)
+        return {
+            name: Context(
+                made.get(source, 0.0), kept.get(source, 0.0), kept.get(name, 0.0), len(graph.joins[name]),
+                max([kept.get(join, 0.0) for join in graph.joins[name]], default=0.0),
+            )
+            for name, source in graph.read.items()
+        }  # fmt: skip
 
     def _makers(self, junction: str, sources: Mapping[str, tuple[str, ...]]) -> list[str]:
         """Return the layers whose results meet at a junction, through other junctions too."""
@@ -91,7 +107,7 @@ class Wiring:
         return found
 
     def _rewired(self, removed_blocks: tuple[str, ...]) -> _Rewired:
-        """Return whose results everything that is left reads, and who reads whose."""
+        """Return the graph that is left."""
         if removed_blocks in self._known:
             return self._known[removed_blocks]
         blocks = [self.blocks[block] for block in removed_blocks if block in self.blocks]
@@ -111,8 +127,16 @@ class Wiring:
                 readers.setdefault(source, []).append(name)
         if len(self._known) > _REMEMBERED:
             self._known.clear()
-        self._known[removed_blocks] = sources, readers
-        return sources, readers
+        layers = [name for name in sources if name in self.layers]
+        read = {name: sources[name][0] for name in layers}
+        made = _Rewired(
+            read,
+            readers,
+            {name: self._makers(name, sources) for name in {*read.values()} - self.layers},
+            {name: [r for r in readers.get(name, ()) if r not in self.layers and r != OUTPUT] for name in layers},
+        )
+        self._known[removed_blocks] = made
+        return made
 
 
 def wiring(

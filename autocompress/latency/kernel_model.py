@@ -25,11 +25,16 @@ _COUNTS, COORDINATES, _LOGS = 33, 22 + len(OPS) + len(_OTHERS), 6
 # arithmetic alone, and with an interval that says so.
 _FAR = 10.0
 
+# One coordinate for each: which it is.
+_NO_KIND, _NO_FORM = (0.0,) * len(OPS), (0.0,) * len(_OTHERS)
+_KINDS = {kind: tuple(float(kind == other) for other in OPS) for kind in OPS}
+_FORMS = {name: tuple(_FAR * (name == other) for other in _OTHERS) for name in _OTHERS}
+
 
 def counts(unit: Unit) -> list[float]:
     """Return kernels, arithmetic, traffic, conversions, ragged widths."""
     q, chain, positions = float(unit.int8), unit.chain, unit.positions
-    macs = unit.macs
+    macs = positions * sum([factor.macs for factor in chain])
     vectors = positions * sum(
         (_up(ins, _TILE) if ins > 1 else 1) * _up(outs, _VECTOR) * area * scale for ins, outs, area, scale in chain
     )
@@ -65,28 +70,28 @@ def _up(value: int, step: int) -> int:
 
 def coordinates(unit: Unit) -> list[float]:
     """Return where a unit lies among all others; widths in doublings."""
-    ranks, around = (*unit.ranks, 0, 0), unit.context
-    widths = (unit.in_channels, unit.out_channels)
+    (first, second, *_), around = (*unit.ranks, 0, 0), unit.context
+    ins, outs = unit.in_channels, unit.out_channels
     return [
-        *(math.log2(width) for width in widths),
-        *(math.log2(rank + 1) for rank in ranks[:2]),
+        math.log2(ins), math.log2(outs), math.log2(first + 1), math.log2(second + 1),
         len(unit.ranks), unit.int8, unit.sparse, *around,
         # A tensor is kept in int8 alone only when all its readers want that.
         around.siblings_int8 == 1, around.outputs_int8 == 1,
-        *(width % step > 0 for step in (_VECTOR, _TILE) for width in widths),
-        *(rank % _VECTOR > 0 for rank in ranks[:2]),
+        ins % _VECTOR > 0, outs % _VECTOR > 0, ins % _TILE > 0, outs % _TILE > 0,
+        first % _VECTOR > 0, second % _VECTOR > 0,
         math.log2(unit.positions), math.log2(unit.area),
-        *(unit.kind == kind for kind in OPS),
-        *(_FAR * (unit.factorization == name) for name in _OTHERS),
+        *_KINDS.get(unit.kind, _NO_KIND), *_FORMS.get(unit.factorization, _NO_FORM),
     ]  # fmt: skip
 
 
 def log_amounts(unit: Unit) -> list[float]:
     """Return the logs of arithmetic, weights and traffic, and what multiplies a layer's cost: its kernels, int8."""
-    weights = sum(ins * outs * area for ins, outs, area, _ in unit.chain)
-    made = unit.positions * sum(outs * scale for _, outs, _, scale in unit.chain)
-    kernels = len(unit.chain)
-    return [math.log(unit.macs), math.log(weights), math.log(made), kernels, unit.int8, kernels * unit.int8]
+    chain = unit.chain
+    weights = sum([ins * outs * area for ins, outs, area, _ in chain])
+    made = unit.positions * sum([outs * scale for _, outs, _, scale in chain])
+    macs = unit.positions * sum([factor.macs for factor in chain])
+    kernels = len(chain)
+    return [math.log(macs), math.log(weights), math.log(made), kernels, unit.int8, kernels * unit.int8]
 
 
 class UnitTable:

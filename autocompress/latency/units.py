@@ -122,7 +122,7 @@ class Layout:
             Unit(
                 name, *self._fixed[name], shape.in_channels, shape.out_channels, shape.ranks, name in int8,
                 contexts.get(name, none), name in sparse, shape.factorization,
-                factors(self.inventory.layers[name], shape),
+                factors(self.inventory.layers[name], shape) if shape.factorization else (),
             )
             for name, shape in shapes.items()
         )  # fmt: skip
