@@ -25,7 +25,7 @@ from autocompress.latency.gpu_noise import GpuWatch
 from autocompress.latency.noise import Disturbance, Watch
 from autocompress.latency.nvml import Gpu
 from autocompress.latency.protocol import DISTURBED, LATENCY, WARM_UP_PATIENCE, Protocol
-from autocompress.latency.statistics import Samples, drift, half_width, mad, median_interval, ratio_interval
+from autocompress.latency.statistics import Samples, drift, half_width, levelled, mad, median_interval, ratio_interval
 from autocompress.latency.timers import LatencyTimer, Slice, ThroughputTimer, Timer
 from autocompress.results import Measurement
 
@@ -55,7 +55,8 @@ def measure(
     """Time opened runners against the first one, the baseline.
 
     Args:
-        runners: One for each engine; in throughput mode, as many for each as there are streams.
+        runners: One for each engine, or as many as it is open: in latency mode they are timed in turns, in throughput
+            mode side by side, as streams.
         inputs: One array ``(batch_size, ...)`` for each engine.
         protocol: How long, and in which mode; None for the standard one.
         threads: Threads of one call; recorded, not set.
@@ -76,7 +77,7 @@ def measure(
     protocol = protocol or Protocol()
     names = names or [f"Engine {number} of {len(runners)}" for number in range(1, len(runners) + 1)]
     made = [_timer(runner, name, protocol) for runner, name in zip(runners, names, strict=True)]
-    streams = 1 if isinstance(runners[0], Runner) else len(runners[0])
+    streams = 1 if isinstance(runners[0], Runner) or protocol.mode == LATENCY else len(runners[0])
     with ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())
         timers = [stack.enter_context(timer) for timer in made]
@@ -88,10 +89,11 @@ def measure(
 
 
 def _timer(runner: Runner | Sequence[Runner], name: str, protocol: Protocol) -> Timer:
-    single = isinstance(runner, Runner)
-    if single != (protocol.mode == LATENCY):
-        raise ConfigError(f"Mode {protocol.mode!r} takes {'a list of runners' if single else 'one runner'} per engine.")
-    return LatencyTimer(runner, name) if isinstance(runner, Runner) else ThroughputTimer(runner, name)
+    if protocol.mode == LATENCY:
+        return LatencyTimer([runner] if isinstance(runner, Runner) else runner, name)
+    if isinstance(runner, Runner):
+        raise ConfigError(f"Mode {protocol.mode!r} takes a list of runners per engine.")
+    return ThroughputTimer(runner, name)
 
 
 class _Session:
@@ -134,6 +136,11 @@ class _Session:
     def _round(self, number: int, share: float, least: int) -> bool:
         """Take a round; when the baseline was disturbed in it, and there is patience, leave it out and return False."""
         known = [len(pieces) for pieces in self._slices]
+        for timer in self._timers:
+            timer.turn(number)
+        # Another instance has other weights.
+        if any(timer.instances > 1 for timer in self._timers):
+            self._last = None
         self._watch.look()
         if self._gpu is not None:
             self._gpu.look()
@@ -169,11 +176,17 @@ class _Session:
     # -- judging ------------------------------------------------------------------------------------------------
 
     def _values(self, index: int) -> list[float]:
-        """Return what each round says of an engine, in ms."""
+        """Return what each round says of an engine, in ms, its instances brought to one level."""
+        return [value * factor for value, factor in zip(self._taken(index), self._factors(index), strict=True)]
+
+    def _taken(self, index: int) -> list[float]:
         pieces = self._slices[index]
         if index > 0:
             return [piece.value for piece in pieces]
         return [self._timers[0].joined(halves) for halves in zip(pieces[::2], pieces[1::2], strict=True)]
+
+    def _factors(self, index: int) -> list[float]:
+        return levelled(self._taken(index), self._timers[index].instances)
 
     def _ratio(self, index: int) -> tuple[float, float, float]:
         ratios = [a / b for a, b in zip(self._values(index), self._values(0), strict=True)]
@@ -250,7 +263,10 @@ class _Session:
 
     def _rounds(self, index: int) -> list[Samples]:
         pieces = [piece.samples for piece in self._slices[index]]
-        return [np.concatenate(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)] if index == 0 else pieces
+        if index == 0:
+            pieces = [np.concatenate(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
+        factors = self._factors(index)
+        return [(piece * factor).astype(np.float32) for piece, factor in zip(pieces, factors, strict=True)]
 
     def _samples(self, index: int) -> Samples:
         return np.concatenate([piece.samples for piece in self._slices[index]])

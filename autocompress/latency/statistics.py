@@ -50,6 +50,18 @@ def median_interval(rounds: Sequence[Samples], seed: int = 0) -> tuple[float, fl
     return median, min(float(low), median), max(float(high), median)
 
 
+def levelled(rounds: Sequence[float], instances: int) -> list[float]:
+    """Return factors ``(n,)`` that bring rounds to the mean level of the instances that took turns in them.
+
+    What one instance differs from another by is then no scatter between rounds. Too few rounds stay as they are.
+    """
+    values = np.asarray(rounds, dtype=np.float64)
+    if instances < 2 or len(values) < 2 * instances:
+        return [1.0] * len(values)
+    levels = [float(np.median(values[number::instances])) for number in range(instances)]
+    return [float(np.mean(levels)) / levels[number % instances] for number in range(len(values))]
+
+
 def drift(values: Sequence[float]) -> float:
     """Return by how much a series rose from its first to its last value, relative to its middle; 0 for mere scatter.
 

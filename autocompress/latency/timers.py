@@ -50,11 +50,17 @@ class Slice:
 
 
 class Timer(abc.ABC):
-    """One engine to be timed. A context manager around whatever it needs beside its runners."""
+    """One engine to be timed. A context manager around whatever it needs beside its runners.
+
+    Attributes:
+        name: Of the engine, for errors.
+        instances: How often it is open, to be timed in turns.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._calls = 0
+        self.instances = 1
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +73,9 @@ class Timer(abc.ABC):
     @abc.abstractmethod
     def prepare(self, inputs: Array) -> None:
         """Bind inputs ``(batch_size, ...)``."""
+
+    def turn(self, number: int) -> None:  # noqa: B027 - most have one instance.
+        """Take the instance whose turn it is in round `number`."""
 
     @abc.abstractmethod
     def settle(self) -> None:
@@ -120,15 +129,29 @@ class Timer(abc.ABC):
 
 
 class LatencyTimer(Timer):
-    """Times one runner, a call after the other."""
+    """Times one runner, a call after the other; where an engine is open more than once, the one whose turn it is."""
 
-    def __init__(self, runner: Runner, name: str) -> None:
+    def __init__(self, runners: Sequence[Runner], name: str) -> None:
         super().__init__(name)
-        self._runner = runner
+        self._runners, self._runner = runners, runners[0]
+        self.instances = len(runners)
+
+    def turn(self, number: int) -> None:
+        """Take the next instance."""
+        self._runner = self._runners[number % self.instances]
 
     def prepare(self, inputs: Array) -> None:
-        """Bind inputs."""
-        self._guarded(lambda: self._runner.prepare(inputs))
+        """Bind inputs to every instance."""
+        for runner in self._runners:
+            self._guarded(lambda runner=runner: runner.prepare(inputs))  # type: ignore[misc]
+
+    def warm_up(self, protocol: Protocol) -> bool:
+        """Run every instance untimed until its median settles."""
+        settled = []
+        for number in range(self.instances):
+            self.turn(number)
+            settled.append(super().warm_up(protocol))
+        return all(settled)
 
     def settle(self) -> None:
         """Run a few times, or once when one call is long."""

@@ -35,8 +35,14 @@ from autocompress.latency.protocol import THROUGHPUT, Protocol
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
 # ONNX graph and its engine file) and what the one before left. A large model keeps fewer: an opened engine takes
 # several times the bytes of its file.
-_KEPT = 4
+_KEPT = 8
 _KEPT_BYTES = 512 * 2**20
+# Files larger than this together are not opened side by side to be timed in turns.
+_INSTANCE_BYTES = 96 * 2**20
+# An instance of a baseline is opened anew after this many measurements.
+_RENEWED_EVERY = 3
+# Of one file that a measurement names more than once, each has this many numbers for what it opens.
+_MOST_COPIES = 1000
 # More runners than this for one evaluation cost more compiling and memory than they save.
 _MAX_STREAMS = 16
 # The client kills at its deadline. Should it be gone and the GIL held, the child ends itself this much later.
@@ -46,12 +52,18 @@ _CAN_PIN = sys.platform == "linux"
 _OOM_SCORE = "500"
 
 
+# Of an opened engine: its engine's name, file, options, stamps of the file, number of the instance.
+_Key = tuple[Any, ...]
+
+
 class Child:
     """The requests. Holds opened engines between them."""
 
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
-        self._open: OrderedDict[tuple[Any, ...], Runner] = OrderedDict()
+        self._open: OrderedDict[_Key, Runner] = OrderedDict()
+        # How often a file was the baseline.
+        self._used: dict[str, int] = {}
         self._operations: Mapping[str, Callable[..., Any]] = {
             "describe": self.describe,
             "build": self.build,
@@ -141,11 +153,13 @@ class Child:
             _check_threads(threads, streams)
         samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
         batches = [_batch(samples, 0, file.options.batch_size) for file in engine_files]
-        opened: list[Runner | list[Runner]] = []
-        for copy, file in _numbered(engine_files):
-            runners = [self._runner(file, copy * streams + stream) for stream in range(streams)]
-            opened.append(runners if timing.mode == THROUGHPUT else runners[0])
         on_gpu = any(self._engine(file.engine).uses_gpu for file in engine_files)
+        opened: list[list[Runner]] = []
+        for index, (repeat, file) in enumerate(_numbered(engine_files)):
+            self._runner(file, repeat * _MOST_COPIES)
+            wanted = timing.instances if index else timing.baseline_instances
+            count = streams if timing.mode == THROUGHPUT else _instances(file, wanted, on_gpu=on_gpu)
+            opened.append([self._runner(file, repeat * _MOST_COPIES + copy) for copy in range(count)])
         meter, gpu = EnergyMeter(gpu=on_gpu), first_gpu() if on_gpu else None
         try:
             with _pinned(threads * streams):
@@ -160,6 +174,8 @@ class Child:
         if keep_samples is not None:
             # By the place in `files`; the client renames the file into its place.
             np.savez(keep_samples, **{f"samples_ms_{i}": taken for i, (_, taken) in enumerate(results)})  # type: ignore[arg-type]
+        if timing.mode != THROUGHPUT and len(opened[0]) > 1:
+            self._renew(engine_files[0], len(opened[0]))
         self._evict()
         return [measurement.to_dict() for measurement, _ in results]
 
@@ -183,15 +199,26 @@ class Child:
     def _runner(self, file: EngineFile, copy: int = 0) -> Runner:
         """Return an opened runner, kept from an earlier request when the file has not changed since."""
         _check_threads(file.options.threads)
-        try:
-            stamps = tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in file.files())
-        except OSError as error:
-            raise BuildError(f"{file.path} cannot be opened: {error.strerror or error}.") from error
-        key = (file.engine, str(file.path), file.options, stamps, copy)
+        key = self._key(file, copy)
         if key not in self._open:
             self._open[key] = self._engine(file.engine).open(file).__enter__()
         self._open.move_to_end(key)
         return self._open[key]
+
+    def _key(self, file: EngineFile, copy: int) -> _Key:
+        try:
+            stamps = tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in file.files())
+        except OSError as error:
+            raise BuildError(f"{file.path} cannot be opened: {error.strerror or error}.") from error
+        return file.engine, str(file.path), file.options, stamps, copy
+
+    def _renew(self, file: EngineFile, instances: int) -> None:
+        """Close one of a baseline's instances now and then, so that none is compared with for a whole table."""
+        used = self._used[str(file.path)] = self._used.get(str(file.path), 0) + 1
+        if used % _RENEWED_EVERY == 0:
+            oldest = self._open.pop(self._key(file, used // _RENEWED_EVERY % instances), None)
+            if oldest is not None:
+                oldest.__exit__(None, None, None)
 
     def _evict(self) -> None:
         """Close the runners used longest ago. The last two stay: the baseline and the candidate."""
@@ -205,6 +232,13 @@ class Child:
 
 def _file(data: Mapping[str, Any]) -> EngineFile:
     return EngineFile(data["engine"], Path(data["path"]), EngineOptions(**data["options"]))
+
+
+def _instances(file: EngineFile, wanted: int, *, on_gpu: bool) -> int:
+    """Return how often to open a file to time it: once on a GPU, whose memory is its own, and when it is large."""
+    if on_gpu:
+        return 1
+    return max(1, min(wanted, _INSTANCE_BYTES // max(file.size_bytes, 1)))
 
 
 def _numbered(files: Sequence[EngineFile]) -> list[tuple[int, EngineFile]]:

@@ -13,6 +13,7 @@ from autocompress.errors import BuildError, ConfigError
 from autocompress.latency.energy import EnergyMeter
 from autocompress.latency.measure import Protocol, measure
 from autocompress.latency.noise import Disturbance
+from autocompress.latency.statistics import levelled
 from tests.latency.fakes import Clock, FakeRunner, StillWatch
 
 BATCH = np.zeros((2, 3), dtype=np.float32)
@@ -284,8 +285,39 @@ def test_mode_and_runners_must_agree(clock: Clock) -> None:
     runner = FakeRunner(clock, lambda _: 1.0)
     with pytest.raises(ConfigError, match="'throughput' takes a list"):
         measure([runner], [BATCH], Protocol(mode="throughput"))
-    with pytest.raises(ConfigError, match="'latency' takes one runner"):
-        measure([[runner]], [BATCH])
+
+
+def test_instances_take_turns_and_none_of_them_decides(clock: Clock) -> None:
+    """One opened engine is faster than another of the same file: what counts is their mean, and it is no noise."""
+    log: list[str] = []
+
+    def opened(name: str, *costs: float) -> list[FakeRunner]:
+        return [FakeRunner(clock, lambda _, c=cost: c, log, f"{name}{n}") for n, cost in enumerate(costs)]  # type: ignore[misc]
+
+    baseline, candidate, single = opened("a", 1.0, 1.1, 0.9), opened("b", 0.5, 0.48, 0.52), opened("c", 0.5)
+    runners: list[Any] = [baseline, candidate, single]
+    (first, _), *others = measure(runners, [BATCH] * 3, Protocol(rounds=6, warm_up_s=0))
+    assert first.latency_ms == pytest.approx(1.0) and first.low_ms == pytest.approx(first.high_ms)
+    for found, samples in others:
+        assert found.ratio == pytest.approx(0.5, rel=1e-3)
+        assert found.ratio_high - found.ratio_low < 0.002 and not found.noisy
+        assert len(samples) == found.n
+    # The samples are as they were taken.
+    assert set(np.round(others[0][1], 2)) == {np.float32(0.5), np.float32(0.48), np.float32(0.52)}
+    assert [runner.prepared for runner in (*baseline, *candidate, *single)] == [1] * 7
+    # In a round, both slices of the baseline are of one instance.
+    turns = [name for name, before in zip(log, ["", *log], strict=False) if name != before and name[0] == "a"]
+    assert turns[-12:] == ["a0", "a0", "a1", "a1", "a2", "a2"] * 2
+
+
+@pytest.mark.parametrize(("rounds", "instances"), [([4.0, 4.4, 3.6, 4.0, 4.4], 3), ([4.0, 4.4], 1)])
+def test_few_rounds_or_one_instance_stay_as_they_are(rounds: list[float], instances: int) -> None:
+    assert levelled(rounds, instances) == [1.0] * len(rounds)
+
+
+def test_rounds_come_to_one_level() -> None:
+    rounds = [4.0, 4.4, 3.6, 4.0, 4.4, 3.6, 4.0]
+    assert np.multiply(rounds, levelled(rounds, 3)) == pytest.approx([4.0] * 7)
 
 
 class FakeMeter(EnergyMeter):
