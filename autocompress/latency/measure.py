@@ -246,12 +246,14 @@ class _Session:
         for index, batch_size in enumerate(batch_sizes):
             found = [*around, *self._about(index)]
             samples = self._samples(index)
-            latency, low, high = median_interval(self._rounds(index), self._protocol.seed)
+            latency = float(np.median(samples))
+            _, low, high = median_interval(self._rounds(index), self._protocol.seed)
             ratio = self._ratio(index) if index else (1.0, 1.0, 1.0)
             p90, p95, p99 = (float(p) for p in np.percentile(samples, (90, 95, 99)))
             measurement = Measurement(
                 latency_ms=latency, p90_ms=p90, p95_ms=p95, p99_ms=p99, mad_ms=mad(samples), n=len(samples),
-                low_ms=low, high_ms=high, ratio=ratio[0], ratio_low=ratio[1], ratio_high=ratio[2],
+                low_ms=min(low, latency), high_ms=max(high, latency),
+                ratio=ratio[0], ratio_low=ratio[1], ratio_high=ratio[2],
                 baseline_ms=baseline, noisy=any(disturbance.harmful for disturbance in found),
                 batch_size=batch_size, threads=threads, noise=tuple(disturbance.reason for disturbance in found),
                 aa_ratio=itself[0], aa_low=itself[1], aa_high=itself[2], mode=self._protocol.mode, streams=streams,

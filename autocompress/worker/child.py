@@ -218,7 +218,9 @@ class Child:
         if used % _RENEWED_EVERY == 0:
             oldest = self._open.pop(self._key(file, used // _RENEWED_EVERY % instances), None)
             if oldest is not None:
-                oldest.__exit__(None, None, None)
+                # What was measured is not to be lost for it.
+                with suppress(Exception):
+                    oldest.__exit__(None, None, None)
 
     def _evict(self) -> None:
         """Close the runners used longest ago. The last two stay: the baseline and the candidate."""

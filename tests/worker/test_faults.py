@@ -97,7 +97,9 @@ def test_a_hang_ends_at_the_time_limit(worker: EngineWorker, build: Callable[[st
 def test_a_device_that_disappears_while_timed(
     worker: EngineWorker, build: Callable[[str], EngineFile], tmp_path: Path
 ) -> None:
-    brief = Protocol(warm_up_s=0, min_iterations=200, min_seconds=0.01, max_seconds=0.01)
+    brief = Protocol(
+        warm_up_s=0, min_iterations=200, min_seconds=0.01, max_seconds=0.01, baseline_instances=1, instances=1
+    )
     steady, gone = build("fine"), build("unplugged")
     for _ in range(2):
         said = r"unplugged\.faulty stopped running while it was timed, after \d+ calls: OSError: the device fell off"
