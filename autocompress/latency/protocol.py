@@ -48,8 +48,8 @@ class Protocol:
     seed: int = 0
     mode: str = LATENCY
     streams: int | None = None
-    baseline_instances: int = 3
-    instances: int = 3
+    baseline_instances: int = 5
+    instances: int = 5
     usual_ms: float = 0.0
     patience_s: float = 6.0
 

@@ -35,7 +35,7 @@ from autocompress.latency.protocol import THROUGHPUT, Protocol
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
 # ONNX graph and its engine file) and what the one before left. A large model keeps fewer: an opened engine takes
 # several times the bytes of its file.
-_KEPT = 8
+_KEPT = 12
 _KEPT_BYTES = 512 * 2**20
 # Files larger than this together are not opened side by side to be timed in turns.
 _INSTANCE_BYTES = 96 * 2**20

@@ -5,7 +5,7 @@
 A CIFAR ResNet-20, and a VGG-11 whose weights do not stay in a cache (random weights, batch 1, one thread), are built
 once for each engine and measured against themselves with the standard protocol, every pair in a fresh process, on a
 quiet machine and beside a busy loop on another processor. Any verdict of faster or slower is false. --instances 1 opens
-each engine once, where the protocol takes three in turns. Writes ``benchmarks/latency/results/aa.json``, cases of
+each engine once, where the protocol takes several in turns. Writes ``benchmarks/latency/results/aa.json``, cases of
 earlier calls kept, and prints a table.
 """
 

@@ -70,18 +70,18 @@ def _unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_child, "_CAN_PIN", False)
 
 
-def test_the_baseline_is_open_three_times_and_a_trial_once(tmp_path: Path) -> None:
+def test_the_baseline_is_open_five_times_and_a_trial_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.measure()
-    assert bench.log == ["open baseline"] * 3 + ["open candidate"]
+    assert bench.log == ["open baseline"] * 5 + ["open candidate"]
     bench.measure()
-    assert len(bench.log) == 4
+    assert len(bench.log) == 6
 
 
-def test_what_decides_is_open_three_times(tmp_path: Path) -> None:
+def test_what_decides_is_open_five_times(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.measure(Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, max_seconds=0, rounds=6))
-    assert bench.log == ["open baseline"] * 3 + ["open candidate"] * 3
+    assert bench.log == ["open baseline"] * 5 + ["open candidate"] * 5
 
 
 def test_large_files_and_those_of_a_gpu_are_open_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ def test_no_instance_is_the_baseline_of_a_whole_table(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     for _ in range(9):
         bench.measure()
-    assert bench.log.count("close baseline") == 3 and bench.log.count("open baseline") == 5
+    assert bench.log.count("close baseline") == 3 and bench.log.count("open baseline") == 7
     bench.measure()
     # Each was the oldest in its turn, and is open again.
-    assert bench.log.count("open baseline") == 6
+    assert bench.log.count("open baseline") == 8
     assert bench.log.count("open candidate") == 1
