@@ -7,16 +7,11 @@ DIR holds the four IDX files of MNIST or of a set in its form, such as Debian's 
 /usr/share/datasets/fashion-mnist. The ratio is the bytes of the dense fp32 weights as a .safetensors file over those of
 our container on disk; the error is that of the network whose weights were read back from it. Training, pruning and
 sharing see 55,000 images; 5,000 are held out to choose settings by; test images train nothing.
-
-With --mirror, pruning and sharing see every other image mirrored, with what the dense network says of the mirrored one
-(for clothes, not for digits). The dense network trained on in the same way, and not compressed, is then measured too:
-what of the difference is the images' and not the compression's.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import statistics
 import tempfile
@@ -149,7 +144,7 @@ def train(
     epochs: int,
     generator: torch.Generator,
     *,
-    teacher: Teacher | None = None,
+    teacher: Tensor | None = None,
     before_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> None:
     """Train in place for the labels, and for the outputs of a teacher where one is given."""
@@ -162,39 +157,13 @@ def train(
     for step, batch in enumerate(_batches(len(labels), epochs, generator)):
         before_step(step, steps)
         optimizer.zero_grad()
-        inputs, wanted = images[batch], None
-        if teacher is not None:
-            inputs, wanted = teacher.batch(images, batch, generator)
-        outputs = model(inputs)
+        outputs = model(images[batch])
         loss = nn.functional.cross_entropy(outputs, labels[batch])
-        if wanted is not None:
-            loss = (1 - ALPHA) * loss + ALPHA * distillation_loss(outputs, wanted, TEMPERATURE)
+        if teacher is not None:
+            loss = (1 - ALPHA) * loss + ALPHA * distillation_loss(outputs, teacher[batch], TEMPERATURE)
         loss.backward()
         optimizer.step()
         schedule.step()
-
-
-class Teacher:
-    """What a dense network says of training images, and of their mirror images where they are wanted.
-
-    Args:
-        model: The dense network.
-        images: ``(N, 1, 28, 28)``.
-        mirror: Whether half of the images of a batch are mirrored.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor, *, mirror: bool) -> None:
-        self._outputs = logits(model, images)
-        self._mirrored = logits(model, images.flip(3)) if mirror else None
-
-    def batch(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the images of these rows, as the student sees them, and what the dense network says of them."""
-        inputs, wanted = images[rows], self._outputs[rows]
-        if self._mirrored is None:
-            return inputs, wanted
-        turned = torch.rand(len(rows), generator=generator) < 0.5
-        inputs = torch.where(turned[:, None, None, None], inputs.flip(3), inputs)
-        return inputs, torch.where(turned[:, None], self._mirrored[rows], wanted)
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -214,7 +183,7 @@ def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
+def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
     """Raise the sparsity of every layer while training, then train on at what it has."""
     parameters = dict(model.named_parameters())
     set_masks(model, {name: torch.ones_like(parameters[name], dtype=torch.bool) for name in recipe.sparsity})
@@ -231,7 +200,7 @@ def prune(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
     bake(model)
 
 
-def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Teacher) -> None:
+def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generator, teacher: Tensor) -> None:
     """Share weights and train the levels."""
     share_weights(model, recipe.bits, quantizer("codebook"))
     train(
@@ -245,7 +214,7 @@ def share(model: nn.Module, data: Data, recipe: Recipe, generator: torch.Generat
     bake(model)
 
 
-def run(name: str, seed: int, data: Data, *, mirror: bool) -> dict[str, Any]:
+def run(name: str, seed: int, data: Data) -> dict[str, Any]:
     """Return the figures of one network and seed, at every stage."""
     recipe, started = RECIPES[name], time.monotonic()
     torch.manual_seed(seed)
@@ -253,8 +222,8 @@ def run(name: str, seed: int, data: Data, *, mirror: bool) -> dict[str, Any]:
     model = recipe.make()
     errors: dict[str, dict[str, float]] = {}
 
-    def note(stage: str, of: nn.Module | None = None) -> None:
-        errors[stage] = {part: error(of or model, getattr(data, part)) for part in ("validation", "test")}
+    def note(stage: str) -> None:
+        errors[stage] = {"validation": error(model, data.validation), "test": error(model, data.test)}
         print(f"{name} seed {seed} {stage}: {errors[stage]}, {time.monotonic() - started:.0f} s", flush=True)
 
     train(model, data, sgd(model, recipe.dense_lr), recipe.dense_epochs, generator)
@@ -263,12 +232,7 @@ def run(name: str, seed: int, data: Data, *, mirror: bool) -> dict[str, Any]:
         dense = Path(folder) / "dense.safetensors"
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, dense)
         original = dense.stat().st_size
-        teacher = Teacher(model, data.train[0], mirror=mirror)
-        if mirror:
-            trained_on = copy.deepcopy(model)
-            epochs = recipe.prune_epochs + recipe.retrain_epochs
-            train(trained_on, data, sgd(trained_on, recipe.prune_lr), epochs, generator, teacher=teacher)
-            note("dense, trained on", trained_on)
+        teacher = logits(model, data.train[0])
         prune(model, data, recipe, generator, teacher)
         note("pruned")
         share(model, data, recipe, generator, teacher)
@@ -285,8 +249,7 @@ def run(name: str, seed: int, data: Data, *, mirror: bool) -> dict[str, Any]:
     ratio = original / packed.size_bytes
     print(f"{name} seed {seed}: {original} -> {packed.size_bytes} bytes, {ratio:.2f}x, identical {same}", flush=True)
     return {
-        "network": name, "seed": seed, "mirror": mirror, "goal": recipe.goal, "errors": errors,
-        "original_bytes": original,
+        "network": name, "seed": seed, "goal": recipe.goal, "errors": errors, "original_bytes": original,
         "size_bytes": packed.size_bytes, "ratio": ratio, "bit_identical": same, "size_bytes_by_coder": by_coder,
         "met": ratio >= recipe.goal and errors["unpacked"]["test"] <= errors["dense"]["test"],
         "tensors": [one.to_dict() for one in packed.tensors],
@@ -296,8 +259,8 @@ def run(name: str, seed: int, data: Data, *, mirror: bool) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """Return the runs as a Markdown table, one line per network: mean and range over seeds."""
     lines = [
-        "| network | dense | ours | ratio (least) | test error, dense | ours | dense, trained on | per seed | met |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | dense | ours | ratio (least) | test error, dense | test error, ours | per seed | met |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(one["network"] for one in runs):
         of = [one for one in runs if one["network"] == name]
@@ -305,12 +268,10 @@ def table(runs: list[dict[str, Any]]) -> str:
         ours = [one["errors"]["unpacked"]["test"] for one in of]
         pairs = ", ".join(f"{a:.2%} → {b:.2%}" for a, b in zip(dense, ours, strict=True))
         ratios = [one["ratio"] for one in of]
-        longer = [one["errors"]["dense, trained on"]["test"] for one in of if one.get("mirror")]
         cells = (
             name, f"{of[0]['original_bytes']:,} B", f"{statistics.mean(one['size_bytes'] for one in of):,.0f} B",
             f"{statistics.mean(ratios):.1f}x ({min(ratios):.1f}x), goal {of[0]['goal']:g}x",
-            f"{statistics.mean(dense):.2%}", f"{statistics.mean(ours):.2%}",
-            f"{statistics.mean(longer):.2%}" if longer else "not measured", pairs,
+            f"{statistics.mean(dense):.2%}", f"{statistics.mean(ours):.2%}", pairs,
             f"{sum(one['met'] for one in of)} of {len(of)}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -323,7 +284,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="Folder of the IDX files.")
     parser.add_argument("--networks", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--mirror", action="store_true", help="See mirrored images while pruning and sharing.")
     parser.add_argument("--out", type=Path, help="JSON; runs of other networks and seeds that it has are kept.")
     parser.add_argument("--table", type=Path, metavar="JSON", help="Print what a file holds, run nothing.")
     options = parser.parse_args()
@@ -333,7 +293,7 @@ def main() -> None:
     data = load(options.data)
     for name in options.networks:
         for seed in options.seeds:
-            found = run(name, seed, data, mirror=options.mirror)
+            found = run(name, seed, data)
             if options.out is None:
                 continue
             before = read_json(options.out)["runs"] if options.out.exists() else []
