@@ -84,36 +84,15 @@ def test_prune_distils_as_the_run_file_says(call: Callable[..., Result]) -> None
     assert json.loads(call(*words, "--json").stdout)["distilled"] == []
 
 
+ATTENTION = ["--ratio", "0.5", "--epochs", "1", "--set", "recovery.distill=attention"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--ratio", "0.5", "--set", "recovery.distill=attentoin"], "Did you mean 'attention'?"),
-        (
-            [
-                "--ratio",
-                "0.5",
-                "--epochs",
-                "1",
-                "--set",
-                "recovery.distill=attention",
-                "--set",
-                "recovery.distill_at=[a]",
-            ],
-            "the teacher has no module 'a'",
-        ),
-        (
-            [
-                "--ratio",
-                "0.5",
-                "--epochs",
-                "1",
-                "--set",
-                "recovery.distill=attention",
-                "--set",
-                "recovery.distill_at=['6']",
-            ],
-            "'attention' needs a module",
-        ),
+        ([*ATTENTION, "--set", "recovery.distill_at=[a]"], "the teacher has no module 'a'"),
+        ([*ATTENTION, "--set", "recovery.distill_at=['6']"], "'attention' needs a module"),
         (["--ratio", "0.99"], "more than may go"),
         (["--ratio", "0.5", "--macs", "0.5"], "either a ratio"),
         ([], "either a ratio"),

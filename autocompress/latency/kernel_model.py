@@ -34,7 +34,7 @@ _FORMS = {name: tuple(_FAR * (name == other) for other in _OTHERS) for name in _
 def counts(unit: Unit) -> list[float]:
     """Return kernels, arithmetic, traffic, conversions, ragged widths."""
     q, chain, positions = float(unit.int8), unit.chain, unit.positions
-    macs = positions * sum([factor.macs for factor in chain])
+    macs = unit.macs
     vectors = positions * sum(
         (_up(ins, _TILE) if ins > 1 else 1) * _up(outs, _VECTOR) * area * scale for ins, outs, area, scale in chain
     )
@@ -89,9 +89,8 @@ def log_amounts(unit: Unit) -> list[float]:
     chain = unit.chain
     weights = sum([ins * outs * area for ins, outs, area, _ in chain])
     made = unit.positions * sum([outs * scale for _, outs, _, scale in chain])
-    macs = unit.positions * sum([factor.macs for factor in chain])
     kernels = len(chain)
-    return [math.log(macs), math.log(weights), math.log(made), kernels, unit.int8, kernels * unit.int8]
+    return [math.log(unit.macs), math.log(weights), math.log(made), kernels, unit.int8, kernels * unit.int8]
 
 
 class UnitTable:

@@ -164,8 +164,9 @@ class _Session:
     def _take(self, index: int, seconds: float, least: int) -> None:
         timer = self._timers[index]
         pieces = self._slices[index]
-        if timer is not self._last or not pieces or pieces[-1].value < _SHORT_MS:
-            timer.settle()
+        switched = timer is not self._last or not pieces
+        if switched or pieces[-1].value < _SHORT_MS:
+            timer.settle(switched=switched)
         self._last = timer
         before = self._meter.read()
         taken = timer.time(seconds, least)

@@ -82,8 +82,8 @@ class Timer(abc.ABC):
         """Take the instance whose turn it is in round `number`."""
 
     @abc.abstractmethod
-    def settle(self) -> None:
-        """Run untimed after another engine ran."""
+    def settle(self, *, switched: bool = True) -> None:
+        """Run untimed after another engine ran, or, when none was `switched` to, after a pause."""
 
     @abc.abstractmethod
     def time(self, seconds: float, least: int) -> Slice:
@@ -157,9 +157,9 @@ class LatencyTimer(Timer):
             settled.append(super().warm_up(protocol))
         return all(settled)
 
-    def settle(self) -> None:
-        """Run a few times, or once when one call is long."""
-        self._guarded(lambda: _settle(self._runner.run))
+    def settle(self, *, switched: bool = True) -> None:
+        """Run a few times, or once when one call is long; after a switch until calls get no faster."""
+        self._guarded(lambda: _settle(self._runner.run, _SETTLE_MOST if switched else _SETTLE_ITERATIONS))
 
     def time(self, seconds: float, least: int) -> Slice:
         """Time calls; the slice's value is their median."""
@@ -206,7 +206,7 @@ class ThroughputTimer(Timer):
         for runner in self._runners:
             self._guarded(lambda runner=runner: runner.prepare(inputs))  # type: ignore[misc]
 
-    def settle(self) -> None:
+    def settle(self, *, switched: bool = True) -> None:
         """Run all streams for a moment."""
         self._side_by_side(_SETTLE_NS, 1)
 
@@ -261,11 +261,11 @@ class _Streams:
             raise
 
 
-def _settle(run: Callable[[], None]) -> None:
+def _settle(run: Callable[[], None], most: int) -> None:
     clock = time.perf_counter_ns
     start = now = clock()
     took: list[int] = []
-    while len(took) < _SETTLE_MOST and now - start < _SETTLE_LONGEST_NS:
+    while len(took) < most and now - start < _SETTLE_LONGEST_NS:
         run()
         before, now = now, clock()
         took.append(now - before)

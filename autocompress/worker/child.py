@@ -156,6 +156,7 @@ class Child:
         on_gpu = any(self._engine(file.engine).uses_gpu for file in engine_files)
         opened: list[list[Runner]] = []
         for index, (repeat, file) in enumerate(_numbered(engine_files)):
+            # First of all: it says what is wrong with a file that is not there.
             self._runner(file, repeat * _MOST_COPIES)
             wanted = timing.instances if index else timing.baseline_instances
             count = streams if timing.mode == THROUGHPUT else _instances(file, wanted, on_gpu=on_gpu)
