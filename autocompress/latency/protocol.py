@@ -33,7 +33,7 @@ class Protocol:
         streams: Inference calls in flight in throughput mode; None for as many as the processors hold.
         baseline_instances, instances: How often the baseline, and each other engine, is opened in latency mode. Where
             its weights come to lie in memory makes one opened engine a few per cent faster than another of the same
-            file (VGG-11 in OpenVINO: standard deviation 3 %). Rounds take them in turns.
+            file (VGG-11 in OpenVINO: standard deviation 1.5 to 3.5 %). Rounds take them in turns.
         usual_ms: What the baseline takes when nothing disturbs it; 0 when that is not known. Rounds in which it took
             over `DISTURBED` times as long are taken anew.
         patience_s: How long may be spent on that; then all rounds count, and the result says so.
