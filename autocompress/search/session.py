@@ -172,7 +172,8 @@ class SearchSession:
             first = trials - round(_LAST_SHARE * trials)
             self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress)
             confirm()
-            self.observer.stage("Searching near the best")
+            if len(self.loop.records) < trials and time.monotonic() < until:
+                self.observer.stage("Searching near the best")
             self.loop.finish()
         self.loop.run(trials, until, progress)
         confirm()
