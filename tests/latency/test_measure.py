@@ -310,6 +310,17 @@ def test_instances_take_turns_and_none_of_them_decides(clock: Clock) -> None:
     assert turns[-12:] == ["a0", "a0", "a1", "a1", "a2", "a2"] * 2
 
 
+def test_further_instances_share_a_second_warm_up(clock: Clock) -> None:
+    """The machine is warm after the first one, and every turn begins with untimed calls."""
+    log: list[str] = []
+    instances: list[Any] = [FakeRunner(clock, lambda _: 1.0, log, f"a{n}") for n in range(5)]
+    protocol = Protocol(warm_up_s=0.5, rounds=10, min_seconds=0, min_iterations=10)
+    measure([instances], [BATCH], protocol)
+    warming = log[: log.index("a0", log.index("a4"))]
+    runs = [warming.count(f"a{n}") for n in range(5)]
+    assert 500 <= runs[0] < 520 and all(100 <= count < 120 for count in runs[1:])
+
+
 def test_what_gets_faster_after_a_switch_is_not_timed_until_it_no_longer_does(clock: Clock) -> None:
     """Weights that another engine drove out of the caches come back over several calls."""
 

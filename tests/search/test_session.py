@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,23 +106,32 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "done", "expected"),
     [
-        ({"target_latency": "0.5x"}, ["run 44 until 1088", "confirm", "finish", "run 50 until 1100", "confirm"]),
-        ({"max_drop": "1pp"}, ["run 50 until 1100", "confirm"]),
+        (
+            {"target_latency": "0.5x"},
+            40,
+            ["run 40 after 80", "confirm", "near", "finish", "run 50 after 100", "confirm"],
+        ),
+        # Nothing is left to be done near the best, and nothing is said of it.
+        ({"target_latency": "0.5x"}, 50, ["run 40 after 80", "confirm", "finish", "run 50 after 100", "confirm"]),
+        ({"max_drop": "1pp"}, 40, ["run 50 after 100", "confirm"]),
     ],
 )
 def test_the_last_trials_start_from_the_best_once_it_is_confirmed(
-    options: dict[str, Any], expected: list[str], tmp_path: Path
+    options: dict[str, Any], done: int, expected: list[str], tmp_path: Path
 ) -> None:
     session = make(tmp_path, n_trials=50, **options)
     seen: list[str] = []
+    begun = time.monotonic()
+    session.observer.stage = lambda text: seen.extend(["near"] * ("near" in text))  # type: ignore[method-assign]
     session.loop = SimpleNamespace(  # type: ignore[assignment]
-        run=lambda trials, until, progress: seen.append(f"run {trials} until {until:.0f}"),
+        records=range(done),
+        run=lambda trials, until, progress: seen.append(f"{trials} after {until - begun:.0f}"),
         finish=lambda: seen.append("finish"),
     )
     session._confirm = lambda choose: seen.append("confirm")  # type: ignore[method-assign,assignment]
-    session._search(1000.0, 1100.0, lambda done, total: None)
+    session._search(begun, begun + 100.0, lambda done, total: None)
     assert seen == expected
 
 
