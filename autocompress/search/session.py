@@ -48,7 +48,7 @@ _OFFERED = "offered.json"
 # Of the time that is left, for measuring what single choices do to accuracy.
 _SENSITIVITY_SHARE = 0.1
 # Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
-_LAST_SHARE = 0.2
+_LAST_SHARE = 0.12
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
 

@@ -110,11 +110,11 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
     [
         (
             {"target_latency": "0.5x"},
-            40,
-            ["40 after 80", "confirm", "near", "finish", "50 after 100", "confirm"],
+            44,
+            ["44 after 88", "confirm", "near", "finish", "50 after 100", "confirm"],
         ),
         # Nothing is left to be done near the best, and nothing is said of it.
-        ({"target_latency": "0.5x"}, 50, ["40 after 80", "confirm", "finish", "50 after 100", "confirm"]),
+        ({"target_latency": "0.5x"}, 50, ["44 after 88", "confirm", "finish", "50 after 100", "confirm"]),
         ({"max_drop": "1pp"}, 40, ["50 after 100", "confirm"]),
     ],
 )
