@@ -22,7 +22,7 @@ class Protocol:
     Attributes:
         warm_up_s: Untimed running of each engine before the first round, at least one iteration; up to
             `WARM_UP_PATIENCE` times as long until the median of its windows settles. Of an engine that is open more
-            than once, the first instance; the others share as much again.
+            than once, that is for the first instance; the others share about as much again.
         min_iterations, min_seconds: Timed work of each engine, at least both, spread over the rounds.
         rounds: Interleaved rounds before noise is judged. More and shorter ones pair the engines better on a busy
             machine (a file against itself: standard deviation of the ratio 0.9 % with 10, 0.4 % with 20).

@@ -150,9 +150,10 @@ class LatencyTimer(Timer):
             self._guarded(lambda runner=runner: runner.prepare(inputs))  # type: ignore[misc]
 
     def warm_up(self, protocol: Protocol) -> bool:
-        """Run every instance untimed until its median settles; the first warms the machine, the others their memory.
+        """Run every instance untimed until its median settles.
 
-        Each for as long as the first, half of a measurement of a small network was warming up.
+        The first one warms the machine; the others, only their own memory, share about as much time again. When each
+        took as long as the first, half of measuring a small network was warming up.
         """
         settled = []
         for number in range(self.instances):
