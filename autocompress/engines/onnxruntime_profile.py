@@ -123,17 +123,28 @@ def kernel_times(
 
 def measure_overhead(opening: Opening) -> Overhead:
     """Return what calls and the profiler cost on this machine, from chains of nodes that do next to nothing."""
-    lengths = (_SHORT_CHAIN, _LONG_CHAIN)
     with tempfile.TemporaryDirectory(prefix="autocompress-profile-") as name:
         folder = Path(name)
         setting = _Setting(opening, EngineOptions(), np.zeros((1, 1), np.float32), folder)
-        graphs = [_chain(folder / f"{length}.onnx", length) for length in lengths]
+        graphs = [_chain(folder / f"{length}.onnx", length) for length in (_SHORT_CHAIN, _LONG_CHAIN)]
         turns = [[_Round(setting, graph, np.inf, _CHAIN_RUNS) for graph in graphs] for _ in range(_ROUNDS)]
-    # What disturbs a machine slows it down, and seldom both chains alike: the fastest of each are compared.
-    short_us, long_us = (min(r.alone_us for r in rounds) for rounds in zip(*turns, strict=True))
-    told_us = min(float(np.median(long.times_us)) for _, long in turns)
-    each = max(0.0, long_us - short_us) / (_LONG_CHAIN - _SHORT_CHAIN)
-    return Overhead(call_us=max(0.0, short_us - _SHORT_CHAIN * each), node_us=max(0.0, told_us - each))
+    return overhead_of([(short.alone_us, long.alone_us, float(np.median(long.times_us))) for short, long in turns])
+
+
+def overhead_of(turns: Sequence[tuple[float, float, float]]) -> Overhead:
+    """Return the usual overhead of several turns.
+
+    A machine that changes its speed between the chains of one turn makes a call of that turn cost nothing, or too much.
+
+    Args:
+        turns: The µs of a call of the short chain, of one of the long chain, and of a node as the profiler tells it.
+    """
+    costs = []
+    for short_us, long_us, told_us in turns:
+        each = max(0.0, long_us - short_us) / (_LONG_CHAIN - _SHORT_CHAIN)
+        costs.append((max(0.0, short_us - _SHORT_CHAIN * each), max(0.0, told_us - each)))
+    call_us, node_us = np.median(np.array(costs), axis=0)
+    return Overhead(call_us=float(call_us), node_us=float(node_us))
 
 
 def _dtype(args: dict[str, Any]) -> str:
