@@ -154,13 +154,20 @@ class Child:
         samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
         batches = [_batch(samples, 0, file.options.batch_size) for file in engine_files]
         on_gpu = any(self._engine(file.engine).uses_gpu for file in engine_files)
-        opened: list[list[Runner]] = []
-        for index, (repeat, file) in enumerate(_numbered(engine_files)):
-            # First of all: it says what is wrong with a file that is not there.
-            self._runner(file, repeat * _MOST_COPIES)
-            wanted = timing.instances if index else timing.baseline_instances
-            count = streams if timing.mode == THROUGHPUT else _instances(file, wanted, on_gpu=on_gpu)
-            opened.append([self._runner(file, repeat * _MOST_COPIES + copy) for copy in range(count)])
+        numbered = [(repeat * _MOST_COPIES, file) for repeat, file in _numbered(engine_files)]
+        # First of all: it says what is wrong with a file that is not there.
+        opened = [[self._runner(file, first)] for first, file in numbered]
+        counts = [timing.baseline_instances, *[timing.instances] * (len(numbered) - 1)]
+        if timing.mode == THROUGHPUT:
+            counts = [streams] * len(numbered)
+        else:
+            counts = [_instances(f, n, on_gpu=on_gpu) for (_, f), n in zip(numbered, counts, strict=True)]
+        # In turns: what is opened later finds other memory free (a VGG-11 beside a busy loop, all of its candidate's
+        # instances opened after all of its baseline's: 2.6 % faster than itself).
+        for copy in range(1, max(counts)):
+            for runners, count, (first, file) in zip(opened, counts, numbered, strict=True):
+                if copy < count:
+                    runners.append(self._runner(file, first + copy))
         meter, gpu = EnergyMeter(gpu=on_gpu), first_gpu() if on_gpu else None
         try:
             with _pinned(threads * streams):
