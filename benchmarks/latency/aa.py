@@ -5,8 +5,8 @@
 A CIFAR ResNet-20, and a VGG-11 whose weights do not stay in a cache (random weights, batch 1, one thread), are built
 once for each engine and measured against themselves with the standard protocol, every pair in a fresh process, on a
 quiet machine and beside a busy loop on another processor. Any verdict of faster or slower is false. --instances 1 opens
-each engine once, where the protocol takes several in turns. Writes ``benchmarks/latency/results/aa.json``, cases of
-earlier calls kept, and prints a table.
+each engine once, where the protocol takes several in turns. Writes ``benchmarks/latency/results/DEVICE/aa.json``, cases
+of earlier calls kept, and prints a table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from autocompress.results import EQUAL, SAME_FILE, Measurement, read_json, write
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from autocompress.worker import EngineWorker
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / str(device_fingerprint()["slug"])
 ENGINES = ("openvino", "onnxruntime")
 LOADS = ("quiet", "busy")
 NETWORKS = ("resnet20", "vgg11_bn")

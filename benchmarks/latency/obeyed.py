@@ -4,7 +4,7 @@
 
 Three models, two engines, targets of 0.8x, 0.6x and 0.5x of the uncompressed model's latency. Fine-tuning is off, as
 it changes weights, not latency. A run obeys when the ratio measured anew is at or below the target; slack is how far
-below. Writes benchmarks/latency/results/obeyed.json, one entry for each case, those of earlier calls kept.
+below. Writes benchmarks/latency/results/DEVICE/obeyed.json, one entry for each case, those of earlier calls kept.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.results import read_json, write_json
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "obeyed.json"
+RESULTS = HERE / "results" / str(device_fingerprint()["slug"]) / "obeyed.json"
 ENGINES = ("openvino", "onnxruntime")
 TARGETS = ("0.8x", "0.6x", "0.5x")
 AGAIN = 5

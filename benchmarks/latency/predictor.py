@@ -10,12 +10,13 @@ ship; the networks to compare with go to benchmarks/latency/held_out. Both are c
 --budget 0 and as many networks as are there, nothing is measured and the figures are made anew from both files.
 --repeat builds and measures so many of these networks a second time: how well one measurement predicts another of the
 same network is what no prediction can do better than. Writes
-benchmarks/latency/results/predictor-MODEL-ENGINE.json.
+benchmarks/latency/results/DEVICE/predictor-MODEL-ENGINE.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -49,6 +50,7 @@ from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
 # What predictions are compared with is timed twice as long as what they are learned from, and opened five times.
+RESULTS = HERE / "results"
 _CAREFUL = Protocol.quick(min_seconds=0.4, max_seconds=0.8, instances=5)
 # Two networks further apart were measured by two calls.
 _PAUSE_S = 60
@@ -84,6 +86,7 @@ def cifar_model(name: str) -> Callable[[], nn.Module]:
     return make
 
 
+ENGINES = ("openvino", "onnxruntime")
 # Model to how it is made and the side of its input.
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (cifar_model("resnet20"), 32),
@@ -105,8 +108,9 @@ def task_of(name: str) -> ClassificationTask:
 def main() -> None:
     """Run one model on one engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("engine", choices=("openvino", "onnxruntime"))
+    parser.add_argument("model", choices=MODELS, nargs="?")
+    parser.add_argument("engine", choices=ENGINES, nargs="?")
+    parser.add_argument("--table", action="store_true", help="print what is committed as Markdown, measure nothing")
     parser.add_argument("--budget", type=float, default=300, help="seconds for the table")
     parser.add_argument("--held-out", type=int, default=100, help="networks to compare on")
     parser.add_argument("--repeat", type=int, default=0, help="networks to measure a second time")
@@ -114,6 +118,11 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, default=HERE.parents[1] / "latency_tables")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
+    if None in (arguments.model, arguments.engine):
+        parser.error("a model and an engine are needed")
 
     from rich.console import Console
 
@@ -164,7 +173,7 @@ def main() -> None:
             for row, p in zip(held, predictions, strict=True)
         ],
     }  # fmt: skip
-    path = HERE / "results" / f"predictor-{arguments.model}-{arguments.engine}.json"
+    path = RESULTS / str(device_fingerprint()["slug"]) / f"predictor-{arguments.model}-{arguments.engine}.json"
     before = read_json(path) if path.exists() else {}
     if again:
         first, second = ([pair[i].ratio for pair in again] for i in (0, 1))
@@ -175,6 +184,31 @@ def main() -> None:
     write_json(path, result)
     shown = ("model", "engine", "table", "held_out", "measured_twice", "prediction_ms")
     print(json.dumps({k: result[k] for k in shown if k in result}, indent=1))
+
+
+def table() -> str:
+    """Return all results as Markdown tables, one for each device."""
+    lines = []
+    for folder in sorted(RESULTS.iterdir()):
+        lines += [
+            f"**{folder.name}**",
+            "",
+            "| predictions | table | compared with | mean error | within ±10 % | tau | a prediction |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        found = {(r["engine"], r["model"]): r for r in map(read_json, folder.glob("predictor-*.json"))}
+        for model, engine in itertools.product(MODELS, ENGINES):
+            if (engine, model) not in found:
+                continue
+            result = found[engine, model]
+            held, known = result["held_out"], result["table"]
+            lines.append(
+                f"| {model}, {engine} | {known['networks']} networks in {known['seconds']:.0f} s | {held['n']} "
+                f"| {held['mape']:.1%} | {held['within_10']:.0%} | {held['tau']:.3f} "
+                f"| {result['prediction_ms']['median']:.2f} ms |"
+            )
+        lines.append("")
+    return "\n".join(lines)
 
 
 def held_out(

@@ -34,6 +34,7 @@ from autocompress.config import TaskConfig
 from autocompress.errors import CompressionError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
+from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.table import LatencyTable
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
@@ -191,8 +192,10 @@ def arguments_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, help="folder of the .safetensors files")
     parser.add_argument("--images", type=int, default=1000, help="of validation data")
-    shipped = sorted((HERE.parents[1] / "latency_tables").glob("*/openvino.csv"))
-    parser.add_argument("--table", type=Path, default=shipped[0], help="of latencies")
+    tables = HERE.parents[1] / "latency_tables"
+    shipped = [tables / str(device_fingerprint()["slug"]) / "openvino.csv", *sorted(tables.glob("*/openvino.csv"))]
+    own = next(path for path in shipped if path.exists())
+    parser.add_argument("--table", type=Path, default=own, help="of latencies; by default this device's, if it ships")
     parser.add_argument("--cache", default="/tmp/autocompress-compare")
     return parser
 
@@ -215,8 +218,9 @@ def main() -> None:
     document: dict[str, Any] = read_json(path) if path.exists() else {"runs": []}
     document["runs"] = [r for r in document["runs"] if "times_s" in r]
     document |= {
-        "model": arguments.model, "environment": environment.describe(), "table": arguments.table.name,
-        "images": arguments.images, "parameters": len(evaluator.space.parameters), **found,
+        "model": arguments.model, "environment": environment.describe(),
+        "table": "/".join(arguments.table.parts[-2:]), "images": arguments.images,
+        "parameters": len(evaluator.space.parameters), **found,
     }  # fmt: skip
     known_s = document["costs_seconds"] + document["sensitivity"]["seconds"]
     for seed in arguments.seeds:
