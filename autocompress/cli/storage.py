@@ -21,7 +21,11 @@ from autocompress.cli.terminal import err, out, plain_errors
 @click.option("--bits", type=int, help="Share weights among 2^BITS levels per layer, 1 to 8. Default: keep them.")
 @click.option(
     "--quantizer", default="codebook", show_default=True,
-    help="codebook, uniform, fixed-point, power-of-two, ternary or binary.",
+    help="codebook, uniform, asymmetric, fixed-point, power-of-two, ternary or binary.",
+)  # fmt: skip
+@click.option(
+    "--granularity", default="tensor", show_default=True,
+    help="What has levels of its own: tensor, channel, or so many weights (16, 32, … 512).",
 )  # fmt: skip
 @click.option("--coder", "coders", multiple=True, help="raw, huffman, ans, ans16; default: the smallest, per stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sizes as JSON.")
@@ -34,6 +38,7 @@ def pack(
     *,
     scope: str,
     quantizer: str,
+    granularity: str,
     coders: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -47,8 +52,9 @@ def pack(
     from autocompress.storage.coders import CODERS
 
     packed = write(
-        source, to, sparsity=sparsity, scope=scope, weight_bits=bits, scheme=quantizer, coders=coders or tuple(CODERS)
-    )
+        source, to, sparsity=sparsity, scope=scope, weight_bits=bits, scheme=quantizer,
+        granularity=int(granularity) if granularity.isdecimal() else granularity, coders=coders or tuple(CODERS),
+    )  # fmt: skip
     if as_json:
         click.echo(json.dumps(packed.to_dict(), indent=2))
     else:

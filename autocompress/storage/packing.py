@@ -16,7 +16,8 @@ from autocompress.results import write_bytes
 from autocompress.run_directory import RunDirectory
 from autocompress.storage.coders import CODERS
 from autocompress.storage.container import TensorSize, read_container, write_container
-from autocompress.storage.quantizers import quantizer
+from autocompress.storage.granularity import TENSOR, check_granularity, quantized
+from autocompress.storage.quantizers import StorageQuantizer, quantizer
 from autocompress.storage.sparsity import magnitude_masks, prunable
 from autocompress.tasks.weights import read_weights
 
@@ -62,6 +63,7 @@ def pack(
     scope: str = "layer",
     weight_bits: int | Mapping[str, int] | None = None,
     scheme: str = "codebook",
+    granularity: str | int = TENSOR,
     coders: Collection[str] = tuple(CODERS),
 ) -> Packed:
     """Write weights into one small file; losslessly, unless `sparsity` or `weight_bits` is given.
@@ -79,6 +81,8 @@ def pack(
         weight_bits: Share weights among at most ``2 ** weight_bits`` levels per tensor; or bits per name. A scheme that
             has one width alone (binary, ternary) needs none said.
         scheme: Of `storage.quantizers.QUANTIZERS`.
+        granularity: What has levels of its own: ``"tensor"``, ``"channel"`` (of the first axis), or so many consecutive
+            weights, one of `storage.scaled.GROUPS`. Only of float32 weights does the file become smaller for it.
         coders: Those that may be used; the smallest is chosen per stream.
 
     Raises:
@@ -93,6 +97,7 @@ def pack(
         weight_bits = kind.BITS[0]
     if weight_bits is None and scheme != "codebook":
         raise ConfigError(f"The quantizer {scheme!r} needs weight_bits (--bits), {kind.BITS[0]} to {kind.BITS[-1]}.")
+    check_granularity(kind, granularity)
     state, original = _read(source)
     packed = dict(state)
     if sparsity is not None:
@@ -102,7 +107,7 @@ def pack(
     if weight_bits is not None:
         bits = weight_bits if isinstance(weight_bits, Mapping) else dict.fromkeys(prunable(packed), weight_bits)
         for name, width in bits.items():
-            packed[name] = _shared(packed, name, width, scheme)
+            packed[name] = _shared(packed, name, width, kind, granularity)
     sizes = write_container(packed, to, tuple(coders))
     lossless = sparsity is None and weight_bits is None
     return Packed(to, original, to.stat().st_size, lossless, tuple(sizes))
@@ -140,17 +145,14 @@ def _read(source: nn.Module | Mapping[str, Tensor] | Path | str) -> tuple[dict[s
     return read_weights(path), path.stat().st_size
 
 
-def _shared(state: Mapping[str, Tensor], name: str, weight_bits: int, scheme: str) -> Tensor:
+def _shared(
+    state: Mapping[str, Tensor], name: str, weight_bits: int, kind: StorageQuantizer, granularity: str | int
+) -> Tensor:
     if name not in state:
         raise ConfigError(f"weight_bits is given for {name!r}, which the weights do not have.")
-    weight = state[name]
-    kept = weight != 0
-    if not weight.is_floating_point() or not bool(kept.any()):
-        return weight
+    if not state[name].is_floating_point():
+        return state[name]
     try:
-        shared = quantizer(scheme).fit(weight[kept], weight_bits)
+        return quantized(state[name], weight_bits, kind, granularity)
     except CompressionError as error:
         raise CompressionError(f"{name!r}: {error}") from error
-    found = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    found[kept] = shared.values().to(weight.dtype)
-    return found

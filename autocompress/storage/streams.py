@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from autocompress.errors import ConfigError, VerificationError, nearest
 from autocompress.storage.coders import CODERS, Coder, Symbols, encode_smallest
+from autocompress.storage.scaled import Scaled, find_scaled
 
+_FORMS = ("raw", "shared", "planes", "sparse", "scaled")
 # More distinct values than this are not called shared: an index would be wider than a byte.
 MAX_LEVELS = 256
 # Alphabets tried for the gaps between weights that stay; the last symbol stands for a gap that goes on.
@@ -54,6 +56,8 @@ def encode(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...]) 
         for order in orders:
             found = _sparse(patterns, shape, order, coders)
             best = min(best, found, key=lambda coded: coded.size)
+    if len(shape) > 1 and (scaled := _scaled(patterns, shape, coders)) is not None:
+        best = min(best, scaled, key=lambda coded: coded.size)
     return best
 
 
@@ -68,7 +72,9 @@ def decode(form: dict[str, Any], payload: bytes, shape: tuple[int, ...], itemsiz
         count = int(np.prod(shape, dtype=np.int64))
         reader = _Reader(payload)
         kind = form["form"]
-        if kind != "sparse":
+        if kind == "scaled":
+            found = _read_scaled(form, reader, count)
+        elif kind != "sparse":
             found = _read_values(form, reader, count, itemsize)
         else:
             places = _read_gaps(form["gaps"], reader)
@@ -76,7 +82,7 @@ def decode(form: dict[str, Any], payload: bytes, shape: tuple[int, ...], itemsiz
             ordered[places] = _read_values(form["values"], reader, len(places), itemsize)
             found = ordered if form["order"] == "rows" else ordered.reshape(_turned(shape)).T.reshape(-1)
         reader.finish()
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError) as error:
         raise VerificationError(f"A tensor's description does not fit its bytes ({error!r}).") from error
     return np.ascontiguousarray(found)
 
@@ -150,6 +156,26 @@ def _read_values(form: dict[str, Any], reader: _Reader, count: int, itemsize: in
         planes = [_read(stream, reader, count, 256).astype(np.uint8) for stream in form["bytes"]]
         return np.stack(planes, axis=1).reshape(-1).view(f"<u{itemsize}")
     raise ConfigError(f"Unknown form {kind!r} of a tensor.{nearest(str(kind), ('raw', 'shared', 'planes', 'sparse'))}")
+
+
+def _scaled(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...]) -> Coded | None:
+    """Code integers times a scale per slice, where values are that and too many for one table of levels."""
+    if _levels(patterns[patterns != 0]) is not None:
+        return None
+    found = find_scaled(patterns, int(np.prod(shape[1:], dtype=np.int64)))
+    if found is None:
+        return None
+    low, high = int(found.codes.min()), int(found.codes.max())
+    stream, data = _stream(found.codes - low, high - low + 1, coders)
+    form = {"form": "scaled", "slice": found.slice, "low": low, "codes": high - low + 1, "indices": stream}
+    return Coded(form, found.scales.astype("<f4").tobytes() + data)
+
+
+def _read_scaled(form: dict[str, Any], reader: _Reader, count: int) -> Patterns:
+    slices = -(-count // form["slice"])
+    scales = np.frombuffer(reader.take(4 * slices), "<f4").astype(np.float32)
+    codes = _read(form["indices"], reader, count, form["codes"]) + form["low"]
+    return Scaled(form["slice"], scales, codes).patterns()
 
 
 # -- positions ----------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@
     python benchmarks/methods/bits.py --table
 
 *Bits*: all weights of two or more axes in 8, 6, 4, 3 and 2 bits by every quantizer for storage, one table of levels for
-each tensor, batch-norm recalibrated; with --epochs also after so much distillation with the weights seen quantized (a
-codebook's levels are trained instead). *Ranks*: every convolution of 3 x 3 but the first in its low-rank form, of
-weights alone, and fitted to the calibration data as a search fits it; with --epochs also distilled. Accuracies are of
-the test data; nothing is chosen by them. Writes benchmarks/methods/results/bits-MODEL.json after every figure; a run
-that was stopped goes on.
+each tensor, or integers with a scale for each channel or 64 weights, batch-norm recalibrated; with --epochs also after
+so much distillation with the weights seen quantized (a codebook's levels are trained instead). *Ranks*: every
+convolution of 3 x 3 but the first in its low-rank form, of weights alone, and fitted to the calibration data as a
+search fits it; with --epochs also distilled. Accuracies are of the test data; nothing is chosen by them. Writes
+benchmarks/methods/results/bits-MODEL.json after every figure; a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from autocompress.recovery import OneShot, fast_dtype, recalibrate
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import read_json, write_json
+from autocompress.storage.granularity import quantized
 from autocompress.storage.quantizers import QUANTIZERS
 from autocompress.storage.sharing import share_weights
 from autocompress.storage.sparsity import bake
@@ -43,6 +44,8 @@ from autocompress.storage.straight_through import quantize_through
 from autocompress.tasks import load_task
 
 BITS = (8, 6, 4, 3, 2, 1)
+SCALED = ("uniform", "asymmetric")
+SCALES: dict[str, str | int] = {"channel": "channel", "64 weights": 64}
 RANKS = {"tucker2": (0.5, 0.25), "spatial_svd": (0.25, 0.17), "cp": (0.17, 0.125)}
 
 
@@ -78,6 +81,15 @@ class Bench:
         model = copy.deepcopy(self.base)
         share_weights(model, weight_bits, QUANTIZERS[name]())
         bake(model)
+        recalibrate(model, self.task.calibration(256))
+        return accuracy(model, self.task)
+
+    def scaled_bits(self, name: str, weight_bits: int, granularity: str | int) -> float:
+        """Return the accuracy with scales for every channel or group."""
+        model = copy.deepcopy(self.base)
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.data = quantized(parameter.data, weight_bits, QUANTIZERS[name](), granularity)
         recalibrate(model, self.task.calibration(256))
         return accuracy(model, self.task)
 
@@ -148,11 +160,12 @@ def table() -> str:
             "|---" * (1 + len(BITS)) + "|",
         ]
         epochs = found.get("epochs")
-        for name, way in itertools.product(QUANTIZERS, ("bits", "trained_bits")):
+        ways = [("bits", ""), *((f"bits of {g}", f", a scale per {g}") for g in SCALES)]
+        ways += [("trained_bits", f", trained {epochs:g} epochs")] if epochs else []
+        for name, (way, told) in itertools.product(QUANTIZERS, ways):
             cells = [found[way].get(f"{name} {b}") for b in BITS] if way in found else []
             if any(cell is not None for cell in cells):
-                told = name if way == "bits" else f"{name}, trained {epochs:g} epochs"
-                lines.append(f"| {told} | {' | '.join('' if c is None else f'{c:.2%}' for c in cells)} |")
+                lines.append(f"| {name}{told} | {' | '.join('' if c is None else f'{c:.2%}' for c in cells)} |")
         titles = ["low rank", "ratio", "MACs", "weights alone", "fitted"]
         titles += [f"fitted, trained {epochs:g} epochs"] if found.get("trained_ranks") else []
         lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -182,6 +195,9 @@ def main() -> None:
         for bits in BITS:
             if bits in kind.BITS:
                 bench.once("bits", f"{name} {bits}", partial(bench.bits, name, bits))
+                for what, granularity in SCALES.items() if name in SCALED else ():
+                    measure = partial(bench.scaled_bits, name, bits, granularity)
+                    bench.once(f"bits of {what}", f"{name} {bits}", measure)
     for name in FACTORIZATIONS:
         for ratio in RANKS[name]:
             bench.once("ranks", f"{name} {ratio}", partial(bench.ranks, name, ratio))

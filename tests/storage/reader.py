@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 import math
+import struct
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def tensor(form: dict[str, Any], data: bytes) -> Tensor:
         for place, value in zip(places, plain(form["values"], data[gaps["size"] :], len(places), size), strict=True):
             turned = place % shape[0] * (count // shape[0]) + place // shape[0]
             values[turned if form["order"] == "columns" else place] = value
+    elif form["form"] == "scaled":
+        slices = math.ceil(count / form["slice"])
+        scales = struct.unpack(f"<{slices}f", data[: 4 * slices])
+        symbols = stream(form["indices"], data[4 * slices :], count, form["codes"])
+        # In double precision the product of a single and a small integer is exact; packing rounds it once.
+        products = [(symbol + form["low"]) * scales[i // form["slice"]] for i, symbol in enumerate(symbols)]
+        values = [struct.pack("<f", product) for product in products]
     else:
         values = plain(form, data, count, size)
     flat = torch.tensor(list(b"".join(values)), dtype=torch.uint8)

@@ -5,6 +5,7 @@ with these codes, so they make a file smaller and a network no faster; int8 that
 """
 
 from autocompress.errors import ConfigError, nearest
+from autocompress.storage.quantizers.asymmetric import Asymmetric
 from autocompress.storage.quantizers.base import MAX_BITS, Shared, StorageQuantizer
 from autocompress.storage.quantizers.binary import Binary
 from autocompress.storage.quantizers.codebook import Codebook
@@ -14,7 +15,7 @@ from autocompress.storage.quantizers.ternary import Ternary
 from autocompress.storage.quantizers.uniform import Uniform
 
 QUANTIZERS: dict[str, type[StorageQuantizer]] = {
-    kind.method.name: kind for kind in (Codebook, Uniform, FixedPoint, Binary, Ternary, PowerOfTwo)
+    kind.method.name: kind for kind in (Codebook, Uniform, Asymmetric, FixedPoint, Binary, Ternary, PowerOfTwo)
 }
 
 

@@ -42,9 +42,12 @@ class StorageQuantizer(abc.ABC):
     Attributes:
         method: What it is and where it comes from; its file's `METHOD`.
         BITS: The `weight_bits` it can do.
+        SCALED: Whether levels are integers times a scale. Only then does a container keep a scale for every channel or
+            group: a table of levels for each would take what it saves.
     """
 
     method: ClassVar[Method]
+    SCALED: ClassVar[bool] = True
     BITS: ClassVar[range] = range(1, MAX_BITS + 1)
 
     def fit(self, values: Tensor, weight_bits: int) -> Shared:

@@ -31,6 +31,7 @@ class Codebook(StorageQuantizer):
     """
 
     method = METHOD
+    SCALED = False
 
     def __init__(self, initialization: str = "linear", seed: int = 0) -> None:
         if initialization not in INITIALIZATIONS:

@@ -26,6 +26,7 @@ class PowerOfTwo(StorageQuantizer):
     """
 
     method = METHOD
+    SCALED = False
     BITS = range(2, MAX_BITS + 1)
 
     def _fit(self, values: Tensor, weight_bits: int) -> Levels:
