@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -19,11 +17,6 @@ from autocompress.compress.shapes import factors, network_shape
 from autocompress.engines.wiring import Context, Wiring
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
-
-# Of a dense weight; two in all other dtypes, one in int8.
-_DENSE_BYTES = {"fp32": 4}
-# Of `network_size`: a fifth more bytes. Networks that are alike then have the same units, whose times are found once.
-_STEP = 0.25
 
 
 class Unit(NamedTuple):
@@ -41,8 +34,6 @@ class Unit(NamedTuple):
         sparse: Whether its weights are 2:4 sparse.
         factorization: As `compress.shapes.LayerShape`.
         factors: The layers that it is computed by when it is factorized.
-        network_size: Log2 of the bytes of all weights of the network, to the next quarter: a large one has driven a
-            layer's own from the caches by the time it runs again.
     """
 
     layer: str
@@ -58,18 +49,12 @@ class Unit(NamedTuple):
     sparse: bool = False
     factorization: str = ""
     factors: tuple[Factor, ...] = ()
-    network_size: float = 0.0
 
     @property
     def chain(self) -> tuple[Factor, ...]:
         """The layers that it is computed by: itself, or its factors."""
         ins = 1 if self.kind == "depthwise" else self.in_channels // self.groups
         return self.factors or (Factor(ins, self.out_channels, self.area),)
-
-    @property
-    def weights(self) -> int:
-        """Weights of the layer, or of all its factors."""
-        return sum(factor.ins * factor.outs * factor.area for factor in self.chain)
 
     @property
     def macs(self) -> int:
@@ -133,23 +118,15 @@ class Layout:
         int8 = {name for name, shape in shapes.items() if shape.dtype == "int8"}
         contexts = self.wiring.contexts(int8, policy.removed_blocks)
         none = Context()
-        units = [
+        return tuple(
             Unit(
                 name, *self._fixed[name], shape.in_channels, shape.out_channels, shape.ranks, name in int8,
                 contexts.get(name, none), name in sparse, shape.factorization,
                 factors(self.inventory.layers[name], shape) if shape.factorization else (),
             )
             for name, shape in shapes.items()
-        ]  # fmt: skip
-        size = _network_size(units, _DENSE_BYTES.get(policy.dense_dtype, 2))
-        return tuple(unit._replace(network_size=size) for unit in units)
+        )  # fmt: skip
 
     def macs(self, policy: CompressionPolicy) -> int:
         """Return the multiply-accumulates of one sample of the network that `policy` makes."""
         return sum(unit.macs for unit in self.units(policy))
-
-
-def _network_size(units: Sequence[Unit], dense_bytes: int) -> float:
-    """Return `Unit.network_size`."""
-    total = sum(unit.weights * (1 if unit.int8 else dense_bytes) for unit in units)
-    return round(math.log2(max(total, 1)) / _STEP) * _STEP

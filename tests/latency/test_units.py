@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -38,20 +37,6 @@ def int8(*names: str) -> CompressionPolicy:
 
 def by_name(found: Layout, policy: CompressionPolicy) -> dict[str, Unit]:
     return {unit.layer: unit for unit in found.units(policy)}
-
-
-def test_a_layer_knows_how_much_runs_between_its_turns(residual: Layout) -> None:
-    def sizes(policy: CompressionPolicy) -> set[float]:
-        return {unit.network_size for unit in residual.units(policy)}
-
-    weights = sum(unit.weights for unit in residual.units(CompressionPolicy()))
-    assert weights == sum(p.numel() for p in networks.Residual().parameters() if p.ndim > 1)
-    (dense,), (half,) = sizes(CompressionPolicy("fp32")), sizes(CompressionPolicy("bf16"))
-    assert abs(dense - math.log2(4 * weights)) <= 0.125 and dense - half == 1
-    everything = int8(*(unit.layer for unit in residual.units(CompressionPolicy())))
-    assert sizes(everything) == {half - 1}
-    # A quarter of a doubling is not told apart, so a tenth of one small layer makes no other units.
-    assert sizes(CompressionPolicy("bf16", layers={"fc": LayerPolicy("int8")})) == {half}
 
 
 # -- identity ---------------------------------------------------------------------------------------------------------
