@@ -19,6 +19,11 @@ from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
 
+# Of what is measured of a network. 2: int8 codes behind a ReLU are unsigned, as calibration makes them; what tables of
+# before say of int8 is of networks that no search builds.
+_REVISION = 2
+
+
 class Unit(NamedTuple):
     """One layer of a compressed network.
 
@@ -95,7 +100,7 @@ class Layout:
             name: [layer for layer in block.layers if not self.inventory.layers[layer].rewritten]
             for name, block in self.inventory.blocks.items()
         }
-        text = json.dumps([layers, groups, blocks, self.structure], sort_keys=True)
+        text = json.dumps([layers, groups, blocks, self.structure, _REVISION], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property

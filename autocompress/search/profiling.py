@@ -24,7 +24,6 @@ import numpy as np
 
 from autocompress import environment
 from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import ActivationRange, quantized_layers
 from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile, dense_dtypes
@@ -43,6 +42,7 @@ from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
+from autocompress.search.assumed_ranges import AssumedRanges
 from autocompress.search.observer import Observer
 from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.search.tables import Profile, layer_times, observations, open_profile, predictor_from
@@ -61,8 +61,6 @@ _HOPELESS = 8
 _KERNEL_SECONDS, _KERNEL_TRIES = 0.2, 3
 # Measurements that say what is usual of the uncompressed network.
 _RECENT = 25
-# What scales are written into int8 layers: latency does not depend on them.
-_RANGE = ActivationRange(0.05, signed=True)
 
 
 def random_choices(space: SearchSpace, rng: random.Random) -> dict[str, Choice]:
@@ -114,6 +112,7 @@ class Profiler:
         self.inventory = take_inventory(self._base, self._example)
         self._graphs = GraphBuilder(self._base, self._inputs, self.inventory, config.engine)
         self.layout = self._graphs.layout
+        self._ranges = AssumedRanges(self._base, self._example, self.inventory.layers)
         self.name = name or task.name
         self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
         self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -248,8 +247,7 @@ class Profiler:
     def _write(self, policy: CompressionPolicy) -> EngineFile:
         # Latency does not depend on what the weights are.
         model = apply_policy(self._base, policy, CompressionContext(self._example, weights=False))
-        ranges = {name: _RANGE for name, _ in quantized_layers(model)}
-        graph = self._graphs.build(model, ranges, policy.removed_blocks)
+        graph = self._graphs.build(model, self._ranges(model), policy.removed_blocks)
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
         path = self._scratch / f"network-{self._files % 2}.onnx"
