@@ -18,7 +18,6 @@ from autocompress.engines.wiring import Context, Wiring
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
-
 # Of what is measured of a network. 2: int8 codes behind a ReLU are unsigned, as calibration makes them; what tables of
 # before say of int8 is of networks that no search builds.
 _REVISION = 2
