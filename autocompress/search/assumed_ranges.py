@@ -50,7 +50,9 @@ def _never_negative(model: nn.Module, inputs: Tensor) -> set[str]:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
 
                 def look(module: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                    lowest[name] = min(lowest.get(name, 0.0), float(given[0].min()))
+                    # Of one that is called by keyword nothing is seen, and signed codes hold any value.
+                    if given:
+                        lowest[name] = min(lowest.get(name, 0.0), float(given[0].min()))
 
                 stack.callback(module.register_forward_pre_hook(look).remove)
         with torch.no_grad():

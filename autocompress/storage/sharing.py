@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.storage.quantizers import StorageQuantizer
-from autocompress.storage.sparsity import bake, owner_of
+from autocompress.storage.sparsity import baked_weights
 
 
 class SharedWeight(nn.Module):
@@ -56,11 +56,7 @@ def share_weights(model: nn.Module, weight_bits: int | Mapping[str, int], quanti
         ConfigError: The model has no such parameter, or the quantizer cannot do so many bits.
         CompressionError: A parameter has no weight that is not zero, or one that is not finite.
     """
-    bake(model)
-    if not isinstance(weight_bits, Mapping):
-        weight_bits = {name: weight_bits for name, p in model.named_parameters() if p.ndim >= 2}
-    for name, bits in weight_bits.items():
-        owner, attribute = owner_of(model, name)
+    for owner, attribute, bits in baked_weights(model, weight_bits):
         shared = SharedWeight(getattr(owner, attribute), quantizer, bits)
         # `unsafe`: the levels are of another shape than the weight.
         parametrize.register_parametrization(owner, attribute, shared, unsafe=True)

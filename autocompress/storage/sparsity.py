@@ -5,7 +5,7 @@ No engine here skips single zeros, so this makes a file smaller and a network no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,23 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         known = [key for key, _ in model.named_parameters()]
         raise ConfigError(f"The model has no parameter {name!r}.{nearest(name, known)}")
     return owner, attribute
+
+
+def baked_weights(model: nn.Module, weight_bits: int | Mapping[str, int]) -> Iterator[tuple[nn.Module, str, int]]:
+    """Bake `model` in place; yield the module, the name in it, and the bits of each parameter that is to get levels.
+
+    Args:
+        model: Its masks and codebooks become plain weights.
+        weight_bits: By parameter name, or one for all parameters of two or more axes.
+
+    Raises:
+        ConfigError: The model has no such parameter.
+    """
+    bake(model)
+    if not isinstance(weight_bits, Mapping):
+        weight_bits = {name: weight_bits for name, p in model.named_parameters() if p.ndim >= 2}
+    for name, bits in weight_bits.items():
+        yield *owner_of(model, name), bits
 
 
 def prunable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from autocompress.methods import Method
 from autocompress.storage.quantizers import Shared, StorageQuantizer
-from autocompress.storage.sparsity import bake, owner_of
+from autocompress.storage.sparsity import baked_weights
 
 METHOD = Method(
     name="straight-through",
@@ -72,10 +72,6 @@ def quantize_through(model: nn.Module, weight_bits: int | Mapping[str, int], qua
         ConfigError: The model has no such parameter, or the quantizer cannot do so many bits.
         CompressionError: A parameter has no weight that is not zero, or one that is not finite, also later on.
     """
-    bake(model)
-    if not isinstance(weight_bits, Mapping):
-        weight_bits = {name: weight_bits for name, p in model.named_parameters() if p.ndim >= 2}
-    for name, bits in weight_bits.items():
-        owner, attribute = owner_of(model, name)
+    for owner, attribute, bits in baked_weights(model, weight_bits):
         seen = QuantizedWeight(getattr(owner, attribute), quantizer, bits)
         parametrize.register_parametrization(owner, attribute, seen)

@@ -155,7 +155,7 @@ def _read_values(form: dict[str, Any], reader: _Reader, count: int, itemsize: in
     if kind == "planes":
         planes = [_read(stream, reader, count, 256).astype(np.uint8) for stream in form["bytes"]]
         return np.stack(planes, axis=1).reshape(-1).view(f"<u{itemsize}")
-    raise ConfigError(f"Unknown form {kind!r} of a tensor.{nearest(str(kind), ('raw', 'shared', 'planes', 'sparse'))}")
+    raise ConfigError(f"Unknown form {kind!r} of a tensor.{nearest(str(kind), _FORMS)}")
 
 
 def _scaled(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...]) -> Coded | None:

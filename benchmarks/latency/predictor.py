@@ -49,8 +49,8 @@ from autocompress.search.tables import SPOILED, Profile, predictor_from
 from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
-# What predictions are compared with is timed twice as long as what they are learned from, and opened five times.
 RESULTS = HERE / "results"
+# What predictions are compared with is timed twice as long as what they are learned from, and opened five times.
 _CAREFUL = Protocol.quick(min_seconds=0.4, max_seconds=0.8, instances=5)
 # Two networks further apart were measured by two calls.
 _PAUSE_S = 60

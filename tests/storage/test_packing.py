@@ -112,6 +112,20 @@ def test_what_cannot_be_packed(weights: Path, tmp_path: Path) -> None:
 # -- the command line ---------------------------------------------------------------------------------------------
 
 
+def test_a_scale_for_every_channel(weights: Path, tmp_path: Path) -> None:
+    words = ("pack", weights, "--bits", 4, "--quantizer", "asymmetric", "--granularity")
+    packed = command(*words, "channel", "--out", tmp_path / "channel", "--json")
+    assert packed.exit_code == 0, packed.stderr
+    forms = {one["name"]: one["form"] for one in json.loads(packed.stdout)["tensors"]}
+    assert forms["3.weight"] == "scaled"
+    assert command(*words, "32", "--out", tmp_path / "group").exit_code == 0
+    assert command("unpack", tmp_path / "channel", "--out", tmp_path / "back.safetensors").exit_code == 0
+    back = load_file(tmp_path / "back.safetensors")["3.weight"]
+    assert all(len(row.unique()) <= 16 for row in back) and len(back.unique()) > 256
+    refused = command(*words, "48", "--out", tmp_path / "none")
+    assert refused.exit_code == 2 and "granularity 48" in refused.stderr and not (tmp_path / "none").exists()
+
+
 def test_pack_and_unpack_a_file(weights: Path, tmp_path: Path) -> None:
     packed = command("pack", weights, "--out", tmp_path / "packed", "--sparsity", "0.8", "--bits", "4")
     assert packed.exit_code == 0, packed.stderr

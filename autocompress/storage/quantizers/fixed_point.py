@@ -13,7 +13,7 @@ from autocompress.storage.quantizers.uniform import on_grid
 METHOD = Method(
     name="fixed-point",
     family="storage",
-    summary="Two's-complement codes times a power of two per tensor",
+    summary="Two's-complement codes times a power of two",
     source="Courbariaux, Bengio & David, Training deep neural networks with low precision multiplications, 2015",
 )
 

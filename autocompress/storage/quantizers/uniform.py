@@ -11,7 +11,7 @@ from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuanti
 METHOD = Method(
     name="uniform",
     family="storage",
-    summary="Symmetric integer codes times one scale per tensor, for storage alone",
+    summary="Symmetric integer codes times one scale, for storage alone",
     source="Jacob et al., Quantization and training of neural networks, CVPR 2018",
 )
 
