@@ -41,7 +41,8 @@ class QuantizedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the levels of `weight`, of any shape; the gradient is that of `weight`."""
-        exact = weight.detach().float()
+        # Contiguous, as convolutions trained with their channels last are not.
+        exact = weight.detach().float().contiguous()
         if self.training and self._uses % _REFIT_EVERY:
             middles = (self._levels[1:] + self._levels[:-1]) / 2
             values = self._levels[torch.bucketize(exact, middles, right=True)].masked_fill(~self.kept, 0.0)

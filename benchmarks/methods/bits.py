@@ -5,10 +5,10 @@
 
 *Bits*: all weights of two or more axes in 8, 6, 4, 3 and 2 bits by every quantizer for storage, one table of levels for
 each tensor, or integers with a scale for each channel or 64 weights, batch-norm recalibrated; with --epochs also after
-so much distillation with the weights seen quantized (a codebook's levels are trained instead). *Ranks*: every
-convolution of 3 x 3 but the first in its low-rank form, of weights alone, and fitted to the calibration data as a
-search fits it; with --epochs also distilled. Accuracies are of the test data; nothing is chosen by them. Writes
-benchmarks/methods/results/bits-MODEL.json after every figure; a run that was stopped goes on.
+so much distillation with the weights seen quantized. *Ranks*: every convolution of 3 x 3 but the first in its low-rank
+form, of weights alone, and fitted to the calibration data as a search fits it; with --epochs also distilled. Accuracies
+are of the test data; nothing is chosen by them. Writes benchmarks/methods/results/bits-MODEL.json after every figure; a
+run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Bench:
     def trained_bits(self, name: str, weight_bits: int, epochs: float) -> float:
         """Return the accuracy with all weights in so many bits after training."""
         model = copy.deepcopy(self.base)
-        (share_weights if name == "codebook" else quantize_through)(model, weight_bits, QUANTIZERS[name]())
+        # Codebooks too: the gradients of a level are summed, and at this learning rate levels of their own diverge.
+        quantize_through(model, weight_bits, QUANTIZERS[name]())
         self._train(model, epochs)
         bake(model)
         return accuracy(model, self.task)

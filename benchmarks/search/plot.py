@@ -62,11 +62,12 @@ def scale(path: Path) -> None:
     """Draw a proposal's time against finished trials."""
     figure, axes = plt.subplots(figsize=(5.4, 3.4))
     rows = read_json(path)["rows"]
-    sizes = sorted({(r["parameters"], r["choices"]) for r in rows})
-    for size, colour in zip(sizes, ("#edae49", "#00798c", "#d1495b"), strict=False):
-        own = sorted((r for r in rows if (r["parameters"], r["choices"]) == size), key=lambda r: r["finished_trials"])
+    kinds = sorted({(r["parameters"], r["choices"], r["pairs"]) for r in rows})
+    for kind, colour in zip(kinds, COLOURS.values(), strict=False):
+        own = [r for r in rows if (r["parameters"], r["choices"], r["pairs"]) == kind]
+        own.sort(key=lambda r: r["finished_trials"])
         held = [max(r["finished_trials"], 10) for r in own]
-        label = f"{size[0]} parameters of {size[1]} choices"
+        label = f"{kind[0]} parameters of {kind[1]} choices{', costs of pairs' if kind[2] else ''}"
         axes.plot(held, [r["median_cpu_s"] for r in own], "o-", color=colour, label=label)
         axes.plot(held, [r["worst_later_cpu_s"] for r in own], "v:", color=colour, markersize=4)
     axes.axhline(2, color="#8d8d8d", linewidth=0.8)

@@ -64,6 +64,19 @@ def test_every_quantizer_can_be_trained_through(name: str) -> None:
         assert torch.equal(quantizer(name).fit(values[values != 0], bits).values(), values[values != 0])
 
 
+def test_a_convolution_whose_channels_are_last() -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
+    weight = model.weight.detach().clone()
+    quantize_through(model, 3, quantizer("uniform"))
+    images = torch.randn(2, 8, 6, 6)
+    # The first pass fits levels, the second one goes to the nearest; warnings are errors here.
+    once, again = model(images), model(images)
+    assert torch.allclose(once, again)
+    bake(model.eval())
+    assert torch.equal(model.weight, quantizer("uniform").fit(weight, 3).values())
+
+
 def test_what_cannot_be_is_said_at_once() -> None:
     with pytest.raises(ConfigError, match="does 2 alone"):
         quantize_through(layer([[1.0, 2.0]]), 3, quantizer("ternary"))
