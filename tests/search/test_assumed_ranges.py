@@ -73,3 +73,19 @@ def test_what_is_profiled_is_fused_as_what_is_deployed(tmp_path: Path) -> None:
     # With signed codes behind them, both ReLUs keep their convolutions in fp32.
     ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert ops.count("QLinearConv") == 2 and "FusedConv" not in ops and "Relu" not in ops
+
+
+def test_a_layer_that_is_called_by_keyword_gets_signed_codes() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(input=self.first(x).relu())
+
+    model = ByKeyword().eval()
+    policy = CompressionPolicy("fp32", layers={name: LayerPolicy("int8") for name in ("first", "second")})
+    compressed = apply_policy(model, policy, CompressionContext(torch.rand(2, 4), {}))
+    ranges = AssumedRanges(model, torch.rand(2, 4), {"first", "second"})(compressed)
+    assert {name: one.signed for name, one in ranges.items()} == {"first": False, "second": True}
