@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -12,14 +13,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import ActivationRange, activation_ranges, quantization_mode
+from autocompress.config import QuantizationConfig
 from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.folding import foldable
 from autocompress.engines.kernels import KernelTime
-from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.engines.placement import RULES
+from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
 from autocompress.inventory import Inventory
 from autocompress.latency.units import Layout
 from autocompress.policy import CompressionPolicy
+from autocompress.recovery.result_ranges import ResultRange, result_ranges
+from autocompress.recovery.rows import first_samples
 from autocompress.results import write_bytes, write_json
+
+# Calibration samples that results' ranges are taken from: each has many values, and every candidate is run on them.
+_SAMPLES = 128
 
 
 class Graph(NamedTuple):
@@ -32,6 +41,18 @@ class Graph(NamedTuple):
 
     model: ir.Model
     dense: dict[str, str]
+
+
+class Ranges(NamedTuple):
+    """Quantization of a compressed model's int8 layers, by name.
+
+    Attributes:
+        inputs: Of what they read; these layers are int8.
+        results: Of what convolutions among them give.
+    """
+
+    inputs: Mapping[str, ActivationRange] = MappingProxyType({})
+    results: Mapping[str, ResultRange] = MappingProxyType({})
 
 
 class GraphBuilder:
@@ -60,7 +81,7 @@ class GraphBuilder:
             ExportError: The model cannot be exported.
         """
         template = self._template
-        return Layout(self._inventory, template.wiring, template.structure)
+        return Layout(self._inventory, template.wiring, template.structure, RULES[self._engine].identity)
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of an edited graph belongs to, or None."""
@@ -94,9 +115,7 @@ class GraphBuilder:
         """Take `export_from_now_on` back: it was not the editing."""
         self._edits = True
 
-    def build(
-        self, model: nn.Module, ranges: Mapping[str, ActivationRange], removed_blocks: Iterable[str] = ()
-    ) -> Graph:
+    def build(self, model: nn.Module, ranges: Ranges, removed_blocks: Iterable[str] = ()) -> Graph:
         """Return the graph of `model`, a compressed form of the base, with Q/DQ for the layers of `ranges`.
 
         Raises:
@@ -107,8 +126,38 @@ class GraphBuilder:
             return exported(model, self._inputs, ranges, self._engine)
         return _quantized(graph, ranges, self._engine)
 
+    def ranges(self, model: nn.Module, batches: Iterable[Tensor], quantization: QuantizationConfig) -> Ranges:
+        """Return what `ranges_for` does, of a compressed form of the base."""
+        return ranges_for(self._engine, model, batches, quantization, self._template.norms)
 
-def exported(model: nn.Module, inputs: Tensor, ranges: Mapping[str, ActivationRange], engine: str) -> Graph:
+
+def ranges_for(
+    engine: str,
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    quantization: QuantizationConfig,
+    norms: Mapping[str, str] | None = None,
+) -> Ranges:
+    """Return the ranges of a calibrated model; those of results only where the engine's rules want them.
+
+    Args:
+        engine: Whose rules Q/DQ follows.
+        model: A compressed model in eval mode, calibrated.
+        batches: Calibration inputs ``(N, ...)``, read only where results' ranges are wanted.
+        quantization: How ranges are set.
+        norms: Layer to the batch-norm that an export folds into it; found out where it is not known.
+    """
+    inputs = activation_ranges(model)
+    if not RULES[engine].quantize_results or not inputs:
+        return Ranges(inputs)
+    samples = first_samples(batches)[:_SAMPLES]
+    if norms is None:
+        with quantization_mode(model, "off"):
+            norms = foldable(model, samples[:2])
+    return Ranges(inputs, result_ranges(model, samples, norms, quantization))
+
+
+def exported(model: nn.Module, inputs: Tensor, ranges: Ranges, engine: str) -> Graph:
     """Return the graph of any model by exporting it for inputs ``(N, ...)``, with Q/DQ for the layers of `ranges`.
 
     Raises:
@@ -119,7 +168,9 @@ def exported(model: nn.Module, inputs: Tensor, ranges: Mapping[str, ActivationRa
     return _quantized(graph, ranges, engine)
 
 
-def write_model(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, engine: str, to: Path) -> dict[str, str]:
+def write_model(
+    model: nn.Module, policy: CompressionPolicy, inputs: Tensor, engine: str, to: Path, *, ranges: Ranges
+) -> dict[str, str]:
     """Write ``policy.json``, ``weights.safetensors`` and ``model.onnx`` into a directory.
 
     Args:
@@ -128,6 +179,7 @@ def write_model(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, eng
         inputs: Example inputs of exactly the shape to run ``(N, ...)``.
         engine: Whose rules Q/DQ follows.
         to: The directory.
+        ranges: Of its int8 layers, see `ranges_for`.
 
     Returns:
         Layers that were to be int8 and are not in this engine, with its reason.
@@ -136,7 +188,7 @@ def write_model(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, eng
         ConfigError: `to` cannot be written.
         ExportError: The model cannot be exported.
     """
-    graph = exported(model, inputs, activation_ranges(model), engine)
+    graph = exported(model, inputs, ranges, engine)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_json(to / "policy.json", policy.to_dict())
     write_bytes(to / "weights.safetensors", save(state))
@@ -144,6 +196,14 @@ def write_model(model: nn.Module, policy: CompressionPolicy, inputs: Tensor, eng
     return graph.dense
 
 
-def _quantized(graph: ir.Model, ranges: Mapping[str, ActivationRange], engine: str) -> Graph:
-    layers = {name: InputQuantization(found.scale, found.signed) for name, found in ranges.items()}
-    return Graph(graph, insert_qdq(graph, layers, engine))
+def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:
+    layers = {name: _expressed(found) for name, found in ranges.inputs.items()}
+    results = {
+        name: ResultQuantization(_expressed(found.whole), _expressed(found.rectified))
+        for name, found in ranges.results.items()
+    }
+    return Graph(graph, insert_qdq(graph, layers, engine, results))
+
+
+def _expressed(found: ActivationRange) -> InputQuantization:
+    return InputQuantization(found.scale, found.signed)

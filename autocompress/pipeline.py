@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autocompress.agreement import agree, relative_error
 from autocompress.aside import Aside
 from autocompress.compress import rewrite
-from autocompress.compress.quantization import activation_ranges, quantization_mode
+from autocompress.compress.quantization import quantization_mode
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
@@ -232,7 +232,8 @@ class Pipeline:
         onnx = folder / "model.onnx"
         options = engine_options(policy, self._config, self.capabilities)
         with ledger.spend("export"):
-            graph = self.graphs.build(model, activation_ranges(model), policy.removed_blocks)
+            ranges = self.graphs.ranges(model, [self._oneshot.data], self._config.quantization)
+            graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
                 # Why an int8 layer of the policy is not one in this engine.
                 write_json(folder / "placement.json", graph.dense)

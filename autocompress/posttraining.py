@@ -17,7 +17,7 @@ from torch import nn
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.config import QuantizationConfig
 from autocompress.errors import ConfigError, nearest
-from autocompress.graphs import write_model
+from autocompress.graphs import ranges_for, write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.adaround import STEPS
@@ -60,7 +60,7 @@ class QuantizationResult:
         baseline: Metric of the uncompressed model on validation data.
         floor: What the metric may fall to.
         test, baseline_test: The metric of both on test data.
-        calibration: How ranges of activations were set.
+        quantization: How ranges of activations were set.
         skipped: Layer to why it is not int8.
     """
 
@@ -71,7 +71,7 @@ class QuantizationResult:
     floor: float
     test: float
     baseline_test: float
-    calibration: str
+    quantization: QuantizationConfig
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -88,7 +88,7 @@ class QuantizationResult:
         """Return the JSON form, without the models."""
         return {
             "policy": self.policy.to_dict(),
-            "calibration": self.calibration,
+            "calibration": self.quantization.calibration,
             "taken": self.rung.name,
             "feasible": self.feasible,
             "rungs": [
@@ -153,7 +153,7 @@ def quantize(
         floor=floor,
         test=metric_of(rung.model, task, task.test(_BATCH), dtype),
         baseline_test=metric_of(model, task, task.test(_BATCH), dtype),
-        calibration=quantization.calibration,
+        quantization=quantization,
         skipped=skipped,
     )
 
@@ -163,7 +163,7 @@ def write_quantized(result: QuantizationResult, task: Task, engine: str, to: Pat
 
     Args:
         result: What is written.
-        task: Gives example inputs.
+        task: Gives example inputs and calibration data.
         engine: Whose rules Q/DQ in the ONNX file follows.
         to: The directory.
 
@@ -171,7 +171,8 @@ def write_quantized(result: QuantizationResult, task: Task, engine: str, to: Pat
         ConfigError: `to` cannot be written.
         ExportError: The model cannot be exported.
     """
-    dense = write_model(result.model, result.policy, task.example_inputs(1), engine, to)
+    ranges = ranges_for(engine, result.model, task.calibration(_BATCH), result.quantization)
+    dense = write_model(result.model, result.policy, task.example_inputs(1), engine, to, ranges=ranges)
     write_json(to / "quantize.json", {**result.to_dict(), "engine": engine, "dense_in_engine": dense})
 
 

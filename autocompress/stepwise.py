@@ -21,7 +21,7 @@ from autocompress.compress.scoring import channel_scores
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig
 from autocompress.errors import ConfigError
-from autocompress.graphs import write_model
+from autocompress.graphs import Ranges, write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
@@ -208,7 +208,7 @@ def write_pruned(result: PruningResult, task: Task, to: Path) -> None:
         ConfigError: `to` cannot be written.
         ExportError: The model cannot be exported.
     """
-    write_model(result.model, result.policy, task.example_inputs(1), "onnxruntime", to)
+    write_model(result.model, result.policy, task.example_inputs(1), "onnxruntime", to, ranges=Ranges())
     write_json(to / "prune.json", result.to_dict())
 
 

@@ -26,7 +26,7 @@ from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import engine_options
 from autocompress.errors import ConfigError, DeviceNotFoundError
-from autocompress.graphs import exported
+from autocompress.graphs import Ranges, exported
 from autocompress.inventory import count_macs
 from autocompress.latency.protocol import Protocol
 from autocompress.policy import CompressionPolicy
@@ -145,7 +145,7 @@ def distill(
     _check(task, teacher, student, epochs)
     distiller = taught_by(task.model(), student, task, config.recovery)
     stage("Exporting the student")
-    exported(student, task.example_inputs(config.batch_size), {}, config.engine)
+    exported(student, task.example_inputs(config.batch_size), Ranges(), config.engine)
     stage(f"Teaching the student: {distiller}")
     allowed = config.working_seconds
     seconds = math.inf if allowed is None else max(allowed - (time.monotonic() - started), 0.0)
@@ -233,7 +233,7 @@ class _Bench:
 
     def build(self, model: nn.Module, policies: Sequence[CompressionPolicy], name: str) -> list[EngineFile]:
         """Return an engine file of a model for every policy, checked against it."""
-        graph = exported(model, self.task.example_inputs(self.config.batch_size), {}, self.config.engine)
+        graph = exported(model, self.task.example_inputs(self.config.batch_size), Ranges(), self.config.engine)
         reference = self.task.example_inputs(REFERENCE_SAMPLES).float()
         with torch.no_grad():
             expected = model(reference).float().numpy()

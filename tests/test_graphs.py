@@ -16,7 +16,7 @@ from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import ActivationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.engines.export import save_onnx
 from autocompress.errors import ExportError
-from autocompress.graphs import GraphBuilder
+from autocompress.graphs import GraphBuilder, Ranges
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
@@ -46,12 +46,12 @@ def builder(model: nn.Module, engine: str = "onnxruntime") -> GraphBuilder:
     return GraphBuilder(model, networks.images(2), take_inventory(model, networks.images()), engine)
 
 
-def made(model: nn.Module, policy: CompressionPolicy) -> tuple[nn.Module, dict[str, ActivationRange]]:
+def made(model: nn.Module, policy: CompressionPolicy) -> tuple[nn.Module, Ranges]:
     compressed = apply_policy(model, policy, CompressionContext(networks.images()))
     if not policy.int8_layers:
-        return compressed, {}
+        return compressed, Ranges()
     calibrate(compressed, [networks.images(16, seed=9)])
-    return compressed, dict(activation_ranges(compressed))
+    return compressed, Ranges(activation_ranges(compressed))
 
 
 def run(graph: ir.Model, folder: Path) -> NDArray[np.float32]:
@@ -101,12 +101,12 @@ def test_what_cannot_be_edited_is_exported_and_the_next_is_edited_again(
     base = networks.randomize(Padded())
     build = builder(base)
     factorized, _ = made(base, CompressionPolicy(layers={"conv": LayerPolicy(rank_ratio=0.5)}))
-    found = run(build.build(factorized, {}).model, tmp_path)
+    found = run(build.build(factorized, Ranges()).model, tmp_path)
     assert exports == [factorized]
     with torch.no_grad():
         np.testing.assert_allclose(found, factorized(networks.images(2, seed=4)).numpy(), atol=1e-4)
     pruned, _ = made(base, CompressionPolicy(pruning={"conv": 0.5}))
-    found = run(build.build(pruned, {}).model, tmp_path)
+    found = run(build.build(pruned, Ranges()).model, tmp_path)
     assert exports == [factorized] and build.edits
     with torch.no_grad():
         np.testing.assert_allclose(found, pruned(networks.images(2, seed=4)).numpy(), atol=1e-4)
@@ -119,7 +119,7 @@ def test_quantizers_are_left_out_of_an_export_and_come_back(exports: list[nn.Mod
     model, ranges = made(base, POLICY)
     with torch.no_grad():
         before = model(networks.images())
-    graph = build.build(model, {}, POLICY.removed_blocks).model
+    graph = build.build(model, Ranges(), POLICY.removed_blocks).model
     assert exports == [model] and not [n for n in graph.graph if n.op_type == "QuantizeLinear"]
     with torch.no_grad():
         assert torch.equal(model(networks.images()), before)
@@ -132,13 +132,13 @@ def test_quantizers_are_left_out_of_an_export_and_come_back(exports: list[nn.Mod
 def test_a_range_of_a_layer_that_is_not_there_is_an_error() -> None:
     base = networks.randomize(networks.Residual())
     with pytest.raises(ExportError, match="nowhere"):
-        builder(base).build(base, {"nowhere": ActivationRange(0.1, signed=True)})
+        builder(base).build(base, Ranges({"nowhere": ActivationRange(0.1, signed=True)}))
 
 
 def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models() -> None:
     base = networks.randomize(networks.Residual())
     build = builder(base)
-    graph = build.build(base, {}).model
+    graph = build.build(base, Ranges()).model
     told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
     assert told == set(build.layout.inventory.layers) == set(build.layout.wiring.layers)
     assert build.layout is build.layout

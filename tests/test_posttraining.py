@@ -72,7 +72,8 @@ def test_what_is_written_is_what_was_scored(task: Task, tmp_path: Path) -> None:
     assert (said["engine"], said["calibration"], said["taken"]) == ("onnxruntime", "minmax", "bias_correction")
     assert said["skipped"] == {"0": "it was to be left out"}
     ops = [node.op_type for node in ir.load(out / "model.onnx").graph]
-    assert ops.count("QuantizeLinear") == 2
+    # Both layers read int8, and what the first gives is rounded for ONNX Runtime.
+    assert ops.count("QuantizeLinear") == 3
 
 
 def test_calibration_changes_the_ranges(task: Task) -> None:

@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.compress.quantization import activation_ranges
 from autocompress.compress.stored import load_compressed
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import with_sparse_weights
 from autocompress.errors import ConfigError, EngineError, UnsupportedDtypeError
-from autocompress.graphs import exported
+from autocompress.graphs import exported, ranges_for
 from autocompress.results import TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.tasks.base import Task
 from autocompress.worker import EngineWorker
+
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def _build_trial(
     model = load_compressed(task, source, record)
     dense: dict[str, str] = {}
     try:
-        graph = exported(model, task.example_inputs(options.batch_size), activation_ranges(model), engine)
+        ranges = ranges_for(engine, model, task.calibration(_BATCH), run.config().quantization)
+        graph = exported(model, task.example_inputs(options.batch_size), ranges, engine)
         dense = graph.dense
         onnx = folder / "model.onnx"
         save_onnx(graph.model, onnx)

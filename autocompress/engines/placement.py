@@ -7,6 +7,7 @@ dimensions below 16, residual inputs). Graph questions alone are answered here; 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ class PlacementRules:
             TensorRT has no int32 DequantizeLinear and refuses the graph: its biases stay in the dense dtype.
         signed_only: Whether activations must be int8, never uint8. TensorRT quantizes around zero; it reads uint8 codes
             as int8 without a word, which cuts off the upper half of them.
+        unsigned_only: Whether activations must be uint8, those of both signs around 128. ONNX Runtime computes a
+            convolution in int8 only where what it reads and what it gives are of one type, and on x86 has kernels of
+            uint8 alone.
         hoist_concat: Whether a pair moves above a Concat, one of the same scale onto each input. Exact, and without it
             the parts are joined in the dense dtype and written twice.
         share_residual: Whether the shortcut of an Add that a convolution's output joins reads the int8 tensor that the
@@ -35,6 +39,10 @@ class PlacementRules:
         uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
             OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
             no bias, or one number for all channels.
+        quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime
+            computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
+            at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
+            and with them the convolutions that give them.
         whole_attention: Whether a pair stays below the Transpose and Reshape that follow a product of two activations,
             and off that product itself: the pattern of the fused attention kernel is left whole.
     """
@@ -42,14 +50,24 @@ class PlacementRules:
     hoist: frozenset[str]
     int32_bias: bool
     signed_only: bool
+    unsigned_only: bool = False
     hoist_concat: bool = False
     share_residual: bool = False
     least_channels: int = 0
     dense_depthwise: bool = False
     uneven_bias: bool = False
+    quantize_results: bool = False
     whole_attention: bool = False
 
+    @property
+    def identity(self) -> str:
+        """The rules that are on, as text; another one after any change of how int8 networks are made."""
+        on = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(self).items()}
+        return json.dumps({"codes": _CODES, **{name: value for name, value in on.items() if value}}, sort_keys=True)
 
+
+# How codes are chosen, whatever the rules. 2: those behind a ReLU are unsigned, as calibration makes them.
+_CODES = 2
 _MONOTONE = frozenset({"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 _TENSORRT = PlacementRules(
     hoist=_MONOTONE,
@@ -65,7 +83,14 @@ _TENSORRT = PlacementRules(
 RULES: Mapping[str, PlacementRules] = {
     "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False, uneven_bias=True),
     # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
-    "onnxruntime": PlacementRules(hoist=_MONOTONE, int32_bias=True, signed_only=False),
+    "onnxruntime": PlacementRules(
+        hoist=_MONOTONE,
+        int32_bias=True,
+        signed_only=False,
+        unsigned_only=True,
+        share_residual=True,
+        quantize_results=True,
+    ),
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,
 }
@@ -73,17 +98,32 @@ RULES: Mapping[str, PlacementRules] = {
 
 def reason_to_stay_dense(node: ir.Node, rules: PlacementRules) -> str | None:
     """Return why a Conv, Gemm or MatMul node is not to be quantized for this engine; None when it may be."""
+    if node.op_type != "Conv":
+        return _narrow_matrix(node, rules)
+    if rules.quantize_results and any(value.is_graph_output() for value in rectified(node.outputs[0])):
+        return "the network returns its result, which an int8 kernel would round"
+    return _narrow_convolution(node, rules)
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...] | None:
     weight = node.inputs[1]
     shape = None if weight is None or weight.const_value is None else weight.const_value.numpy().shape
-    if shape is None or len(shape) < 2:
-        return None
-    if node.op_type != "Conv":
-        rows, columns = int(shape[-2]), int(shape[-1])
-        if min(rows, columns) < rules.least_channels:
-            return f"its matrix is {rows} x {columns}; int8 kernels need {rules.least_channels} of each"
+    return None if shape is None or len(shape) < 2 else shape
+
+
+def _narrow_matrix(node: ir.Node, rules: PlacementRules) -> str | None:
+    shape = _weight_shape(node)
+    if shape is not None and min(shape[-2:]) < rules.least_channels:
+        return f"its matrix is {shape[-2]} x {shape[-1]}; int8 kernels need {rules.least_channels} of each"
+    return None
+
+
+def _narrow_convolution(node: ir.Node, rules: PlacementRules) -> str | None:
+    shape = _weight_shape(node)
+    if shape is None:
         return None
     group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    outputs, per_group = int(shape[0]), int(shape[1])
+    outputs, per_group = shape[:2]
     if rules.dense_depthwise and group > 1 and _few(per_group, rules.least_channels):
         return f"it has {per_group} channels per group, for which there is no int8 kernel"
     if group == 1:
@@ -95,6 +135,29 @@ def reason_to_stay_dense(node: ir.Node, rules: PlacementRules) -> str | None:
 
 def _few(channels: int, least: int) -> bool:
     return channels < least and channels % 8 != 0
+
+
+def rectified(value: ir.Value) -> tuple[ir.Value, ...]:
+    """Return a tensor and, where a ReLU or a clipping at zero alone reads it, what that gives."""
+    uses = list(value.uses())
+    if len(uses) == 1 and not value.is_graph_output() and lower_bound(node := uses[0].node) == 0:
+        return (value, node.outputs[0])
+    return (value,)
+
+
+def lower_bound(node: ir.Node) -> float | None:
+    """Return below what no value of a ReLU or Clip lies; None of any other node, and where there is no bound."""
+    return 0.0 if node.op_type == "Relu" else _bound(node, 1)
+
+
+def upper_bound(node: ir.Node) -> float | None:
+    """Return above what no value of a Clip lies; None of any other node, and where there is no bound."""
+    return _bound(node, 2)
+
+
+def _bound(node: ir.Node, index: int) -> float | None:
+    value = node.inputs[index] if node.op_type == "Clip" and len(node.inputs) > index else None
+    return None if value is None or value.const_value is None else float(value.const_value.numpy())
 
 
 def multiplies_activations(value: ir.Value) -> bool:

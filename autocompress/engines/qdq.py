@@ -6,7 +6,7 @@ stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,22 +20,37 @@ from autocompress.engines.placement import (
     is_stored_weight,
     multiplies_activations,
     reason_to_stay_dense,
+    rectified,
     shortcut_of,
+    upper_bound,
 )
 from autocompress.errors import ExportError
 
 
 @dataclass(frozen=True)
 class InputQuantization:
-    """Quantization of one layer's input tensor: ``real = scale * code``, zero point 0.
+    """Quantization of one tensor: ``real = scale * code``, or ``scale * (code - 128)`` where signed codes are uint8.
 
     Attributes:
         scale: Step, in the tensor's unit.
-        signed: int8 codes, else uint8.
+        signed: Codes in [-128, 127], else [0, 255].
     """
 
     scale: float
     signed: bool
+
+
+@dataclass(frozen=True)
+class ResultQuantization:
+    """Quantization of what one layer gives, for engines that want it (`PlacementRules.quantize_results`).
+
+    Attributes:
+        whole: Of all values.
+        rectified: Of what a ReLU leaves of them.
+    """
+
+    whole: InputQuantization
+    rectified: InputQuantization
 
 
 # Tensor, step and sign to the dequantized value of the pair that is there already.
@@ -44,10 +59,21 @@ Pairs = dict[tuple[str, float, bool], ir.Value]
 _SMALLEST_STEP = 1e-4
 
 
-def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine: str) -> dict[str, str]:
+def insert_qdq(
+    model: ir.Model,
+    layers: Mapping[str, InputQuantization],
+    engine: str,
+    results: Mapping[str, ResultQuantization] | None = None,
+) -> dict[str, str]:
     """Express int8 for the named layers in the graph, in place; return those left dense, with the engine's reason.
 
     Weights become per-output-channel symmetric int8 in [-127, 127].
+
+    Args:
+        model: The graph.
+        layers: Layer to the quantization of what it reads.
+        engine: Whose rules are followed.
+        results: Layer to the quantization of what it gives; one that is missing gets no pair of its own.
 
     Raises:
         ExportError: A layer has no node in the graph.
@@ -60,36 +86,53 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, InputQuantization], engine:
     pairs: Pairs = {}
     dense: dict[str, str] = {}
     for name, quantization in layers.items():
-        node, *repeats = nodes[name]
-        reason = reason_to_stay_dense(node, rules)
+        reason = reason_to_stay_dense(nodes[name][0], rules)
         if reason is not None:
             dense[name] = reason
             continue
-        codes = quantization
-        if rules.signed_only and not codes.signed:
-            codes = InputQuantization(codes.scale * 255 / 127, signed=True)
-        bias = node.inputs[2] if rules.int32_bias and len(node.inputs) > 2 else None
-        smallest: NDArray[np.float32] = np.zeros(1, np.float32)
-        if bias is not None:
-            # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
-            room = codes.scale * 2**30
-            smallest = (np.abs(_array(bias, f"bias of {name!r}")) / room).astype(np.float32)
-        stored = [(index, node.inputs[index]) for index in ((1, 2) if bias is not None else (1,))]
-        weight_scale = _quantize_weight(model.graph, node, name, smallest)
-        _quantize_input(model.graph, node, codes, rules, pairs)
-        if bias is not None:
-            _quantize_bias(model.graph, node, name, weight_scale * codes.scale)
-        if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
-            for product in (node, *repeats):
-                _make_uneven(model.graph, product, name)
-        for repeat in repeats:
-            _quantize_input(model.graph, repeat, codes, rules, pairs)
-            for index, value in stored:
-                _share(model.graph, repeat, index, value, node.inputs[index], name=name)
+        _quantize_layer(model.graph, name, nodes[name], quantization, rules, pairs=pairs)
     if rules.share_residual:
         _share_residuals(model.graph)
+    if rules.quantize_results:
+        for name in layers:
+            for node in nodes[name] if name not in dense else ():
+                _quantize_result(model.graph, node, (results or {}).get(name), rules)
     model.graph.sort()
     return dense
+
+
+def _quantize_layer(
+    graph: ir.Graph,
+    name: str,
+    nodes: Sequence[ir.Node],
+    quantization: InputQuantization,
+    rules: PlacementRules,
+    *,
+    pairs: Pairs,
+) -> None:
+    """Quantize what a layer reads, its weight and, where the rules say so, its bias, in every node that computes it."""
+    node, *repeats = nodes
+    codes = quantization
+    if rules.signed_only and not codes.signed:
+        codes = InputQuantization(codes.scale * 255 / 127, signed=True)
+    codes = _quantize_input(graph, node, codes, rules, pairs)
+    bias = node.inputs[2] if rules.int32_bias and len(node.inputs) > 2 else None
+    smallest: NDArray[np.float32] = np.zeros(1, np.float32)
+    if bias is not None:
+        # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
+        room = codes.scale * 2**30
+        smallest = (np.abs(_array(bias, f"bias of {name!r}")) / room).astype(np.float32)
+    stored = [(index, node.inputs[index]) for index in ((1, 2) if bias is not None else (1,))]
+    weight_scale = _quantize_weight(graph, node, name, smallest)
+    if bias is not None:
+        _quantize_bias(graph, node, name, weight_scale * codes.scale)
+    if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
+        for product in nodes:
+            _make_uneven(graph, product, name)
+    for repeat in repeats:
+        _quantize_input(graph, repeat, codes, rules, pairs)
+        for index, value in stored:
+            _share(graph, repeat, index, value, node.inputs[index], name=name)
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -215,7 +258,8 @@ def _quantize_input(
     quantization: InputQuantization,
     rules: PlacementRules,
     pairs: Pairs,
-) -> None:
+) -> InputQuantization:
+    """Put what an int8 layer reads behind a pair; return its quantization."""
     consumer, index = node, 0
     tensor = node.inputs[0]
     assert tensor is not None
@@ -230,23 +274,63 @@ def _quantize_input(
         if above is None or above.const_value is not None:
             break
         consumer, index, tensor = producer, 0, above
+    quantization = _bounded(quantization, tensor)
     producer = tensor.producer()
     if rules.hoist_concat and producer is not None and producer.op_type == "Concat" and len(tensor.uses()) == 1:
         for part, value in enumerate(producer.inputs):
             if value is not None:
-                producer.replace_input_with(part, _paired(graph, value, producer, quantization, pairs))
-        return
-    consumer.replace_input_with(index, _paired(graph, tensor, consumer, quantization, pairs))
+                producer.replace_input_with(part, _paired(graph, value, producer, quantization, pairs, rules=rules))
+        return quantization
+    consumer.replace_input_with(index, _paired(graph, tensor, consumer, quantization, pairs, rules=rules))
+    return quantization
 
 
 def _paired(
-    graph: ir.Graph, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization, pairs: Pairs
+    graph: ir.Graph,
+    tensor: ir.Value,
+    consumer: ir.Node,
+    quantization: InputQuantization,
+    pairs: Pairs,
+    *,
+    rules: PlacementRules,
 ) -> ir.Value:
     """Return `tensor` behind a pair, the one it has already or a new one before `consumer`."""
     key = (tensor.name or "", quantization.scale, quantization.signed)
     if key not in pairs:
-        pairs[key] = _pair(graph, tensor, consumer, quantization)
+        pairs[key] = _pair(graph, tensor, consumer, quantization, rules)
     return pairs[key]
+
+
+def _quantize_result(graph: ir.Graph, node: ir.Node, wanted: ResultQuantization | None, rules: PlacementRules) -> None:
+    """Have all that reads an int8 convolution's result read it from one pair."""
+    if node.op_type != "Conv":
+        return
+    value = rectified(node.outputs[0])[-1]
+    uses = [(use.node, use.idx) for use in value.uses()]
+    pairs = [reader for reader, _ in uses if reader.op_type == "QuantizeLinear"]
+    if len(pairs) == len(uses) == 1:
+        return
+    if pairs:
+        # One reader's own pair serves the others, too.
+        (use, *_) = pairs[0].outputs[0].uses()
+        (dequantized,) = use.node.outputs
+    elif wanted is not None and uses:
+        found = wanted.whole if value is node.outputs[0] else _bounded(wanted.rectified, value)
+        dequantized = _pair(graph, value, uses[0][0], found, rules)
+    else:
+        return
+    for reader, index in uses:
+        if reader not in pairs[:1]:
+            reader.replace_input_with(index, dequantized)
+
+
+def _bounded(quantization: InputQuantization, tensor: ir.Value) -> InputQuantization:
+    """Return the quantization with no unsigned codes above what a Clip lets through: engines drop it only then."""
+    producer = tensor.producer()
+    most = None if producer is None else upper_bound(producer)
+    if quantization.signed or most is None or most <= 0:
+        return quantization
+    return InputQuantization(min(quantization.scale, most / 255), signed=False)
 
 
 def _share_residuals(graph: ir.Graph) -> None:
@@ -271,12 +355,21 @@ def _fused_in_int8(add: ir.Node, index: int) -> bool:
     return weight is not None and is_stored_weight(weight)
 
 
-def _pair(graph: ir.Graph, tensor: ir.Value, before: ir.Node, quantization: InputQuantization) -> ir.Value:
+def _pair(
+    graph: ir.Graph,
+    tensor: ir.Value,
+    before: ir.Node,
+    quantization: InputQuantization,
+    rules: PlacementRules,
+) -> ir.Value:
+    """Return `tensor` behind a new pair before `before`."""
     base = f"{tensor.name}_{'s8' if quantization.signed else 'u8'}"
+    unsigned = rules.unsigned_only or not quantization.signed
+    middle = 128 if unsigned and quantization.signed else 0
     taken = sum(1 for name in graph.initializers if name.startswith(f"{base}_scale"))
     base = f"{base}{taken or ''}"
     scale = _constant(graph, f"{base}_scale", np.array(quantization.scale, np.float32))
-    zero = _constant(graph, f"{base}_zero", np.array(0, np.int8 if quantization.signed else np.uint8))
+    zero = _constant(graph, f"{base}_zero", np.array(middle, np.uint8 if unsigned else np.int8))
     quantize = ir.node("QuantizeLinear", [tensor, scale, zero], num_outputs=1)
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], num_outputs=1)
     quantize.outputs[0].name = f"{base}_q"

@@ -80,6 +80,11 @@ class GraphTemplate:
         self._axes = {layer: axis for axis in head_axes(base).values() for layer in axis.made}
         self._base, self._inputs = base, inputs
 
+    @property
+    def norms(self) -> dict[str, str]:
+        """Layer to the batch-norm that is folded into it."""
+        return self._folds
+
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of a bound graph computes, or a factor of; None when it computes none."""
         found = self._layers.get(node)

@@ -18,10 +18,6 @@ from autocompress.engines.wiring import Context, Wiring
 from autocompress.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
-# Of what is measured of a network. 2: int8 codes behind a ReLU are unsigned, as calibration makes them; what tables of
-# before say of int8 is of networks that no search builds.
-_REVISION = 2
-
 
 class Unit(NamedTuple):
     """One layer of a compressed network.
@@ -74,15 +70,18 @@ class Layout:
         inventory: Of the model.
         wiring: Whose result each layer reads, as `engines.template.GraphTemplate.wiring`.
         structure: Digest of the whole graph, as `GraphTemplate.structure`.
+        placement: How the engine's int8 networks are made, as `PlacementRules.identity`: a table of networks that were
+            made in another way says nothing of those that are made now.
     """
 
     inventory: Inventory
     wiring: Wiring = field(default_factory=Wiring)
     structure: str = ""
+    placement: str = ""
 
     @cached_property
     def hash(self) -> str:
-        """Identity of the structure, whatever the weights: 16 hex digits."""
+        """Identity of the structure and of its int8 forms, whatever the weights: 16 hex digits."""
         # The graph tells strides. What says nothing is left out, so that tables of before it existed still fit; so are
         # attention heads and the layers that they were rewritten as, since the structure tells networks apart by these.
         layers = [
@@ -99,7 +98,7 @@ class Layout:
             name: [layer for layer in block.layers if not self.inventory.layers[layer].rewritten]
             for name, block in self.inventory.blocks.items()
         }
-        text = json.dumps([layers, groups, blocks, self.structure, _REVISION], sort_keys=True)
+        text = json.dumps([layers, groups, blocks, self.structure, self.placement], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property

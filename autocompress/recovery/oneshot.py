@@ -33,6 +33,9 @@ class OneShot:
         reconstruct: Whether to fit the weights that are left.
         quantization: How ranges of activations are set.
 
+    Attributes:
+        data: The calibration inputs that were kept ``(N, ...)``.
+
     Raises:
         ConfigError: There are no calibration inputs.
     """
@@ -42,12 +45,12 @@ class OneShot:
         batches: Iterable[Tensor], *, reconstruct: bool = True,
         quantization: QuantizationConfig | None = None,
     ) -> None:  # fmt: skip
-        self._base, self._data = base, first_samples(batches)
+        self._base, self.data = base, first_samples(batches)
         self._context = CompressionContext(inputs, scores, quantization or QuantizationConfig())
         self._dtype = fast_dtype()
         # One sample has no statistics of a batch to normalise by.
-        fits = reconstruct and len(self._data) > 1
-        self._reconstruction = Reconstruction(base, inventory, self._data, self._dtype) if fits else None
+        fits = reconstruct and len(self.data) > 1
+        self._reconstruction = Reconstruction(base, inventory, self.data, self._dtype) if fits else None
 
     def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
         """Return the model that `policy` makes, in eval mode.
@@ -69,7 +72,7 @@ class OneShot:
             if changed and batch_norms(model):
                 # One pass serves both.
                 with observing(model):
-                    recalibrate(model, torch.split(self._data, _BATCH))
+                    recalibrate(model, torch.split(self.data, _BATCH))
             else:
-                calibrate(model, torch.split(self._data, _BATCH))
+                calibrate(model, torch.split(self.data, _BATCH))
         return model

@@ -91,7 +91,7 @@ def distilled_table(result: DistillationResult) -> RenderableType:
 
 def quantized_tables(result: QuantizationResult) -> RenderableType:
     """Return what `autocompress quantize` prints: the rungs that were tried, and what stayed as it is."""
-    rungs = _table(f"Int8, calibrated by {result.calibration}")
+    rungs = _table(f"Int8, calibrated by {result.quantization.calibration}")
     rungs.add_column("rung", no_wrap=True)
     for name in ("metric", "drop", "time"):
         rungs.add_column(name, justify="right")

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import ActivationRange, quantized_layers
+from autocompress.graphs import Ranges
+from autocompress.recovery.result_ranges import ResultRange
 
 _SCALE = 0.05
+_RESULT = ResultRange(ActivationRange(_SCALE, signed=True), ActivationRange(_SCALE, signed=False))
 
 
 class AssumedRanges:
@@ -30,9 +33,10 @@ class AssumedRanges:
         self._layers = layers
         self._unsigned = _never_negative(base, inputs)
 
-    def __call__(self, model: nn.Module) -> dict[str, ActivationRange]:
-        """Return a range for each int8 layer of a compressed form of the model."""
-        return {name: ActivationRange(_SCALE, self._signed(name)) for name, _ in quantized_layers(model)}
+    def __call__(self, model: nn.Module) -> Ranges:
+        """Return ranges for each int8 layer of a compressed form of the model."""
+        names = [name for name, _ in quantized_layers(model)]
+        return Ranges({n: ActivationRange(_SCALE, self._signed(n)) for n in names}, dict.fromkeys(names, _RESULT))
 
     def _signed(self, name: str) -> bool:
         if name in self._layers:

@@ -23,7 +23,7 @@ from autocompress.config import TaskConfig
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.errors import UnavailableError
-from autocompress.graphs import GraphBuilder
+from autocompress.graphs import GraphBuilder, Ranges
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import write_json
@@ -46,7 +46,9 @@ def main() -> None:
     int8 = {name: LayerPolicy("int8") for name, layer in inventory.layers.items() if layer.quantizable}
     model = apply_policy(base, CompressionPolicy("fp16", layers=int8), CompressionContext(task.example_inputs(2)))
     calibrate(model, task.calibration(256))
-    graph = GraphBuilder(base, task.example_inputs(BATCH), inventory, "tensorrt").build(model, activation_ranges(model))
+    graph = GraphBuilder(base, task.example_inputs(BATCH), inventory, "tensorrt").build(
+        model, Ranges(activation_ranges(model))
+    )
     found, simulated, dense, targets = [], [], [], []
     with tempfile.TemporaryDirectory() as folder, EngineWorker() as worker, torch.no_grad():
         path = Path(folder) / "model.onnx"

@@ -24,7 +24,7 @@ from autocompress.engines import get_engine
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.engines.template import GraphTemplate
-from autocompress.graphs import GraphBuilder
+from autocompress.graphs import GraphBuilder, Ranges
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.units import Layout
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -265,7 +265,7 @@ def test_engines_agree_with_torch(known: Known, engine: str, tmp_path: Any) -> N
     calibrate(model, [known.inputs])
     one = known.inputs[:1]
     builder = GraphBuilder(known.model, one, known.inventory, engine)
-    graph = builder.build(model, activation_ranges(model))
+    graph = builder.build(model, Ranges(activation_ranges(model)))
     save_onnx(graph.model, tmp_path / "model.onnx")
     runtime = get_engine(engine)
     file = runtime.build(tmp_path / "model.onnx", EngineOptions("fp32", 1, 1), tmp_path / "model")

@@ -19,7 +19,7 @@ from autocompress.engines import qdq
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.placement import RULES, PlacementRules
-from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
 from tests import networks
 
 CODES = InputQuantization(0.05, signed=True)
@@ -260,3 +260,112 @@ def test_every_engine_has_its_rules() -> None:
 
     assert set(RULES) == set(ENGINES)
     assert all(isinstance(rules, PlacementRules) for rules in RULES.values())
+
+
+# -- ONNX Runtime -----------------------------------------------------------------------------------------------------
+
+RESULT = ResultQuantization(InputQuantization(0.05, signed=True), InputQuantization(0.03, signed=False))
+UNSIGNED = InputQuantization(0.05, signed=False)
+
+
+class Apart(nn.Module):
+    """An int8 convolution between layers that are not, one clipped, and one whose result the network returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.third, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.second(functional.relu(self.first(x))))
+        return self.last(functional.relu6(self.third(x)))
+
+
+def fused(model: ir.Model, x: Tensor, folder: Path) -> list[str]:
+    """What ONNX Runtime makes of a graph: the ops of its optimised form."""
+    onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    save_onnx(model, folder / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"input": x.numpy()})
+    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
+
+
+def for_onnxruntime(
+    model: nn.Module, x: Tensor, layers: dict[str, InputQuantization], *, results: bool = True
+) -> tuple[ir.Model, dict[str, str]]:
+    graph = to_onnx(networks.randomize(model), x)
+    return graph, insert_qdq(graph, layers, "onnxruntime", dict.fromkeys(layers, RESULT) if results else {})
+
+
+@pytest.mark.parametrize("layer", ["first", "second", "third"])
+def test_an_int8_convolution_alone_is_computed_in_int8(layer: str, tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    layers = {layer: InputQuantization(0.05, signed=layer == "first")}
+    graph, dense = for_onnxruntime(Apart(), x, layers)
+    assert dense == {} and fused(graph, x, tmp_path).count("QLinearConv") == 1
+    without, _ = for_onnxruntime(Apart(), x, layers, results=False)
+    assert "QLinearConv" not in fused(without, x, tmp_path)
+
+
+def test_the_pair_behind_a_convolution_stands_behind_its_relu_and_all_codes_are_unsigned() -> None:
+    x = networks.images(1, 8)
+
+    def zeros(graph: ir.Model) -> list[tuple[str, str, int]]:
+        found = []
+        for node in ops(graph, "QuantizeLinear"):
+            point = node.inputs[2]
+            assert point is not None and point.dtype is not None and point.const_value is not None
+            found.append((*producers(node), point.dtype.name, int(point.const_value.numpy())))
+        return found
+
+    graph, _ = for_onnxruntime(Apart(), x, {"first": CODES})
+    # What the network is given has values of both signs: around 128.
+    assert zeros(graph) == [("UINT8", 128), ("Relu", "UINT8", 0)]
+    graph, _ = for_onnxruntime(Residual(), x, {"conv2": UNSIGNED})
+    # So has what a sum reads.
+    assert zeros(graph) == [("Relu", "UINT8", 0), ("Conv", "UINT8", 128)]
+
+
+def test_one_pair_serves_all_that_read_a_result(tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return (self.conv(x) + x).mean((2, 3))
+
+    x = networks.images(1, 8)
+    graph, _ = for_onnxruntime(Shared(), x, {"stem": CODES, "conv": CODES})
+    assert len(ops(graph, "QuantizeLinear")) == 3
+    assert producers(only(ops(graph, "Add"))) == ["DequantizeLinear", "DequantizeLinear"]
+    assert fused(graph, x, tmp_path).count("QLinearConv") == 2
+
+
+def test_a_block_in_int8_stays_in_int8(tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    graph, dense = for_onnxruntime(
+        nn.Sequential(Residual(), nn.Conv2d(16, 4, 1), nn.Flatten()), x,
+        {"0.stem": CODES, "0.conv1": UNSIGNED, "0.conv2": UNSIGNED, "1": UNSIGNED},
+    )  # fmt: skip
+    found = fused(graph, x, tmp_path)
+    assert dense == {} and found.count("QLinearConv") == 4 and found.count("QLinearAdd") == 1
+    assert not {"Conv", "FusedConv", "Add", "Relu"} & {*found}
+
+
+def test_a_convolution_whose_result_is_returned_stays_dense() -> None:
+    x = networks.images(1, 8)
+    _, dense = for_onnxruntime(Apart(), x, {"last": UNSIGNED})
+    assert "the network returns" in dense["last"]
+
+
+def test_no_code_lies_above_what_a_clip_lets_through(tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    graph, _ = for_onnxruntime(Apart(), x, {"third": UNSIGNED, "last": UNSIGNED})
+    scales = {str(n.inputs[0].name): float(n.inputs[1].const_value.numpy()) for n in ops(graph, "QuantizeLinear")}  # type: ignore[union-attr]
+    assert sorted(scales.values()) == pytest.approx([6 / 255, 0.05])
+    graph, _ = for_onnxruntime(Apart(), x, {"third": UNSIGNED})
+    assert "Clip" not in fused(graph, x, tmp_path)

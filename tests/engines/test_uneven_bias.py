@@ -14,7 +14,7 @@ from autocompress.compress.quantization import activation_ranges, calibrate
 from autocompress.engines import get_engine
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx
-from autocompress.graphs import exported
+from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 
 pytest.importorskip("openvino")
@@ -39,7 +39,7 @@ def test_they_compute_what_torch_does(bias: float | None, tmp_path: Path) -> Non
     policy = CompressionPolicy(layers={"first": LayerPolicy("int8"), "second": LayerPolicy("int8")})
     model = apply_policy(base, policy, CompressionContext(inputs))
     calibrate(model, [inputs])
-    graph = exported(model, inputs[:1], activation_ranges(model), "openvino").model
+    graph = exported(model, inputs[:1], Ranges(activation_ranges(model)), "openvino").model
     save_onnx(graph, tmp_path / "model.onnx")
     engine = get_engine("openvino")
     file = engine.build(tmp_path / "model.onnx", EngineOptions("fp32", 1, 1), tmp_path / "engine")
@@ -57,5 +57,5 @@ def test_a_bias_that_differs_by_channel_stays(tmp_path: Path) -> None:
     model = apply_policy(base, policy, CompressionContext(inputs))
     calibrate(model, [inputs])
     for engine in ("openvino", "onnxruntime"):
-        graph = exported(model, inputs[:1], activation_ranges(model), engine).model
+        graph = exported(model, inputs[:1], Ranges(activation_ranges(model)), engine).model
         assert not any("uneven" in name for name in graph.graph.initializers)

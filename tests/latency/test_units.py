@@ -62,6 +62,7 @@ def test_a_change_of_anything_that_costs_time_changes_the_hash() -> None:
     ]
     hashes = [Layout(other, wired).hash for other in changed]
     hashes.append(Layout(inventory, wired, "another graph").hash)
+    hashes.append(Layout(inventory, wired, placement="another way").hash)
     assert len({LAYOUT.hash, *hashes}) == 1 + len(hashes)
 
 

@@ -15,7 +15,7 @@ from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
-from autocompress.graphs import exported
+from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.ladder import RUNGS, Rung, best_rung, climb
 from autocompress.recovery.layerwise import FloatOutputs, correct
@@ -164,7 +164,7 @@ def test_rungs_are_climbed_until_the_metric_is_met(
     assert [r.name for r in climb(model, inputs, score, equal - 1e-6, steps=150)] == list(RUNGS[:2])
     # The exporter stores the very codes that were learned.
     x = next(task.validation(32))[0]
-    graph = exported(rungs[-1].model, x, activation_ranges(rungs[-1].model), "onnxruntime").model
+    graph = exported(rungs[-1].model, x, Ranges(activation_ranges(rungs[-1].model)), "onnxruntime").model
     ir.save(graph, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -22,7 +22,7 @@ from autocompress.compress.quantization import (
     quantized_layers,
 )
 from autocompress.config import RecoveryConfig, RunConfig
-from autocompress.graphs import exported
+from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import recalibrate
 from autocompress.recovery.distillation import Teacher
@@ -104,7 +104,7 @@ def test_a_trained_student_has_other_steps_and_the_exported_graph_agrees(
     model = models["lsq"]
     x, y = next(task.validation(128))
     assert task.metric(outputs(model, x), y) > 0.85
-    graph = exported(model, x, activation_ranges(model), "onnxruntime").model
+    graph = exported(model, x, Ranges(activation_ranges(model)), "onnxruntime").model
     ir.save(graph, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (given,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -33,7 +33,7 @@ def assumed_and_calibrated(model: nn.Module, policy: CompressionPolicy) -> tuple
     calibrate(compressed, [networks.images(8)])
     found = {name: one.signed for name, one in activation_ranges(compressed).items()}
     ranges = AssumedRanges(model, networks.images(2), inventory.layers)(compressed)
-    return {name: one.signed for name, one in ranges.items()}, found
+    return {name: one.signed for name, one in ranges.inputs.items()}, found
 
 
 @pytest.mark.parametrize("kind", [networks.Plain, networks.Residual, networks.Mobile, networks.Concat, networks.Tokens])
@@ -88,4 +88,4 @@ def test_a_layer_that_is_called_by_keyword_gets_signed_codes() -> None:
     policy = CompressionPolicy("fp32", layers={name: LayerPolicy("int8") for name in ("first", "second")})
     compressed = apply_policy(model, policy, CompressionContext(torch.rand(2, 4), {}))
     ranges = AssumedRanges(model, torch.rand(2, 4), {"first", "second"})(compressed)
-    assert {name: one.signed for name, one in ranges.items()} == {"first": False, "second": True}
+    assert {name: one.signed for name, one in ranges.inputs.items()} == {"first": False, "second": True}
