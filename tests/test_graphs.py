@@ -135,10 +135,14 @@ def test_a_range_of_a_layer_that_is_not_there_is_an_error() -> None:
         builder(base).build(base, Ranges({"nowhere": ActivationRange(0.1, signed=True)}))
 
 
-def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models() -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models(written: bool, tmp_path: Path) -> None:
     base = networks.randomize(networks.Residual())
     build = builder(base)
     graph = build.build(base, Ranges()).model
+    if written:
+        save_onnx(graph, tmp_path / "model.onnx")
+        graph = ir.load(tmp_path / "model.onnx")
     told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
     assert told == set(build.layout.inventory.layers) == set(build.layout.wiring.layers)
     assert build.layout is build.layout

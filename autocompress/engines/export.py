@@ -57,7 +57,16 @@ def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
         raise ExportError(_explain(error)) from error
     assert program is not None
     _store_transposed(program.model)
+    _name_ends(program.model)
     return program.model
+
+
+def _name_ends(model: ir.Model) -> None:
+    """Call a node that makes an output by the output's name, as OpenVINO does: so it is known by it from the start."""
+    for value in model.graph.outputs:
+        end = value.producer()
+        if end is not None:
+            end.name = value.name
 
 
 def _store_transposed(model: ir.Model) -> None:
@@ -113,11 +122,8 @@ def save_onnx(model: ir.Model, path: Path) -> None:
         node.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    # OpenVINO calls a node that makes an output by the output's name, so it is called that from the start.
-    for value in model.graph.outputs:
-        end = value.producer()
-        if end is not None:
-            end.name = value.name
+    # Editing may have put another node there.
+    _name_ends(model)
     NameFixPass()(model)
     try:
         data = ir.to_proto(model).SerializeToString()
