@@ -16,7 +16,7 @@ from autocompress.compress.quantization import ActivationRange, activation_range
 from autocompress.config import QuantizationConfig
 from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.folding import foldable
-from autocompress.engines.kernels import KernelTime
+from autocompress.engines.kernels import IN_ORDER, KernelTime
 from autocompress.engines.placement import RULES
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
@@ -91,15 +91,21 @@ class GraphBuilder:
         """Return what each layer takes of a network's latency in ms, going by its kernels' times.
 
         All kernels together are taken to add up to the latency: a profiler counts whole microseconds and slows the
-        network down. A kernel of several layers or none is no layer's.
+        network down. A kernel of several layers is no layer's. One of none is neither, but where the engine makes its
+        tensors ready right before they are read (`IN_ORDER`) it is the next layer's.
         """
         total = sum(kernel.time_ms for kernel in kernels)
         found: dict[str, float] = {}
+        waiting = 0.0
         for kernel in kernels:
             names = {name for node in kernel.nodes if (name := self.layer_of(node)) is not None}
-            if len(names) == 1 and kernel.time_ms > 0:
+            time_ms = max(0.0, kernel.time_ms) * latency_ms / total
+            if not names and self._engine in IN_ORDER:
+                waiting += time_ms
+            elif len(names) == 1 and time_ms > 0:
                 name = names.pop()
-                found[name] = found.get(name, 0.0) + kernel.time_ms * latency_ms / total
+                found[name] = found.get(name, 0.0) + time_ms + waiting
+                waiting = 0.0
         return found
 
     @property

@@ -26,6 +26,7 @@ from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import engine_options
+from autocompress.engines.placement import RULES
 from autocompress.errors import (
     BuildError,
     ConfigError,
@@ -231,8 +232,9 @@ class Pipeline:
     ) -> EngineFile:
         onnx = folder / "model.onnx"
         options = engine_options(policy, self._config, self.capabilities)
-        with ledger.spend("export"):
+        with ledger.spend("proxy"):
             ranges = self.graphs.ranges(model, [self._oneshot.data], self._config.quantization)
+        with ledger.spend("export"):
             graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
                 # Why an int8 layer of the policy is not one in this engine.
@@ -256,13 +258,14 @@ class Pipeline:
                 return relative_error(model(self.data.reference).float().numpy(), expected)
 
         inputs, threads = self.data.reference.numpy(), self._config.threads
+        rounds_more = RULES[self.engine].rounds_more
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_error=int8_error,
+            dense_dtype="fp32", int8_error=int8_error, rounds_more=rounds_more,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
+        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error, rounds_more=rounds_more)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

@@ -15,6 +15,7 @@ from autocompress import graphs
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import ActivationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.engines.export import save_onnx
+from autocompress.engines.kernels import KernelTime
 from autocompress.errors import ExportError
 from autocompress.graphs import GraphBuilder, Ranges
 from autocompress.inventory import take_inventory
@@ -146,3 +147,24 @@ def test_layers_are_told_by_their_nodes_and_the_layout_is_the_models(written: bo
     told = {build.layer_of(node.name or "") for node in graph.graph} - {None}
     assert told == set(build.layout.inventory.layers) == set(build.layout.wiring.layers)
     assert build.layout is build.layout
+
+
+def test_what_makes_a_tensor_ready_is_its_readers_where_kernels_are_told_in_order() -> None:
+    base = networks.randomize(networks.Residual())
+
+    def kernel(op: str, time_ms: float, *nodes: str) -> KernelTime:
+        return KernelTime(nodes, op, op, "fp32", time_ms, 10)
+
+    found = {}
+    for engine in ("onnxruntime", "openvino"):
+        build = builder(base, engine)
+        nodes = {build.layer_of(n.name or ""): n.name or "" for n in build.build(base, Ranges()).model.graph}
+        kernels = [
+            kernel("Conv", 2.0, nodes["stem"]), kernel("ReorderOutput", 0.5), kernel("Transpose", 0.5),
+            kernel("Conv", 3.0, nodes["same.conv1"]), kernel("Conv", 1.0, nodes["same.conv2"], nodes["fc"]),
+            kernel("Conv", 3.0, nodes["wider.conv1"]),
+        ]  # fmt: skip
+        found[engine] = build.shares(kernels, 20.0)
+    # All kernels make up the latency: 10 ms of the profiler are 20 of the network. One of two layers is no layer's.
+    assert found["onnxruntime"] == pytest.approx({"stem": 4.0, "same.conv1": 8.0, "wider.conv1": 6.0})
+    assert found["openvino"] == pytest.approx({"stem": 4.0, "same.conv1": 6.0, "wider.conv1": 6.0})

@@ -7,13 +7,13 @@ stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from autocompress.engines.export import every_layer_node
+from autocompress.engines.int8_weights import constant, make_uneven, share, store_in_int8
 from autocompress.engines.placement import (
     RULES,
     PlacementRules,
@@ -53,10 +53,21 @@ class ResultQuantization:
     rectified: InputQuantization
 
 
-# Tensor, step and sign to the dequantized value of the pair that is there already.
-Pairs = dict[tuple[str, float, bool], ir.Value]
-# Smallest step of a channel as a share of the layer's largest. OpenVINO multiplies and divides by steps in fp32.
-_SMALLEST_STEP = 1e-4
+@dataclass(frozen=True)
+class _Placing:
+    """One graph in the making.
+
+    Attributes:
+        graph: It.
+        rules: Of its engine.
+        int8: Ids of the nodes that become int8.
+        pairs: Tensor, step and sign to the dequantized value of the pair that is there already.
+    """
+
+    graph: ir.Graph
+    rules: PlacementRules
+    int8: frozenset[int]
+    pairs: dict[tuple[str, float, bool], ir.Value] = field(default_factory=dict)
 
 
 def insert_qdq(
@@ -83,184 +94,68 @@ def insert_qdq(
     for name in layers:
         if name not in nodes:
             raise ExportError(f"Layer {name!r} cannot be found in the exported graph, so it cannot be set to int8.")
-    pairs: Pairs = {}
-    dense: dict[str, str] = {}
-    for name, quantization in layers.items():
-        reason = reason_to_stay_dense(nodes[name][0], rules)
-        if reason is not None:
-            dense[name] = reason
-            continue
-        _quantize_layer(model.graph, name, nodes[name], quantization, rules, pairs=pairs)
+    reasons = {name: reason_to_stay_dense(nodes[name][0], rules) for name in layers}
+    dense = {name: reason for name, reason in reasons.items() if reason is not None}
+    wanted = [name for name in layers if name not in dense]
+    placing = _Placing(model.graph, rules, frozenset(id(node) for name in wanted for node in nodes[name]))
+    for name in wanted:
+        _quantize_layer(placing, name, nodes[name], layers[name])
     if rules.share_residual:
         _share_residuals(model.graph)
     if rules.quantize_results:
-        for name in layers:
-            for node in nodes[name] if name not in dense else ():
-                _quantize_result(model.graph, node, (results or {}).get(name), rules)
+        for name in wanted:
+            for node in nodes[name]:
+                _quantize_result(placing, node, (results or {}).get(name))
+        _quantize_between(placing)
+    if rules.pools_in_layout:
+        _keep_from_pools(model.graph)
     model.graph.sort()
     return dense
 
 
-def _quantize_layer(
-    graph: ir.Graph,
-    name: str,
-    nodes: Sequence[ir.Node],
-    quantization: InputQuantization,
-    rules: PlacementRules,
-    *,
-    pairs: Pairs,
-) -> None:
+def _quantize_layer(placing: _Placing, name: str, nodes: Sequence[ir.Node], quantization: InputQuantization) -> None:
     """Quantize what a layer reads, its weight and, where the rules say so, its bias, in every node that computes it."""
-    node, *repeats = nodes
+    graph, rules, (node, *repeats) = placing.graph, placing.rules, nodes
     codes = quantization
     if rules.signed_only and not codes.signed:
         codes = InputQuantization(codes.scale * 255 / 127, signed=True)
-    codes = _quantize_input(graph, node, codes, rules, pairs)
-    bias = node.inputs[2] if rules.int32_bias and len(node.inputs) > 2 else None
-    smallest: NDArray[np.float32] = np.zeros(1, np.float32)
-    if bias is not None:
-        # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
-        room = codes.scale * 2**30
-        smallest = (np.abs(_array(bias, f"bias of {name!r}")) / room).astype(np.float32)
-    stored = [(index, node.inputs[index]) for index in ((1, 2) if bias is not None else (1,))]
-    weight_scale = _quantize_weight(graph, node, name, smallest)
-    if bias is not None:
-        _quantize_bias(graph, node, name, weight_scale * codes.scale)
+    codes = _quantize_input(placing, node, codes)
+    stored = [(index, node.inputs[index]) for index in (1, 2) if len(node.inputs) > index]
+    store_in_int8(graph, node, name, codes.scale, rules)
     if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
         for product in nodes:
-            _make_uneven(graph, product, name)
+            make_uneven(graph, product, name)
     for repeat in repeats:
-        _quantize_input(graph, repeat, codes, rules, pairs)
+        _quantize_input(placing, repeat, codes)
         for index, value in stored:
-            _share(graph, repeat, index, value, node.inputs[index], name=name)
+            if node.inputs[index] is not value:
+                share(graph, repeat, index, value, node.inputs[index], name=name)
 
 
-def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape = ir.Shape(array.shape)
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value
+def _quantize_between(placing: _Placing) -> None:
+    """Store the weights of layers in int8 that read int8 tensors and give them, though nobody asked for it.
+
+    ONNX Runtime does so on its own, with one step for all of a layer's weights (`WeightBiasQuantization`); with one for
+    each channel less is lost.
+    """
+    for node in list(placing.graph):
+        given, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
+        if node.op_type not in ("Conv", "Gemm") or given is None or weight is None or weight.const_value is None:
+            continue
+        if len(weight.uses()) > 1:
+            continue
+        pair = given.producer()
+        scale = None if pair is None or pair.op_type != "DequantizeLinear" else pair.inputs[1]
+        readers = [use.node.op_type for use in rectified(node.outputs[0])[-1].uses()]
+        if scale is None or scale.const_value is None or not readers or {*readers} != {"QuantizeLinear"}:
+            continue
+        name = (weight.name or node.outputs[0].name or "").removesuffix(".weight")
+        store_in_int8(placing.graph, node, name, float(scale.const_value.numpy()), placing.rules)
 
 
-def _array(value: ir.Value, what: str) -> NDArray[np.float32]:
-    if value.const_value is None:
-        raise ExportError(f"The {what} is computed in the graph; only stored weights can be set to int8.")
-    return np.asarray(value.const_value.numpy(), np.float32)
-
-
-def _quantize_weight(graph: ir.Graph, node: ir.Node, name: str, smallest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Store the weight as int8; return its scale per output channel ``(out,)``, at least `smallest`."""
-    value = node.inputs[1]
-    assert value is not None
-    weight = _array(value, f"weight of {name!r}")
-    axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _transposed(node)) else 0
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale: NDArray[np.float32] = (np.abs(weight).max(axis=others) / 127).astype(np.float32)
-    # Channels that are (all but) zero get a step that runtimes can still invert, far below what the others resolve.
-    least = max(float(scale.max()) * _SMALLEST_STEP, float(np.finfo(np.float32).eps))
-    scale = np.maximum(scale, np.maximum(smallest, least)).astype(np.float32)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    codes = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
-    dequantize = ir.node(
-        "DequantizeLinear",
-        [
-            _constant(graph, f"{name}.weight_int8", codes),
-            _constant(graph, f"{name}.weight_scale", scale),
-            _constant(graph, f"{name}.weight_zero", np.zeros_like(scale, np.int8)),
-        ],
-        {"axis": axis},
-        num_outputs=1,
-    )
-    dequantize.outputs[0].name = f"{name}.weight_dq"
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(1, dequantize.outputs[0])
-    if not value.uses() and value.name is not None:
-        del graph.initializers[value.name]
-    return scale
-
-
-def _transposed(node: ir.Node) -> bool:
-    attribute = node.attributes.get("transB")
-    return attribute is not None and attribute.as_int() == 1
-
-
-def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.float32]) -> None:
-    value = node.inputs[2]
-    assert value is not None
-    codes = np.clip(np.rint(_array(value, f"bias of {name!r}") / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    dequantize = ir.node(
-        "DequantizeLinear",
-        [
-            _constant(graph, f"{name}.bias_int32", codes),
-            _constant(graph, f"{name}.bias_scale", scale.astype(np.float32)),
-            _constant(graph, f"{name}.bias_zero", np.zeros_like(codes)),
-        ],
-        {"axis": 0},
-        num_outputs=1,
-    )
-    dequantize.outputs[0].name = f"{name}.bias_dq"
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(2, dequantize.outputs[0])
-    if not value.uses() and value.name is not None and value.name in graph.initializers:
-        del graph.initializers[value.name]
-
-
-def _make_uneven(graph: ir.Graph, node: ir.Node, name: str) -> None:
-    """Give a product of two dimensions whose bias is missing, or the same everywhere, one that differs by nothing."""
-    shape = node.outputs[0].shape
-    if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 2:
-        return
-    stored = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = np.zeros(shape[1], np.float32)
-    if stored is not None:
-        if stored.const_value is None:
-            return
-        bias = bias + _array(stored, f"bias of {name!r}")
-        if np.ptp(bias) > 0:
-            return
-    # As little as fp32 can hold beside the bias, and for none far above what hardware flushes to zero.
-    bias[1::2] += np.maximum(np.abs(bias[1::2]) * np.float32(2**-22), np.float32(1e-30))
-    value = graph.initializers.get(f"{name}.bias_uneven") or _constant(graph, f"{name}.bias_uneven", bias)
-    if node.op_type == "Gemm":
-        node.resize_inputs(3)
-        node.replace_input_with(2, value)
-        return
-    product = node.outputs[0]
-    add = ir.node("Add", [product, value], num_outputs=1)
-    add.outputs[0].name, add.outputs[0].shape, add.outputs[0].type = f"{product.name}_biased", shape, product.type
-    readers = [(use.node, use.idx) for use in product.uses() if use.node is not add]
-    graph.insert_after(node, add)
-    for reader, index in readers:
-        reader.replace_input_with(index, add.outputs[0])
-    if product in graph.outputs:
-        graph.outputs[list(graph.outputs).index(product)] = add.outputs[0]
-
-
-def _share(
-    graph: ir.Graph, node: ir.Node, index: int, stored: ir.Value | None, quantized: ir.Value | None, *, name: str
-) -> None:
-    """Have a layer's further run read the weight or bias that its first one reads."""
-    value = node.inputs[index]
-    if value is None or stored is None:
-        return
-    if value is not stored and not np.array_equal(_array(value, f"weight of {name!r}"), _array(stored, name)):
-        raise ExportError(f"Layer {name!r} runs more than once with different weights, so it cannot be set to int8.")
-    node.replace_input_with(index, quantized)
-    if not value.uses() and value.name is not None and value.name in graph.initializers:
-        del graph.initializers[value.name]
-
-
-def _quantize_input(
-    graph: ir.Graph,
-    node: ir.Node,
-    quantization: InputQuantization,
-    rules: PlacementRules,
-    pairs: Pairs,
-) -> InputQuantization:
+def _quantize_input(placing: _Placing, node: ir.Node, quantization: InputQuantization) -> InputQuantization:
     """Put what an int8 layer reads behind a pair; return its quantization."""
-    consumer, index = node, 0
+    rules, consumer, index = placing.rules, node, 0
     tensor = node.inputs[0]
     assert tensor is not None
     # Climb over ops that rounding commutes with, while they serve this layer alone.
@@ -273,35 +168,29 @@ def _quantize_input(
         above = producer.inputs[0]
         if above is None or above.const_value is not None:
             break
+        if rules.pools_in_layout and producer.op_type == "MaxPool" and id(_made_by(above)) not in placing.int8:
+            break
         consumer, index, tensor = producer, 0, above
     quantization = _bounded(quantization, tensor)
     producer = tensor.producer()
     if rules.hoist_concat and producer is not None and producer.op_type == "Concat" and len(tensor.uses()) == 1:
         for part, value in enumerate(producer.inputs):
             if value is not None:
-                producer.replace_input_with(part, _paired(graph, value, producer, quantization, pairs, rules=rules))
+                producer.replace_input_with(part, _paired(placing, value, producer, quantization))
         return quantization
-    consumer.replace_input_with(index, _paired(graph, tensor, consumer, quantization, pairs, rules=rules))
+    consumer.replace_input_with(index, _paired(placing, tensor, consumer, quantization))
     return quantization
 
 
-def _paired(
-    graph: ir.Graph,
-    tensor: ir.Value,
-    consumer: ir.Node,
-    quantization: InputQuantization,
-    pairs: Pairs,
-    *,
-    rules: PlacementRules,
-) -> ir.Value:
+def _paired(placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization) -> ir.Value:
     """Return `tensor` behind a pair, the one it has already or a new one before `consumer`."""
     key = (tensor.name or "", quantization.scale, quantization.signed)
-    if key not in pairs:
-        pairs[key] = _pair(graph, tensor, consumer, quantization, rules)
-    return pairs[key]
+    if key not in placing.pairs:
+        placing.pairs[key] = _pair(placing.graph, tensor, consumer, quantization, placing.rules)
+    return placing.pairs[key]
 
 
-def _quantize_result(graph: ir.Graph, node: ir.Node, wanted: ResultQuantization | None, rules: PlacementRules) -> None:
+def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantization | None) -> None:
     """Have all that reads an int8 convolution's result read it from one pair."""
     if node.op_type != "Conv":
         return
@@ -316,12 +205,47 @@ def _quantize_result(graph: ir.Graph, node: ir.Node, wanted: ResultQuantization 
         (dequantized,) = use.node.outputs
     elif wanted is not None and uses:
         found = wanted.whole if value is node.outputs[0] else _bounded(wanted.rectified, value)
-        dequantized = _pair(graph, value, uses[0][0], found, rules)
+        dequantized = _pair(placing.graph, value, uses[0][0], found, placing.rules)
     else:
         return
     for reader, index in uses:
         if reader not in pairs[:1]:
             reader.replace_input_with(index, dequantized)
+
+
+def _made_by(value: ir.Value) -> ir.Node | None:
+    """Return the node that makes a tensor, the one before a ReLU or Clip."""
+    node = value.producer()
+    before = node.inputs[0] if node is not None and node.op_type in ("Relu", "Clip") else None
+    return node if before is None else before.producer()
+
+
+def _keep_from_pools(graph: ir.Graph) -> None:
+    """Keep the runtime from moving pairs above the pools that the rules left above them, by a Clip that clips nothing.
+
+    Its bound is so little below the largest code that every value keeps its code, and the Clip is not dropped.
+    """
+    for node in list(graph):
+        if node.op_type != "QuantizeLinear":
+            continue
+        value, scale, zero = node.inputs[:3]
+        pool = None if value is None else value.producer()
+        if value is None or pool is None or pool.op_type != "MaxPool" or scale is None or zero is None:
+            continue
+        pooled = pool.inputs[0]
+        if pooled is None or ((before := pooled.producer()) is not None and before.op_type == "DequantizeLinear"):
+            continue
+        step, middle = scale.const_value, zero.const_value
+        if step is None or middle is None:
+            continue
+        codes = np.iinfo(middle.numpy().dtype)
+        most = np.float32(float(step.numpy()) * (codes.max - int(middle.numpy())) * (1 - 2**-20))
+        bound = constant(graph, f"{value.name}_most_{node.outputs[0].name}", np.array(most, np.float32))
+        clip = ir.node("Clip", [value, None, bound], num_outputs=1)
+        clip.outputs[0].name = f"{node.outputs[0].name}_kept"
+        clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
+        graph.insert_before(node, clip)
+        node.replace_input_with(0, clip.outputs[0])
 
 
 def _bounded(quantization: InputQuantization, tensor: ir.Value) -> InputQuantization:
@@ -368,8 +292,8 @@ def _pair(
     middle = 128 if unsigned and quantization.signed else 0
     taken = sum(1 for name in graph.initializers if name.startswith(f"{base}_scale"))
     base = f"{base}{taken or ''}"
-    scale = _constant(graph, f"{base}_scale", np.array(quantization.scale, np.float32))
-    zero = _constant(graph, f"{base}_zero", np.array(middle, np.uint8 if unsigned else np.int8))
+    scale = constant(graph, f"{base}_scale", np.array(quantization.scale, np.float32))
+    zero = constant(graph, f"{base}_zero", np.array(middle, np.uint8 if unsigned else np.int8))
     quantize = ir.node("QuantizeLinear", [tensor, scale, zero], num_outputs=1)
     dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], num_outputs=1)
     quantize.outputs[0].name = f"{base}_q"

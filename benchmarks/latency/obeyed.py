@@ -81,6 +81,12 @@ def run(options: list[str], engine: str, target: str, trials: int, timeout: str)
     }
 
 
+def known() -> dict[str, dict[str, object]]:
+    """Return the results that are there."""
+    found: dict[str, dict[str, object]] = read_json(RESULTS) if RESULTS.exists() else {}
+    return found
+
+
 def table(results: dict[str, dict[str, object]]) -> str:
     """Return the results as lines, and what they come to."""
     lines = []
@@ -103,17 +109,17 @@ def main() -> None:
     parser.add_argument("--timeout", default="120s")
     parser.add_argument("--table", action="store_true", help="print what is committed")
     arguments = parser.parse_args()
-    results: dict[str, dict[str, object]] = read_json(RESULTS) if RESULTS.exists() else {}
     if not arguments.table:
         for model, options in models(arguments.data, arguments.weights).items():
             for engine in ENGINES:
                 for target in TARGETS:
                     case = f"{model}-{engine}-{target}"
                     if arguments.case is None or case in arguments.case:
-                        results[case] = run(options, engine, target, arguments.trials, arguments.timeout)
-                        write_json(RESULTS, results)
-                        print(case, results[case]["ratios_again"], flush=True)
-    print(table(results))
+                        found = run(options, engine, target, arguments.trials, arguments.timeout)
+                        # Another call may have added its cases meanwhile.
+                        write_json(RESULTS, known() | {case: found})
+                        print(case, found["ratios_again"], flush=True)
+    print(table(known()))
 
 
 if __name__ == "__main__":

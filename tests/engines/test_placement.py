@@ -369,3 +369,63 @@ def test_no_code_lies_above_what_a_clip_lets_through(tmp_path: Path) -> None:
     assert sorted(scales.values()) == pytest.approx([6 / 255, 0.05])
     graph, _ = for_onnxruntime(Apart(), x, {"third": UNSIGNED})
     assert "Clip" not in fused(graph, x, tmp_path)
+
+
+def test_a_dense_layer_between_int8_ones_is_rounded_by_channel_as_the_runtime_would_by_tensor(tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    model = networks.randomize(Apart())
+    with torch.no_grad():
+        # One step for all weights would leave the small channels nothing.
+        model.second.weight[1:] *= 1e-3  # type: ignore[index, operator]
+    graph = to_onnx(model, x)
+    layers = {"first": CODES, "third": UNSIGNED}
+    insert_qdq(graph, layers, "onnxruntime", dict.fromkeys(layers, RESULT))
+    assert "second.weight_int8" in graph.graph.initializers and "last.weight_int8" not in graph.graph.initializers
+    assert fused(graph, x, tmp_path).count("QLinearConv") == 3
+    scale = graph.graph.initializers["second.weight_scale"].const_value
+    assert scale is not None and scale.numpy()[1:].max() < 0.01 * scale.numpy()[0]
+
+
+class Pooled(nn.Module):
+    """Two convolutions with a pool between, as VGG has; `twice` reads the pool's result a second time."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.side = nn.Conv2d(16, 16, 1) if twice else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.first(x).relu(), 2)
+        y = self.second(x).relu()
+        return (y if self.side is None else y + self.side(x).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_pool_behind_a_dense_convolution_stays_in_its_layout(twice: bool, tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    model = networks.randomize(Pooled(twice=twice))
+    layers = dict.fromkeys(["second", "side"] if twice else ["second"], UNSIGNED)
+    graph, _ = for_onnxruntime(model, x, layers)
+    assert producers(only(ops(graph, "MaxPool"))) == ["Relu"]
+    ran = fused(graph, x, tmp_path)
+    # The convolution before stays dense, its pool in the layout that it gives, and int8 begins behind.
+    assert ran.count("QLinearConv") == len(layers) and ran.count("Conv") == 1
+    assert ran.index("MaxPool") < ran.index("QuantizeLinear")
+    # What keeps the pair there changes no code.
+    with torch.no_grad():
+        pooled = functional.max_pool2d(model.first(x).relu(), 2)  # type: ignore[operator]
+    bound = next(v for n, v in graph.graph.initializers.items() if "_most_" in n).const_value
+    assert bound is not None
+    most = float(bound.numpy())
+    assert most < 255 * 0.05 and round(most / 0.05) == 255
+    wide = pooled * (2 * 255 * 0.05 / pooled.max())
+    codes = [(values / 0.05).round().clamp(0, 255) for values in (wide, wide.clamp(max=most))]
+    assert torch.equal(*codes)
+
+
+def test_a_pool_behind_an_int8_convolution_is_int8(tmp_path: Path) -> None:
+    x = networks.images(1, 8)
+    graph, _ = for_onnxruntime(Pooled(twice=False), x, {"first": CODES, "second": UNSIGNED})
+    assert not [name for name in graph.graph.initializers if "_most_" in name]
+    ran = fused(graph, x, tmp_path)
+    assert ran.count("QLinearConv") == 2 and not {"MaxPool", "Clip"} & {*ran}
