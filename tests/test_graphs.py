@@ -14,10 +14,11 @@ from torch import nn
 from autocompress import graphs
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import ActivationRange, activation_ranges, calibrate, quantization_mode
+from autocompress.config import QuantizationConfig
 from autocompress.engines.export import save_onnx
 from autocompress.engines.kernels import KernelTime
 from autocompress.errors import ExportError
-from autocompress.graphs import GraphBuilder, Ranges
+from autocompress.graphs import GraphBuilder, Ranges, ranges_for
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
@@ -168,3 +169,20 @@ def test_what_makes_a_tensor_ready_is_its_readers_where_kernels_are_told_in_orde
     # All kernels make up the latency: 10 ms of the profiler are 20 of the network. One of two layers is no layer's.
     assert found["onnxruntime"] == pytest.approx({"stem": 4.0, "same.conv1": 8.0, "wider.conv1": 6.0})
     assert found["openvino"] == pytest.approx({"stem": 4.0, "same.conv1": 6.0, "wider.conv1": 6.0})
+
+
+def test_results_have_ranges_only_where_the_engine_wants_them(tmp_path: Path) -> None:
+    base = networks.randomize(networks.Residual())
+    policy = CompressionPolicy(layers={"same.conv2": LayerPolicy("int8"), "fc": LayerPolicy("int8")})
+    model, _ = made(base, policy)
+    calibration = [networks.images(16, seed=9)]
+    assert builder(base, "openvino").ranges(model, calibration, QuantizationConfig()).results == {}
+    build = builder(base)
+    ranges = build.ranges(model, calibration, QuantizationConfig())
+    assert set(ranges.inputs) == {"same.conv2", "fc"} and set(ranges.results) == {"same.conv2"}
+    # Without the editing's knowledge of which batch-norm goes into which layer, it is found out.
+    assert ranges_for("onnxruntime", model, calibration, QuantizationConfig()).results == ranges.results
+    with torch.no_grad():
+        simulated = model(networks.images(2, seed=4)).numpy()
+    found = run(build.build(model, ranges).model, tmp_path)
+    assert np.linalg.norm(found - simulated) < 0.02 * np.linalg.norm(simulated)
