@@ -17,10 +17,8 @@ from autocompress.policy import CompressionPolicy
 # (errors near 1), not rounding: accuracy is always computed by the engine itself.
 TOLERANCES = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 0.1, "int8": 0.1}
 # Where int8 itself moves the outputs far, so do the codes that a runtime rounds to the other side of a step. A graph
-# that leaves int8 out of a model, or puts it in another place, is off by about the whole of what int8 does. Where an
-# engine's rules round more tensors than torch simulates (what convolutions give, shortcuts), roundings alone do as
-# much, and only a graph that is wrong altogether can be told.
-INT8_SHARE, MORE_ROUNDED_SHARE = 0.5, 1.5
+# that leaves int8 out of a model, or puts it in another place, is off by about the whole of what int8 does.
+INT8_SHARE = 0.5
 
 
 def relative_error(expected: Array, found: Array) -> float:
@@ -31,7 +29,7 @@ def relative_error(expected: Array, found: Array) -> float:
 
 def agree(
     what: str, expected: Array, found: Array, policy: CompressionPolicy, onnx: Path, *, dense_dtype: str | None = None,
-    int8_error: Callable[[], float] | None = None, rounds_more: bool = False,
+    int8_error: Callable[[], float] | None = None,
 ) -> None:  # fmt: skip
     """Check outputs ``(N, ...)`` against what the model computes, as closely as the policy's dtypes allow.
 
@@ -43,7 +41,6 @@ def agree(
         onnx: Its graph, for the message.
         dense_dtype: What layers that are not int8 ran in; None is the policy's.
         int8_error: Relative error that int8 itself makes of this model; asked for when it decides.
-        rounds_more: Whether the graph rounds more tensors than torch simulates (`PlacementRules.rounds_more`).
 
     Raises:
         VerificationError: Shapes or values differ.
@@ -54,7 +51,7 @@ def agree(
     error = relative_error(expected, found)
     tolerance = max(TOLERANCES[kind] for kind in kinds)
     if error > tolerance and "int8" in kinds and int8_error is not None:
-        tolerance = max(tolerance, (MORE_ROUNDED_SHARE if rounds_more else INT8_SHARE) * int8_error())
+        tolerance = max(tolerance, INT8_SHARE * int8_error())
     if not error <= tolerance:
         raise VerificationError(
             f"{what} differs from the torch model: relative error {error:.3g}, allowed {tolerance:g} for "

@@ -26,14 +26,7 @@ from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import engine_options
-from autocompress.engines.placement import RULES
-from autocompress.errors import (
-    BuildError,
-    ConfigError,
-    EngineError,
-    UnavailableError,
-    VerificationError,
-)
+from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError, VerificationError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.forecast import Forecast
@@ -258,14 +251,13 @@ class Pipeline:
                 return relative_error(model(self.data.reference).float().numpy(), expected)
 
         inputs, threads = self.data.reference.numpy(), self._config.threads
-        rounds_more = RULES[self.engine].rounds_more
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_error=int8_error, rounds_more=rounds_more,
+            dense_dtype="fp32", int8_error=int8_error,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error, rounds_more=rounds_more)
+        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
         write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

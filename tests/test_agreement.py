@@ -25,10 +25,6 @@ def test_where_int8_moves_much_rounding_may_move_half_of_it() -> None:
     agree("the engine", EXPECTED, found, INT8, ONNX, int8_error=lambda: 0.5)
     with pytest.raises(VerificationError, match=r"allowed 0.15"):
         agree("the engine", EXPECTED, found, INT8, ONNX, int8_error=lambda: 0.3)
-    # An engine that rounds more than torch may be off by more than int8 itself, but not by anything.
-    agree("the engine", EXPECTED, found, INT8, ONNX, int8_error=lambda: 0.15, rounds_more=True)
-    with pytest.raises(VerificationError, match=r"allowed 0.18"):
-        agree("the engine", EXPECTED, found, INT8, ONNX, int8_error=lambda: 0.12, rounds_more=True)
 
 
 def test_without_int8_there_is_no_such_allowance() -> None:

@@ -65,11 +65,6 @@ class PlacementRules:
     whole_attention: bool = False
 
     @property
-    def rounds_more(self) -> bool:
-        """Whether tensors are rounded that torch does not round when it simulates int8."""
-        return self.share_residual or self.quantize_results
-
-    @property
     def identity(self) -> str:
         """The rules that are on, as text; another one after any change of how int8 networks are made."""
         on = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(self).items()}

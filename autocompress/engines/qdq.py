@@ -197,7 +197,8 @@ def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantizatio
     value = rectified(node.outputs[0])[-1]
     uses = [(use.node, use.idx) for use in value.uses()]
     pairs = [reader for reader, _ in uses if reader.op_type == "QuantizeLinear"]
-    if len(pairs) == len(uses) == 1:
+    # Readers with steps of their own keep them.
+    if len(pairs) == len(uses):
         return
     if pairs:
         # One reader's own pair serves the others, too.

@@ -189,7 +189,7 @@ def test_layers_with_other_scales_get_pairs_of_their_own(exported: Exported, tmp
     model, ranges, graph = exported
     changed = {**ranges, "right": InputQuantization(2 * ranges["right"].scale, ranges["right"].signed)}
     edited = copy_of(graph)
-    insert_qdq(edited, changed, "openvino")
+    insert_qdq(edited, changed, "onnxruntime")
     assert len(ops(edited, "QuantizeLinear")) == len(LAYERS)
     x = networks.images(2, seed=3)
     simulated = copy.deepcopy(model)
