@@ -24,6 +24,7 @@ from autocompress.inventory import Inventory
 from autocompress.latency.units import Layout
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.result_ranges import ResultRange, result_ranges
+from autocompress.recovery.roundings import Roundings
 from autocompress.recovery.rows import first_samples
 from autocompress.results import write_bytes, write_json
 
@@ -37,10 +38,12 @@ class Graph(NamedTuple):
     Attributes:
         model: Shapes fixed, with Q/DQ.
         dense: Layers that were to be int8 and are not, with the engine's reason.
+        roundings: What else than the inputs of its int8 layers is rounded.
     """
 
     model: ir.Model
-    dense: dict[str, str]
+    dense: Mapping[str, str]
+    roundings: Roundings = Roundings()
 
 
 class Ranges(NamedTuple):
@@ -49,10 +52,12 @@ class Ranges(NamedTuple):
     Attributes:
         inputs: Of what they read; these layers are int8.
         results: Of what convolutions among them give.
+        norms: Layer to the batch-norm that is folded into it, where results have ranges.
     """
 
     inputs: Mapping[str, ActivationRange] = MappingProxyType({})
     results: Mapping[str, ResultRange] = MappingProxyType({})
+    norms: Mapping[str, str] = MappingProxyType({})
 
 
 class GraphBuilder:
@@ -160,7 +165,7 @@ def ranges_for(
     if norms is None:
         with quantization_mode(model, "off"):
             norms = foldable(model, samples[:2])
-    return Ranges(inputs, result_ranges(model, samples, norms, quantization))
+    return Ranges(inputs, result_ranges(model, samples, norms, quantization), norms)
 
 
 def exported(model: nn.Module, inputs: Tensor, ranges: Ranges, engine: str) -> Graph:
@@ -199,7 +204,7 @@ def write_model(
     write_json(to / "policy.json", policy.to_dict())
     write_bytes(to / "weights.safetensors", save(state))
     save_onnx(graph.model, to / "model.onnx")
-    return graph.dense
+    return dict(graph.dense)
 
 
 def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:
@@ -208,8 +213,18 @@ def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:
         name: ResultQuantization(_expressed(found.whole), _expressed(found.rectified))
         for name, found in ranges.results.items()
     }
-    return Graph(graph, insert_qdq(graph, layers, engine, results))
+    placed = insert_qdq(graph, layers, engine, results)
+    roundings = Roundings(
+        {name: (_simulated(found.quantization), found.rectified) for name, found in placed.results.items()},
+        {name: _simulated(found) for name, found in placed.shared.items()},
+        ranges.norms,
+    )
+    return Graph(graph, placed.dense, roundings)
 
 
 def _expressed(found: ActivationRange) -> InputQuantization:
     return InputQuantization(found.scale, found.signed)
+
+
+def _simulated(found: InputQuantization) -> ActivationRange:
+    return ActivationRange(found.scale, found.signed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,9 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress.agreement import agree, relative_error
+from autocompress.agreement import agree
 from autocompress.aside import Aside
 from autocompress.compress import rewrite
-from autocompress.compress.quantization import quantization_mode
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
@@ -35,6 +35,7 @@ from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery.roundings import Roundings, int8_errors, simulated
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
@@ -231,7 +232,7 @@ class Pipeline:
             graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
                 # Why an int8 layer of the policy is not one in this engine.
-                write_json(folder / "placement.json", graph.dense)
+                write_json(folder / "placement.json", dict(graph.dense))
             save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
@@ -239,26 +240,25 @@ class Pipeline:
         with ledger.spend("build"):
             file = self.worker.build(self.engine, onnx, options, folder / "model")
         with ledger.spend("verify"):
-            self._verify(model, policy, onnx, file, folder)
+            self._verify(model, policy, onnx, file, graph.roundings)
         return file
 
-    def _verify(self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, folder: Path) -> None:
-        with torch.no_grad():
-            expected = model(self.data.reference).float().numpy()
-
-        def int8_error() -> float:
-            with torch.no_grad(), quantization_mode(model, "off"):
-                return relative_error(model(self.data.reference).float().numpy(), expected)
-
-        inputs, threads = self.data.reference.numpy(), self._config.threads
+    def _verify(
+        self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, roundings: Roundings
+    ) -> None:
+        reference, threads = self.data.reference, self._config.threads
+        with torch.no_grad(), simulated(model, roundings):
+            expected = model(reference.clone()).float().numpy()
+        errors = cache(lambda: int8_errors(model, reference, roundings, expected))
+        inputs = reference.numpy()
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_error=int8_error,
+            dense_dtype="fp32", int8_errors=errors,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
-        write_bytes(folder / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
+        agree("the engine", expected, outputs, policy, onnx, int8_errors=errors)
+        write_bytes(onnx.parent / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:
         """Return what gives a file's outputs here: itself, or where its device is not here its graph on the CPU."""

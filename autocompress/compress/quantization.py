@@ -48,6 +48,11 @@ class ActivationRange:
     scale: float
     signed: bool
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """Return `x` quantized and dequantized, same shape, in fp32."""
+        low, high = (-128, 127) if self.signed else (0, 255)
+        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, 0, low, high)
+
 
 class ActivationQuantizer(nn.Module):
     """Fake-quantize a tensor per tensor; a histogram of what it sees sets the scale.

@@ -43,6 +43,8 @@ class PlacementRules:
             computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
             at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
             and with them the convolutions that give them.
+        clip_dense: Whether a dense layer that reads an int8 tensor and gives one needs a Clip before it to stay dense:
+            else ONNX Runtime sets its weights to int8, with one step for all (`WeightBiasQuantization`).
         pools_in_layout: Whether a MaxPool is fast only in the layout of the convolution before it, so that a pair moves
             above one only behind an int8 convolution and is kept from moving there elsewhere. ONNX Runtime moves them
             itself, and pools uint8 that does not come from an int8 convolution one number at a time: in ResNet-18
@@ -61,6 +63,7 @@ class PlacementRules:
     dense_depthwise: bool = False
     uneven_bias: bool = False
     quantize_results: bool = False
+    clip_dense: bool = False
     pools_in_layout: bool = False
     whole_attention: bool = False
 
@@ -95,6 +98,7 @@ RULES: Mapping[str, PlacementRules] = {
         unsigned_only=True,
         share_residual=True,
         quantize_results=True,
+        clip_dense=True,
         pools_in_layout=True,
     ),
     "tensorrt": _TENSORRT,

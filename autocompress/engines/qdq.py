@@ -54,6 +54,34 @@ class ResultQuantization:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How one layer's result is rounded before anything reads it.
+
+    Attributes:
+        quantization: Of it.
+        rectified: Whether what a ReLU leaves of it is rounded, not all of it.
+    """
+
+    quantization: InputQuantization
+    rectified: bool
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of the layers that were to be int8.
+
+    Attributes:
+        dense: Those that were left dense, with the engine's reason.
+        results: Those whose results are rounded for all that reads them.
+        shared: Those that share the rounded tensor they read with all else that reads it, a shortcut perhaps.
+    """
+
+    dense: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, Rounding] = field(default_factory=dict)
+    shared: Mapping[str, InputQuantization] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Placing:
     """One graph in the making.
 
@@ -75,8 +103,8 @@ def insert_qdq(
     layers: Mapping[str, InputQuantization],
     engine: str,
     results: Mapping[str, ResultQuantization] | None = None,
-) -> dict[str, str]:
-    """Express int8 for the named layers in the graph, in place; return those left dense, with the engine's reason.
+) -> Placed:
+    """Express int8 for the named layers in the graph, in place; return what became of them.
 
     Weights become per-output-channel symmetric int8 in [-127, 127].
 
@@ -98,23 +126,31 @@ def insert_qdq(
     dense = {name: reason for name, reason in reasons.items() if reason is not None}
     wanted = [name for name in layers if name not in dense]
     placing = _Placing(model.graph, rules, frozenset(id(node) for name in wanted for node in nodes[name]))
-    for name in wanted:
-        _quantize_layer(placing, name, nodes[name], layers[name])
+    codes = {name: _quantize_layer(placing, name, nodes[name], layers[name]) for name in wanted}
     if rules.share_residual:
         _share_residuals(model.graph)
+    rounded = {}
     if rules.quantize_results:
         for name in wanted:
-            for node in nodes[name]:
-                _quantize_result(placing, node, (results or {}).get(name))
-        _quantize_between(placing)
+            made = [_quantize_result(placing, node, (results or {}).get(name)) for node in nodes[name]]
+            if made[0] is not None and made == made[:1] * len(made):
+                rounded[name] = made[0]
+    shared = {name: codes[name] for name in wanted if all(_shares(placing, node) for node in nodes[name])}
+    if rules.clip_dense:
+        _keep_dense(placing)
     if rules.pools_in_layout:
         _keep_from_pools(model.graph)
     model.graph.sort()
-    return dense
+    return Placed(dense, rounded, shared)
 
 
-def _quantize_layer(placing: _Placing, name: str, nodes: Sequence[ir.Node], quantization: InputQuantization) -> None:
-    """Quantize what a layer reads, its weight and, where the rules say so, its bias, in every node that computes it."""
+def _quantize_layer(
+    placing: _Placing, name: str, nodes: Sequence[ir.Node], quantization: InputQuantization
+) -> InputQuantization:
+    """Quantize what a layer reads, its weight and, where the rules say so, its bias, in every node that computes it.
+
+    Returns the quantization of what it reads.
+    """
     graph, rules, (node, *repeats) = placing.graph, placing.rules, nodes
     codes = quantization
     if rules.signed_only and not codes.signed:
@@ -130,27 +166,19 @@ def _quantize_layer(placing: _Placing, name: str, nodes: Sequence[ir.Node], quan
         for index, value in stored:
             if node.inputs[index] is not value:
                 share(graph, repeat, index, value, node.inputs[index], name=name)
+    return codes
 
 
-def _quantize_between(placing: _Placing) -> None:
-    """Store the weights of layers in int8 that read int8 tensors and give them, though nobody asked for it.
-
-    ONNX Runtime does so on its own, with one step for all of a layer's weights (`WeightBiasQuantization`); with one for
-    each channel less is lost.
-    """
-    for node in list(placing.graph):
-        given, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
-        if node.op_type not in ("Conv", "Gemm") or given is None or weight is None or weight.const_value is None:
-            continue
-        if len(weight.uses()) > 1:
-            continue
-        pair = given.producer()
-        scale = None if pair is None or pair.op_type != "DequantizeLinear" else pair.inputs[1]
-        readers = [use.node.op_type for use in rectified(node.outputs[0])[-1].uses()]
-        if scale is None or scale.const_value is None or not readers or {*readers} != {"QuantizeLinear"}:
-            continue
-        name = (weight.name or node.outputs[0].name or "").removesuffix(".weight")
-        store_in_int8(placing.graph, node, name, float(scale.const_value.numpy()), placing.rules)
+def _shares(placing: _Placing, node: ir.Node) -> bool:
+    """Return whether a layer reads a pair that is all that reads a tensor, and what is not int8 reads it as well."""
+    dequantized = node.inputs[0]
+    pair = None if dequantized is None else dequantized.producer()
+    codes = None if pair is None or pair.op_type != "DequantizeLinear" else pair.inputs[0]
+    quantize = None if codes is None else codes.producer()
+    tensor = None if quantize is None else quantize.inputs[0]
+    if tensor is None or dequantized is None or len(tensor.uses()) > 1:
+        return False
+    return any(id(use.node) not in placing.int8 for use in dequantized.uses())
 
 
 def _quantize_input(placing: _Placing, node: ir.Node, quantization: InputQuantization) -> InputQuantization:
@@ -190,28 +218,30 @@ def _paired(placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization
     return placing.pairs[key]
 
 
-def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantization | None) -> None:
-    """Have all that reads an int8 convolution's result read it from one pair."""
+def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantization | None) -> Rounding | None:
+    """Have all that reads an int8 convolution's result read it from one pair; return what that pair does."""
     if node.op_type != "Conv":
-        return
+        return None
     value = rectified(node.outputs[0])[-1]
     uses = [(use.node, use.idx) for use in value.uses()]
     pairs = [reader for reader, _ in uses if reader.op_type == "QuantizeLinear"]
     # Readers with steps of their own keep them.
     if len(pairs) == len(uses):
-        return
+        return None
     if pairs:
         # One reader's own pair serves the others, too.
         (use, *_) = pairs[0].outputs[0].uses()
         (dequantized,) = use.node.outputs
+        found = next(InputQuantization(*key[1:]) for key, made in placing.pairs.items() if made is dequantized)
     elif wanted is not None and uses:
         found = wanted.whole if value is node.outputs[0] else _bounded(wanted.rectified, value)
         dequantized = _pair(placing.graph, value, uses[0][0], found, placing.rules)
     else:
-        return
+        return None
     for reader, index in uses:
         if reader not in pairs[:1]:
             reader.replace_input_with(index, dequantized)
+    return Rounding(found, value is not node.outputs[0])
 
 
 def _made_by(value: ir.Value) -> ir.Node | None:
@@ -221,32 +251,66 @@ def _made_by(value: ir.Value) -> ir.Node | None:
     return node if before is None else before.producer()
 
 
-def _keep_from_pools(graph: ir.Graph) -> None:
-    """Keep the runtime from moving pairs above the pools that the rules left above them, by a Clip that clips nothing.
+def _keep_dense(placing: _Placing) -> None:
+    """Keep the runtime from computing dense layers in int8 because they read int8 tensors and give them.
 
-    Its bound is so little below the largest code that every value keeps its code, and the Clip is not dropped.
+    It does so wherever no other op than those that it moves pairs across, and a ReLU or Clip behind the layer, is in
+    between.
     """
+    for node in list(placing.graph):
+        given, weight = node.inputs[:2] if len(node.inputs) > 1 else (None, None)
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or given is None or weight is None:
+            continue
+        pair = _made_above(given, placing.rules)
+        if weight.const_value is None or pair is None or pair.op_type != "DequantizeLinear":
+            continue
+        if _quantized_below(rectified(node.outputs[0])[-1], placing.rules):
+            _clip_to_codes(placing.graph, node, pair)
+
+
+def _made_above(value: ir.Value, rules: PlacementRules) -> ir.Node | None:
+    """Return the node that made a tensor, that before the ops which pairs move across."""
+    node = value.producer()
+    while node is not None and node.op_type in rules.hoist and (above := node.inputs[0]) is not None:
+        node = above.producer()
+    return node
+
+
+def _quantized_below(value: ir.Value, rules: PlacementRules) -> bool:
+    """Return whether all that reads a tensor, across the ops that pairs move across, is quantization."""
+    readers = [use.node for use in value.uses()]
+    return bool(readers) and all(
+        reader.op_type == "QuantizeLinear"
+        or (reader.op_type in rules.hoist and _quantized_below(reader.outputs[0], rules))
+        for reader in readers
+    )
+
+
+def _keep_from_pools(graph: ir.Graph) -> None:
+    """Keep the runtime from moving pairs above the pools that the rules left above them."""
     for node in list(graph):
-        if node.op_type != "QuantizeLinear":
-            continue
-        value, scale, zero = node.inputs[:3]
+        value = node.inputs[0] if node.op_type == "QuantizeLinear" else None
         pool = None if value is None else value.producer()
-        if value is None or pool is None or pool.op_type != "MaxPool" or scale is None or zero is None:
+        if pool is None or pool.op_type != "MaxPool" or (pooled := pool.inputs[0]) is None:
             continue
-        pooled = pool.inputs[0]
-        if pooled is None or ((before := pooled.producer()) is not None and before.op_type == "DequantizeLinear"):
-            continue
-        step, middle = scale.const_value, zero.const_value
-        if step is None or middle is None:
-            continue
-        codes = np.iinfo(middle.numpy().dtype)
-        most = np.float32(float(step.numpy()) * (codes.max - int(middle.numpy())) * (1 - 2**-20))
-        bound = constant(graph, f"{value.name}_most_{node.outputs[0].name}", np.array(most, np.float32))
-        clip = ir.node("Clip", [value, None, bound], num_outputs=1)
-        clip.outputs[0].name = f"{node.outputs[0].name}_kept"
-        clip.outputs[0].shape, clip.outputs[0].type = value.shape, value.type
-        graph.insert_before(node, clip)
-        node.replace_input_with(0, clip.outputs[0])
+        before = pooled.producer()
+        if before is None or before.op_type != "DequantizeLinear":
+            # So little below the largest code that every value keeps its code, or the runtime would drop it.
+            _clip_to_codes(graph, node, node, below=2**-20)
+
+
+def _clip_to_codes(graph: ir.Graph, node: ir.Node, pair: ir.Node, below: float = 0.0) -> None:
+    """Put a Clip that clips nothing before a node: at the value of the largest code of one of a pair's two."""
+    value, (scale, zero) = node.inputs[0], pair.inputs[1:3]
+    if value is None or scale is None or zero is None or scale.const_value is None or zero.const_value is None:
+        return
+    middle = zero.const_value.numpy()
+    most = float(scale.const_value.numpy()) * (np.iinfo(middle.dtype).max - int(middle)) * (1 - below)
+    name = f"{node.outputs[0].name}_kept"
+    clip = ir.node("Clip", [value, None, constant(graph, f"{name}_most", np.array(most, np.float32))], num_outputs=1)
+    clip.outputs[0].name, clip.outputs[0].shape, clip.outputs[0].type = name, value.shape, value.type
+    graph.insert_before(node, clip)
+    node.replace_input_with(0, clip.outputs[0])
 
 
 def _bounded(quantization: InputQuantization, tensor: ir.Value) -> InputQuantization:

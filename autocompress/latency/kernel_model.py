@@ -20,7 +20,7 @@ from autocompress.policy import FACTORIZATIONS
 _VECTOR, _TILE = 16, 32
 # How many numbers `counts`, `coordinates` and `log_amounts` give.
 _OTHERS = FACTORIZATIONS[1:]
-_COUNTS, COORDINATES, _LOGS = 33, 23 + len(OPS) + len(_OTHERS), 6
+_COUNTS, COORDINATES, _LOGS = 33, 22 + len(OPS) + len(_OTHERS), 6
 # A kind of layer that no table has seen lies so many usual lengths away from all others: it is predicted from its
 # arithmetic alone, and with an interval that says so.
 _FAR = 10.0
@@ -77,8 +77,6 @@ def coordinates(unit: Unit) -> list[float]:
         len(unit.ranks), unit.int8, unit.sparse, *around,
         # A tensor is kept in int8 alone only when all its readers want that.
         around.siblings_int8 == 1, around.outputs_int8 == 1,
-        # What reads int8 and gives int8 may be computed in int8 though nobody asked for it (`qdq._quantize_between`).
-        unit.int8 or around.inputs_int8 == around.outputs_int8 == 1,
         ins % _VECTOR > 0, outs % _VECTOR > 0, ins % _TILE > 0, outs % _TILE > 0,
         first % _VECTOR > 0, second % _VECTOR > 0,
         math.log2(unit.positions), math.log2(unit.area),

@@ -1,7 +1,8 @@
 """Ranges of what int8 convolutions give, for engines that compute one in int8 only between two pairs of Q/DQ.
 
-Int8 is simulated on what layers read; what they give is rounded in addition only where a reader is in another dtype, as
-a sum is. The range is that of the graph's tensor: behind the batch-norm that an export folds into the convolution.
+Layers simulate int8 of what they read; what they give is rounded in addition where a reader is in another dtype, as a
+sum is (`roundings` simulates that). The range is that of the graph's tensor: behind the batch-norm that an export folds
+into the convolution.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ def result_ranges(
                 whole(output)
                 rectified(output.clamp_min(0))
 
-            hooks.callback(_ending(model, name, norms).register_forward_hook(look).remove)
+            hooks.callback(ending(model, name, norms).register_forward_hook(look).remove)
         model(inputs)
     return {name: found for name, pair in seen.items() if (found := _range(name, *pair)) is not None}
 
 
-def _ending(model: nn.Module, name: str, norms: Mapping[str, str]) -> nn.Module:
+def ending(model: nn.Module, name: str, norms: Mapping[str, str]) -> nn.Module:
     """Return the module whose output is the layer's result in the graph."""
     norm = norms.get(name)
     parent, _, child = name.rpartition(".")

@@ -167,21 +167,24 @@ def described(inventory: Any, policy: Any) -> dict[str, Any]:
 
 
 def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
-    """Return relative errors (RMS): of the engine against the simulated int8 model, and of int8 itself."""
+    """Return relative errors (RMS): of the engine against the simulated int8 model, and of that (`Int8Errors`)."""
     import torch
 
     from autocompress.agreement import relative_error
-    from autocompress.compress.quantization import quantization_mode
+    from autocompress.config import QuantizationConfig
+    from autocompress.recovery.roundings import int8_errors, simulated
 
-    with torch.no_grad():
-        expected = model(pipeline.data.reference).numpy()
-        with quantization_mode(model, "off"):
-            dense = model(pipeline.data.reference).numpy()
-    found = pipeline.worker.infer(file, pipeline.data.reference.numpy())
+    reference = pipeline.data.reference
+    ranges = pipeline.graphs.ranges(model, pipeline.calibration(), QuantizationConfig())
+    roundings = pipeline.graphs.build(model, ranges).roundings
+    with torch.no_grad(), simulated(model, roundings):
+        expected = model(reference.clone()).numpy()
+    errors = int8_errors(model, reference, roundings, expected)
+    found = pipeline.worker.infer(file, reference.numpy())
     return {
         "relative_error": float(f"{relative_error(expected, found):.4g}"),
-        "int8_error": float(f"{relative_error(dense, expected):.4g}"),
-    }
+        "int8_error": float(f"{errors.int8:.4g}"), "disturbed_error": float(f"{errors.disturbed:.4g}"),
+    }  # fmt: skip
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def placed(
     graph = to_onnx(networks.randomize(model), x)
     if monkeypatch is not None:
         monkeypatch.setattr(qdq, "RULES", {"tensorrt": replace(RULES["tensorrt"], **off)})
-    dense = insert_qdq(graph, dict.fromkeys(layers, CODES), "tensorrt")
+    dense = insert_qdq(graph, dict.fromkeys(layers, CODES), "tensorrt").dense
     return graph, dense
 
 
@@ -294,9 +295,10 @@ def fused(model: ir.Model, x: Tensor, folder: Path) -> list[str]:
 
 def for_onnxruntime(
     model: nn.Module, x: Tensor, layers: dict[str, InputQuantization], *, results: bool = True
-) -> tuple[ir.Model, dict[str, str]]:
+) -> tuple[ir.Model, Mapping[str, str]]:
     graph = to_onnx(networks.randomize(model), x)
-    return graph, insert_qdq(graph, layers, "onnxruntime", dict.fromkeys(layers, RESULT) if results else {})
+    ranges = dict.fromkeys(layers, RESULT) if results else {}
+    return graph, insert_qdq(graph, layers, "onnxruntime", ranges).dense
 
 
 @pytest.mark.parametrize("layer", ["first", "second", "third"])
@@ -371,19 +373,33 @@ def test_no_code_lies_above_what_a_clip_lets_through(tmp_path: Path) -> None:
     assert "Clip" not in fused(graph, x, tmp_path)
 
 
-def test_a_dense_layer_between_int8_ones_is_rounded_by_channel_as_the_runtime_would_by_tensor(tmp_path: Path) -> None:
+def test_a_dense_layer_between_int8_ones_stays_dense(tmp_path: Path) -> None:
     x = networks.images(1, 8)
-    model = networks.randomize(Apart())
-    with torch.no_grad():
-        # One step for all weights would leave the small channels nothing.
-        model.second.weight[1:] *= 1e-3  # type: ignore[index, operator]
-    graph = to_onnx(model, x)
-    layers = {"first": CODES, "third": UNSIGNED}
-    insert_qdq(graph, layers, "onnxruntime", dict.fromkeys(layers, RESULT))
-    assert "second.weight_int8" in graph.graph.initializers and "last.weight_int8" not in graph.graph.initializers
-    assert fused(graph, x, tmp_path).count("QLinearConv") == 3
-    scale = graph.graph.initializers["second.weight_scale"].const_value
-    assert scale is not None and scale.numpy()[1:].max() < 0.01 * scale.numpy()[0]
+    graph, _ = for_onnxruntime(Apart(), x, {"first": CODES, "third": UNSIGNED})
+    assert "second.weight" in graph.graph.initializers
+    ran = fused(graph, x, tmp_path)
+    assert ran.count("QLinearConv") == 2 and ran.count("Clip") == 1 and "Relu" not in ran
+    # What keeps it dense clips no code: the largest stands for this.
+    bound = next(v for n, v in graph.graph.initializers.items() if n.endswith("_most")).const_value
+    assert bound is not None and float(bound.numpy()) == pytest.approx(255 * RESULT.rectified.scale, rel=1e-7)
+
+
+def test_a_dense_layer_between_pools_stays_dense_as_well(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.third, self.last = nn.Linear(8 * 4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.max_pool2d(self.first(x).relu(), 2)
+            x = functional.max_pool2d(self.second(x).relu(), 2).flatten(1)
+            return self.last(self.third(x).relu())
+
+    x = networks.images(1, 8)
+    graph, _ = for_onnxruntime(Net(), x, {"first": CODES, "third": UNSIGNED})
+    ran = fused(graph, x, tmp_path)
+    assert ran.count("QLinearConv") == 1 and {"Conv", "FusedConv"} & {*ran}
 
 
 class Pooled(nn.Module):
@@ -414,7 +430,7 @@ def test_a_pool_behind_a_dense_convolution_stays_in_its_layout(twice: bool, tmp_
     # What keeps the pair there changes no code.
     with torch.no_grad():
         pooled = functional.max_pool2d(model.first(x).relu(), 2)  # type: ignore[operator]
-    bound = next(v for n, v in graph.graph.initializers.items() if "_most_" in n).const_value
+    bound = next(v for n, v in graph.graph.initializers.items() if n.endswith("_most")).const_value
     assert bound is not None
     most = float(bound.numpy())
     assert most < 255 * 0.05 and round(most / 0.05) == 255

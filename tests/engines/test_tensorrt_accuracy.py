@@ -35,7 +35,7 @@ def test_int8_by_tensorrts_rules_is_as_accurate_as_simulated(tmp_path: Path) -> 
     with quantization_mode(made, "off"):
         graph = to_onnx(made, inputs)
     layers = {n: InputQuantization(r.scale, r.signed) for n, r in ranges.items()}
-    dense = insert_qdq(graph, layers, "tensorrt")
+    dense = insert_qdq(graph, layers, "tensorrt").dense
     assert len(dense) < len(names)
     save_onnx(graph, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])

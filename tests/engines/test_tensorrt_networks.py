@@ -97,7 +97,7 @@ def compressed(name: str, folder: Path, *, int8: bool, sparse: bool = False) -> 
     with quantization_mode(made, "off"):
         graph = to_onnx(made, x[:1])
     layers = {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(made).items()}
-    dense = insert_qdq(graph, layers, "tensorrt-rtx")
+    dense = insert_qdq(graph, layers, "tensorrt-rtx").dense
     assert len(layers) > len(dense) or not int8
     path = folder / f"{name}.onnx"
     save_onnx(graph, path)
