@@ -120,17 +120,24 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
         CompressionError: The model does not run on its example inputs, or gives something other than one tensor.
     """
     model = copy.deepcopy(model).eval()
+    read: dict[str, int] = {}
+    hooks = _counting_reads(model, read)
     try:
         with torch.no_grad():
             output = model(inputs)
     except Exception as error:  # whatever the user's forward raises
         shape = tuple(inputs.shape)
         raise CompressionError(f"The model does not run on its example inputs {shape}: {error}") from error
+    finally:
+        for handle in hooks:
+            handle.remove()
     if not isinstance(output, Tensor):
         raise CompressionError(f"The model must return one tensor; it returned {type(output).__name__}.")
     skipped: dict[str, str] = {}
     macs = count_macs(model, inputs)
-    layers = dict(_layers(model, macs, skipped))
+    constant = _constant(model, inputs, read)
+    skipped |= dict.fromkeys(constant, "reads the same for every input: the graph holds what it gives as a constant")
+    layers = dict(_layers(model, {n: count for n, count in macs.items() if n not in skipped}, skipped))
     axes = head_axes(model)
     apart = {layer for axis in axes.values() for layer in axis.made}
     found = coupled_groups(model, inputs, layers, skipped, apart) | head_groups(model, inputs, axes, layers, skipped)
@@ -146,6 +153,34 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     )
 
 
+def _counting_reads(model: nn.Module, read: dict[str, int]) -> list[Any]:
+    """Have every layer add the numbers that it reads to `read`; return the hooks."""
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            read[name] = read.get(name, 0) + (args[0].numel() if args and isinstance(args[0], Tensor) else 0)
+
+        return hook
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    return [module.register_forward_pre_hook(count(name)) for name, module in layers]
+
+
+def _constant(model: nn.Module, inputs: Tensor, read: Mapping[str, int]) -> list[str]:
+    """Return the layers that read as much for one sample as for all: of a table of positions, not of the input."""
+    if len(inputs) < 2:
+        return []
+    alone: dict[str, int] = {}
+    hooks = _counting_reads(model, alone)
+    try:
+        with torch.no_grad():
+            model(inputs[:1])
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return [name for name, count in alone.items() if 0 < count == read.get(name)]
+
+
 def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) -> Iterator[tuple[str, Layer]]:
     owners: dict[int, str] = {}
     shared = _shared_weights(model)
@@ -157,7 +192,7 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
         if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             continue
         if name not in macs:
-            skipped[name] = "not reached by the forward pass"
+            skipped.setdefault(name, "not reached by the forward pass")
             continue
         if id(weight) in owners:
             skipped[name] = f"shares its weight with {owners[id(weight)]}"

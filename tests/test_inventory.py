@@ -142,6 +142,26 @@ class Reshaping(nn.Module):
         return self.fc(self.fine(x).mean((2, 3)))
 
 
+def test_a_layer_that_reads_a_table_and_not_the_input_is_left_alone() -> None:
+    class Biased(nn.Module):
+        """As a Swin V2: a small network makes a bias of positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.rand(16, 2))
+            self.inner, self.outer = nn.Linear(2, 8), nn.Linear(8, 16)
+            self.fc = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + self.outer(functional.relu(self.inner(self.table))).mean(0))
+
+    found = take_inventory(Biased(), torch.randn(2, 16))
+    assert set(found.layers) == {"fc"} and set(found.groups) == set()
+    assert all("the same for every input" in found.skipped[name] for name in ("inner", "outer"))
+    # One sample alone does not tell.
+    assert "inner" in take_inventory(Biased(), torch.randn(1, 16)).layers
+
+
 def test_a_group_whose_pruning_breaks_the_model_is_left_alone_and_named() -> None:
     found = take_inventory(Reshaping(), images())
     assert set(found.groups) == {"fine"}
