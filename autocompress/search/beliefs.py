@@ -250,16 +250,18 @@ class CostBelief:
         table = padded(graph, finite)
         self._parameters = np.arange(len(graph.names))
         self._table = np.concatenate([table, np.zeros((len(table), 1))], 1)
-        self._pairs = []
+        ends = [(graph.position(pair.first), graph.position(pair.second)) for pair in graph.costs.pairs]
+        self._pairs = np.array(ends, np.int64).reshape(-1, 2)
+        most = max(len(offered) for offered in graph.choices)
+        # Position -1 reads the zeros: a pair with a parameter that takes no part costs nothing.
+        self._joint = np.zeros((len(self._pairs), most + 1, most + 1))
         reach = np.abs(table - table[:, :1])
-        for pair in graph.costs.pairs:
-            i, j = graph.position(pair.first), graph.position(pair.second)
+        for number, (pair, (i, j)) in enumerate(zip(graph.costs.pairs, self._pairs, strict=True)):
             ms = np.array(pair.ms, float)
             ms = np.where(np.isfinite(ms), ms, 0.0)
             reach[i, : len(ms)] += np.abs(ms - ms[:1]).mean(1)
             reach[j, : ms.shape[1]] += np.abs(ms - ms[:, :1]).mean(0)
-            # Position -1 reads the zeros: a pair with a parameter that takes no part costs nothing.
-            self._pairs.append((i, j, np.pad(ms, ((0, 1), (0, 1)))))
+            self._joint[number, : len(ms), : ms.shape[1]] = ms
         widest = reach.max(1, keepdims=True)
         own = 0.1 * np.maximum(reach, 0.3 * widest) + 1e-6 * max(float(widest.max()), 1e-12)
         none = np.zeros((0, 2), np.int64)
@@ -276,9 +278,9 @@ class CostBelief:
     def predicted(self, rows: Index) -> Array:
         """Return the cost of rows `(n, parameters)` before any correction."""
         total: Array = self._table[self._parameters, rows].sum(1) + self._graph.costs.fixed_ms
-        for i, j, ms in self._pairs:
-            total = total + ms[rows[:, i], rows[:, j]]
-        return total
+        first, second = self._pairs.T
+        joint: Array = self._joint[np.arange(len(self._pairs)), rows[:, first], rows[:, second]].sum(1)
+        return total + joint
 
     def add(self, row: Index) -> None:
         """Add a trial's choices."""

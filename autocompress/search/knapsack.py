@@ -88,6 +88,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             for name, offered in zip(self._graph.names, self._graph.choices, strict=True)
         }
         self._index = [{c: k for k, c in reversed(list(enumerate(offered)))} for offered in self._graph.choices]
+        self._single = np.array([len(index) == 1 for index in self._index])
         self._lock = threading.Lock()
         self._forget(None)
 
@@ -224,12 +225,12 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             if trial.number in self._proposed:
                 return self._proposed[trial.number]
             params = {**trial.system_attrs.get("fixed_params", {}), **params}
-        row = np.full(len(self._graph.names), -1, np.int64)
-        for i, (name, index) in enumerate(zip(self._graph.names, self._index, strict=True)):
-            if len(index) == 1:
-                row[i] = 0
-            elif name in params:
-                row[i] = index.get(params[name], -1)
+        found = [
+            index.get(params[name], -1) if name in params else -1
+            for name, index in zip(self._graph.names, self._index, strict=True)
+        ]
+        row = np.array(found, np.int64)
+        row[self._single] = 0
         if (row < 0).all() or (not trial.state.is_finished() and (row < 0).any()):
             return None
         settled = self._graph.settle(row) if (row >= 0).all() else None

@@ -193,6 +193,10 @@ class Graph:
             self.local.append(np.array([[self.choices[m].index(c) for m in joined] for c in shared], np.int64))
         self.sizes = [len(rows) for rows in self.local]
         self._merged = [node for node, group in enumerate(self.members) if len(group) > 1]
+        # All others' states are the positions of their one parameter.
+        self._alone = np.array([node for node, group in enumerate(self.members) if len(group) == 1], np.int64)
+        self._lone = np.array([self.members[node][0] for node in self._alone], np.int64)
+        self._offered = np.array([len(self.local[node]) for node in self._alone], np.int64)
 
     def _switch(self) -> None:
         """Give every node that can be switched off a last state for it; list who switches whom."""
@@ -342,19 +346,23 @@ class Graph:
     def spell(self, chosen: Index) -> Index:
         """Return the position of each parameter's choice, -1 where it is switched off."""
         found = np.full(len(self.names), -1, np.int64)
-        for node, state in enumerate(chosen):
-            if state != self.off[node]:
-                found[list(self.members[node])] = self.local[node][state]
+        state = chosen[self._alone]
+        found[self._lone] = np.where(state == self.off[self._alone], -1, state)
+        for node in self._merged:
+            if chosen[node] != self.off[node]:
+                found[list(self.members[node])] = self.local[node][chosen[node]]
         return found
 
     def read(self, positions: Index) -> Index | None:
         """Return the state of each node for one position per parameter; None where they are not equal."""
         chosen = np.zeros(len(self.members), np.int64)
-        for node, rows in enumerate(self.local):
-            match = np.flatnonzero((rows == positions[list(self.members[node])]).all(1))
+        state = positions[self._lone]
+        chosen[self._alone] = np.where((state >= 0) & (state < self._offered), state, -1)
+        for node in self._merged:
+            match = np.flatnonzero((self.local[node] == positions[list(self.members[node])]).all(1))
             chosen[node] = match[0] if len(match) else -1
-        for governor, state, target in self.switches:
-            if chosen[governor] == state:
+        for governor, switch, target in self.switches:
+            if chosen[governor] == switch:
                 chosen[target] = self.off[target]
         return None if (chosen < 0).any() else chosen
 
@@ -374,9 +382,9 @@ class Graph:
     def allowed(self, chosen: Index) -> bool:
         """Whether no state and no pair of states is excluded, by the costs."""
         positions = self.spell(chosen)
-        for i, position in enumerate(positions):
-            if position >= 0 and np.isinf(self.flat_cost[self.offsets[i] + position]):
-                return False
+        on = positions >= 0
+        if np.isinf(self.flat_cost[self.offsets[:-1][on] + positions[on]]).any():
+            return False
         for first, second, table in self._excluded:
             i, j = positions[first], positions[second]
             if i >= 0 and j >= 0 and table[i, j]:

@@ -101,7 +101,7 @@ class AdditiveModel:
 
     def set_prior(self, prior: Prior) -> None:
         """Take other beliefs; what has been observed stays."""
-        self.prior = prior
+        self.prior, self._whole = prior, float(prior.reach.sum())
 
         def pad(values: Array) -> Array:
             # Position -1 reads the last column: a parameter that takes no part adds nothing.
@@ -111,6 +111,7 @@ class AdditiveModel:
         self._common, self._severity = pad(prior.common_sd), pad(prior.severity)
         self._shared = np.concatenate([prior.shared, np.zeros((*prior.shared.shape[:2], 1))], 2)
         self._in_common = np.zeros((len(self.rows), len(prior.shared)))
+        self._common_of = np.zeros(self.rows.shape)
         self._means = np.zeros(len(self.rows))
         self._products = np.zeros((len(self.rows), len(prior.pairs)))
         count, self.count = self.count, 0
@@ -150,15 +151,18 @@ class AdditiveModel:
         self._offsets, self._means = np.pad(self._offsets, (0, more)), np.pad(self._means, (0, more))
         self._products = np.pad(self._products, ((0, more), (0, 0)))
         self._in_common = np.pad(self._in_common, ((0, more), (0, 0)))
+        self._common_of = np.pad(self._common_of, ((0, more), (0, 0)))
 
     def _fill(self, i: int, row: Index, offset: float) -> None:
         self.rows[i], self._offsets[i] = row, offset
-        others = self.rows[: max(self.count, i + 1)]
-        common = self._common[self._parameters, row]
+        size = max(self.count, i + 1)
+        self._common_of[i] = self._common[self._parameters, row]
         own = self._own[self._parameters, row]
-        line = (self._common[self._parameters, others] * common).sum(1) + ((others == row) * own).sum(1)
-        self._kernel[i, : len(line)] = self._kernel[: len(line), i] = line
-        self._alike[i, : len(line)] = self._alike[: len(line), i] = self.alike(row[None], others)[0]
+        # One pass over what is equal serves both.
+        equal, alike = ((self.rows[:size] == row) @ np.stack([own, self.prior.reach], 1)).T
+        line = self._common_of[:size] @ self._common_of[i] + equal
+        self._kernel[i, :size] = self._kernel[:size, i] = line
+        self._alike[i, :size] = self._alike[:size, i] = np.exp((alike - self._whole) / _LENGTH)
         self._means[i] = self._mean[self._parameters, row].sum() + offset
         self._in_common[i] = self._shared[:, self._parameters, row].sum(1)
         if len(self.prior.pairs):
