@@ -160,7 +160,7 @@ class Pipeline:
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=self.inventory.macs,
             params=sum(p.numel() for p in self.original.parameters()),
-            seconds=dict(ledger.seconds), artifact="baseline",
+            seconds=dict(ledger.seconds), artifact="baseline", samples=len(self.data.targets),
         )  # fmt: skip
         self._baseline_file = file
         write_artifact(folder, self.baseline, file, self.engine_version)
@@ -323,7 +323,7 @@ class Pipeline:
             number=number, policy=policy, state="complete", stage=stage, accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=sum(count_macs(model, self.data.reference[:1]).values()),
             params=sum(p.numel() for p in model.parameters()), seconds=dict(ledger.seconds),
-            artifact=str(folder.relative_to(self.run.path)), layer_ms=layer_ms,
+            artifact=str(folder.relative_to(self.run.path)), layer_ms=layer_ms, samples=len(self.data.targets),
         )  # fmt: skip
         write_artifact(folder, record, file, self.engine_version)
         return record

@@ -149,6 +149,7 @@ class TrialRecord:
         artifact: Folder with the files, relative to the run directory.
         predicted_ratio: What `measurement.ratio` was predicted to be before it was measured; None where it was not.
         layer_ms: What each layer takes of the latency, going by the engine's profiler; empty where that was not asked.
+        samples: Validation samples that `accuracy` is of; None where that was not kept.
     """
 
     number: int
@@ -165,6 +166,7 @@ class TrialRecord:
     artifact: str | None = None
     predicted_ratio: float | None = None
     layer_ms: Mapping[str, float] = field(default_factory=dict)
+    samples: int | None = None
 
     @property
     def latency_ms(self) -> float | None:

@@ -13,7 +13,7 @@ from autocompress.units import Limit
 
 # Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
 DEFAULT_DROP = 0.01
-# Accuracies this close are equal: about one standard error on 5,000 samples at 85 %.
+# Accuracies this close are equal, and those within one standard error: of fewer than 5,000 samples it is more.
 TIE = 0.005
 # A candidate that loses at most this much before any fine-tuning needs none.
 LOSSLESS_DROP = 0.0025
@@ -29,6 +29,7 @@ class Constraints:
         max_drop: Largest loss of the metric, a fraction, or None.
         size_bytes: Bound on the engine's files, or None.
         baseline_ms, baseline_bytes: What the baseline took when the limits were resolved.
+        tie: Accuracies this close are equal.
     """
 
     latency: Limit | None
@@ -37,6 +38,7 @@ class Constraints:
     size_bytes: float | None
     baseline_ms: float | None = field(default=None, compare=False)
     baseline_bytes: int | None = field(default=None, compare=False)
+    tie: float = field(default=TIE, compare=False)
 
     @classmethod
     def of(cls, config: RunConfig, baseline: TrialRecord) -> Constraints:
@@ -50,6 +52,7 @@ class Constraints:
             size_bytes=None if size is None else size.resolve(baseline.size_bytes),
             baseline_ms=baseline.latency_ms,
             baseline_bytes=baseline.size_bytes,
+            tie=max(TIE, _standard_error(baseline)),
         )
 
     def latency_excess(self, measurement: Measurement) -> float:
@@ -136,7 +139,7 @@ def best_record(records: Iterable[TrialRecord], constraints: Constraints, baseli
         inside = [r for r in done if constraints.within_budget(r)]
         if inside:
             best = max(inside, key=lambda r: _rank(r, baseline))
-            ties = [r for r in inside if best.stage == r.stage and _equal(r, best, baseline)]
+            ties = [r for r in inside if best.stage == r.stage and _equal(r, best, baseline, constraints.tie)]
             if best.stage == "recovered":
                 return max(ties, key=lambda r: (r.seconds.get("recovery", 0.0), _rank(r, baseline)))
             return max(ties, key=lambda r: (r.macs or 0, _rank(r, baseline)), default=best)
@@ -154,10 +157,16 @@ def is_lossless(record: TrialRecord, baseline: TrialRecord) -> bool:
     return (baseline.accuracy or 0.0) - (record.accuracy or 0.0) <= LOSSLESS_DROP
 
 
-def _equal(record: TrialRecord, best: TrialRecord, baseline: TrialRecord) -> bool:
+def _standard_error(record: TrialRecord) -> float:
+    """Return that of an accuracy, and at least that of any mean of numbers from 0 to 1; 0 where it is not known."""
+    accuracy = min(max(record.accuracy or 0.0, 0.0), 1.0)
+    return (accuracy * (1 - accuracy) / record.samples) ** 0.5 if record.samples else 0.0
+
+
+def _equal(record: TrialRecord, best: TrialRecord, baseline: TrialRecord, tie: float) -> bool:
     """Whether a record is as good as the best one, as far as can be told."""
     lossless = is_lossless(record, baseline) == is_lossless(best, baseline)
-    return lossless and (record.accuracy or 0.0) >= (best.accuracy or 0.0) - TIE
+    return lossless and (record.accuracy or 0.0) >= (best.accuracy or 0.0) - tie
 
 
 def _rank(record: TrialRecord, baseline: TrialRecord) -> tuple[bool, float, float]:

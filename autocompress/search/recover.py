@@ -20,7 +20,7 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
-from autocompress.search.pareto import TIE, Constraints, best_record
+from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.promotion import Promotion
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
@@ -96,7 +96,7 @@ class Recovery:
         best = best_record(records, self.constraints, self.pipeline.baseline)
         assert best is not None
         inside = [r for r in records if self.constraints.within_budget(r)]
-        ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - TIE]
+        ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]
         return max(ties, key=lambda r: r.macs or 0, default=best)
 
     def _one(

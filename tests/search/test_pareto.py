@@ -122,6 +122,20 @@ def test_of_equally_good_ones_the_one_with_more_left_is_offered_before_fine_tuni
     assert chosen(tuned, target_latency="0.5x") == 1
 
 
+def test_of_few_samples_what_lies_within_a_standard_error_is_as_good() -> None:
+    records = [record(1, 0.90, 4, macs=500), record(2, 0.89, 5, macs=900), record(3, 0.88, 5, macs=950)]
+    assert chosen(records, target_latency="0.5x") == 1
+    # The baseline's 95 % are of 300 samples: 1.3 points.
+    few = replace(BASELINE, samples=300)
+    constraints = Constraints.of(RunConfig(target_latency="0.5x"), few)
+    assert constraints.tie == pytest.approx((0.95 * 0.05 / 300) ** 0.5)
+    found = best_record(records, constraints, few)
+    assert found is not None and found.number == 2
+    # Of many it is no less than before, and a metric beyond 1 has none.
+    assert Constraints.of(RunConfig(), replace(BASELINE, samples=10**6)).tie == limits().tie
+    assert Constraints.of(RunConfig(), replace(BASELINE, accuracy=1.2, samples=10)).tie == limits().tie
+
+
 def test_a_lossless_result_is_not_given_up_for_one_that_loses() -> None:
     records = [record(1, 0.948, 4, macs=500), record(2, 0.944, 5, macs=900)]
     assert chosen(records, target_latency="0.5x") == 1
