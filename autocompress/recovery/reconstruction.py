@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.pruning import kept_indices
+from autocompress.compress.quantization import QuantConv2d, QuantLinear
 from autocompress.inventory import Inventory
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
@@ -190,7 +191,11 @@ class Reconstruction:
         target = self._targets[name]
         wanted = target.rows.float()
         if layer.weight.shape[0] != wanted.shape[1]:
-            wanted = wanted[:, self._kept(name, policy, scores)]
+            kept = self._kept(name, policy, scores)
+            # Of what such a layer gives, the network may cut off a part: its channels are not the group's.
+            if isinstance(kept, list) and max(kept, default=0) >= wanted.shape[1]:
+                return 0
+            wanted = wanted[:, kept]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
         with torch.autocast("cpu", enabled=False):
@@ -220,9 +225,10 @@ class Reconstruction:
 
 
 def _fits(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
-    )
+    # One with a forward of its own may pad what it reads, or scale its weights.
+    if type(module) not in (nn.Conv2d, nn.Linear, QuantConv2d, QuantLinear):
+        return False
+    return not isinstance(module, nn.Conv2d) or (module.groups == 1 and module.padding_mode == "zeros")
 
 
 def _last_factor(model: nn.Module, name: str) -> nn.Module | None:

@@ -142,6 +142,38 @@ def test_sparse_reused_and_shared_layers_are_left_alone() -> None:
     assert [n for n, t in made.state_dict().items() if not torch.equal(t, before[n])] == ["first.weight", "first.bias"]
 
 
+def test_layers_with_a_forward_of_their_own_are_left_alone() -> None:
+    class Same(nn.Conv2d):
+        """Pads what it reads itself, as TensorFlow does."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(functional.pad(input, (0, 1, 0, 1)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Same(8, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    inputs = torch.randn(16, 3, 8, 8)
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        made[0].weight.mul_(0.5)
+    policy = CompressionPolicy(layers={"0": LayerPolicy(rank_ratio=0.5)})
+    before = copy.deepcopy(made.state_dict())
+    Reconstruction(model, take_inventory(model, inputs[:2]), inputs, torch.float32).apply(made, policy, {})
+    changed = {n for n, t in made.state_dict().items() if not torch.equal(t, before[n])}
+    assert "0.weight" in changed and not {n for n in changed if n.startswith("2.")}
+
+
+def test_a_layer_of_which_a_part_is_cut_off_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = Twice().eval(), torch.randn(64, 2)
+    made = Reconstruction(model, take_inventory(model, inputs[:2]), inputs, torch.float32)
+    policy = CompressionPolicy(pruning={"first": 1 / 3})
+    pruned = apply_policy(model, policy, CompressionContext(inputs[:2]))
+    # As in GhostNet: the group has more channels than one of the layers that make it.
+    monkeypatch.setattr(made, "_kept", lambda *_: [1, 3])
+    weight = pruned.get_submodule("first").weight.clone()
+    made.apply(pruned, policy, {})
+    assert torch.equal(pruned.get_submodule("first").weight, weight)
+
+
 def test_linear_layers_over_maps_are_fitted_along_their_last_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in networks that keep channels last; the map is as high as the layer is wide.
     monkeypatch.setattr(module, "_RIDGE", 1e-6)
