@@ -42,7 +42,7 @@ class Graph(NamedTuple):
     """
 
     model: ir.Model
-    dense: Mapping[str, str]
+    dense: dict[str, str]
     roundings: Roundings = Roundings()
 
 
@@ -204,7 +204,7 @@ def write_model(
     write_json(to / "policy.json", policy.to_dict())
     write_bytes(to / "weights.safetensors", save(state))
     save_onnx(graph.model, to / "model.onnx")
-    return dict(graph.dense)
+    return graph.dense
 
 
 def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:

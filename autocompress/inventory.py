@@ -87,6 +87,10 @@ class Inventory:
 
 def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     """Return multiply-accumulates per convolution and linear layer for ONE sample of `inputs` ``(N, ...)``."""
+    return _macs(model, inputs[:1])
+
+
+def _macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     macs: dict[str, int] = {}
     hooks = []
 
@@ -106,7 +110,7 @@ def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
             hooks.append(module.register_forward_hook(count(name)))
     try:
         with torch.no_grad():
-            model(inputs[:1])
+            model(inputs)
     finally:
         for handle in hooks:
             handle.remove()
@@ -120,22 +124,19 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
         CompressionError: The model does not run on its example inputs, or gives something other than one tensor.
     """
     model = copy.deepcopy(model).eval()
-    read: dict[str, int] = {}
-    hooks = _counting_reads(model, read)
     try:
         with torch.no_grad():
             output = model(inputs)
     except Exception as error:  # whatever the user's forward raises
         shape = tuple(inputs.shape)
         raise CompressionError(f"The model does not run on its example inputs {shape}: {error}") from error
-    finally:
-        for handle in hooks:
-            handle.remove()
     if not isinstance(output, Tensor):
         raise CompressionError(f"The model must return one tensor; it returned {type(output).__name__}.")
     skipped: dict[str, str] = {}
     macs = count_macs(model, inputs)
-    constant = _constant(model, inputs, read)
+    # What counts no more for many samples than for one reads a table of positions perhaps, but not the input.
+    of_all = _macs(model, inputs) if len(inputs) > 1 else {}
+    constant = [name for name, count in of_all.items() if count == macs[name]]
     skipped |= dict.fromkeys(constant, "reads the same for every input: the graph holds what it gives as a constant")
     layers = dict(_layers(model, {n: count for n, count in macs.items() if n not in skipped}, skipped))
     axes = head_axes(model)
@@ -151,34 +152,6 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
         macs=sum(macs.values()),
         params=sum(p.numel() for p in model.parameters()),
     )
-
-
-def _counting_reads(model: nn.Module, read: dict[str, int]) -> list[Any]:
-    """Have every layer add the numbers that it reads to `read`; return the hooks."""
-
-    def count(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read[name] = read.get(name, 0) + (args[0].numel() if args and isinstance(args[0], Tensor) else 0)
-
-        return hook
-
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    return [module.register_forward_pre_hook(count(name)) for name, module in layers]
-
-
-def _constant(model: nn.Module, inputs: Tensor, read: Mapping[str, int]) -> list[str]:
-    """Return the layers that read as much for one sample as for all: of a table of positions, not of the input."""
-    if len(inputs) < 2:
-        return []
-    alone: dict[str, int] = {}
-    hooks = _counting_reads(model, alone)
-    try:
-        with torch.no_grad():
-            model(inputs[:1])
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return [name for name, count in alone.items() if 0 < count == read.get(name)]
 
 
 def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) -> Iterator[tuple[str, Layer]]:

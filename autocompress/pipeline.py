@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from autocompress.agreement import agree
+from autocompress.agreement import agree, relative_error
 from autocompress.aside import Aside
 from autocompress.compress import rewrite
+from autocompress.compress.quantization import quantization_mode
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
@@ -35,7 +35,7 @@ from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
-from autocompress.recovery.roundings import Roundings, int8_errors, simulated
+from autocompress.recovery.roundings import Roundings, simulated
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
@@ -232,7 +232,7 @@ class Pipeline:
             graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
                 # Why an int8 layer of the policy is not one in this engine.
-                write_json(folder / "placement.json", dict(graph.dense))
+                write_json(folder / "placement.json", graph.dense)
             save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
@@ -249,15 +249,19 @@ class Pipeline:
         reference, threads = self.data.reference, self._config.threads
         with torch.no_grad(), simulated(model, roundings):
             expected = model(reference.clone()).float().numpy()
-        errors = cache(lambda: int8_errors(model, reference, roundings, expected))
+
+        def int8_error() -> float:
+            with torch.no_grad(), quantization_mode(model, "off"):
+                return relative_error(model(reference).float().numpy(), expected)
+
         inputs = reference.numpy()
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_errors=errors,
+            dense_dtype="fp32", int8_error=int8_error,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx, int8_errors=errors)
+        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
         write_bytes(onnx.parent / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

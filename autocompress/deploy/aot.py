@@ -110,7 +110,7 @@ def _build_trial(
     try:
         ranges = ranges_for(engine, model, task.calibration(_BATCH), run.config().quantization)
         graph = exported(model, task.example_inputs(options.batch_size), ranges, engine)
-        dense = dict(graph.dense)
+        dense = graph.dense
         onnx = folder / "model.onnx"
         save_onnx(graph.model, onnx)
         write_json(folder / "policy.json", record.policy.to_dict())

@@ -76,7 +76,7 @@ class Placed:
         shared: Those that share the rounded tensor they read with all else that reads it, a shortcut perhaps.
     """
 
-    dense: Mapping[str, str] = field(default_factory=dict)
+    dense: dict[str, str] = field(default_factory=dict)
     results: Mapping[str, Rounding] = field(default_factory=dict)
     shared: Mapping[str, InputQuantization] = field(default_factory=dict)
 

@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from autocompress.agreement import DISTURBANCE, Int8Errors, relative_error
-from autocompress.compress.quantization import ActivationRange, quantization_mode
-from autocompress.engines.base import Array
+from autocompress.compress.quantization import ActivationRange
 from autocompress.recovery.result_ranges import ending
 
 
@@ -60,24 +57,3 @@ def _round_shared(module: nn.Module, found: ActivationRange) -> Callable[[], Non
         given[0].copy_(found.rounded(given[0]))
 
     return module.register_forward_pre_hook(hook).remove
-
-
-def int8_errors(model: nn.Module, inputs: Tensor, roundings: Roundings, expected: Array) -> Int8Errors:
-    """Return how far the model's outputs are from others of its own.
-
-    Args:
-        model: Compressed, in eval mode.
-        inputs: ``(N, ...)``; not changed.
-        roundings: Of its graph.
-        expected: What it gives for them when it rounds as its graph does ``(N, ...)``.
-    """
-    with torch.no_grad():
-        with quantization_mode(model, "off"):
-            dense = model(inputs).float().numpy()
-        disturbed = inputs
-        if inputs.is_floating_point():
-            noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
-            disturbed = inputs * (1 + DISTURBANCE * noise)
-        with simulated(model, roundings):
-            again = model(disturbed.clone()).float().numpy()
-    return Int8Errors(relative_error(expected, dense), relative_error(expected, again))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,7 +294,7 @@ def fused(model: ir.Model, x: Tensor, folder: Path) -> list[str]:
 
 def for_onnxruntime(
     model: nn.Module, x: Tensor, layers: dict[str, InputQuantization], *, results: bool = True
-) -> tuple[ir.Model, Mapping[str, str]]:
+) -> tuple[ir.Model, dict[str, str]]:
     graph = to_onnx(networks.randomize(model), x)
     ranges = dict.fromkeys(layers, RESULT) if results else {}
     return graph, insert_qdq(graph, layers, "onnxruntime", ranges).dense
