@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import onnx_ir as ir
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -217,6 +218,7 @@ def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:
     roundings = Roundings(
         {name: (_simulated(found.quantization), found.rectified) for name, found in placed.results.items()},
         {name: _simulated(found) for name, found in placed.shared.items()},
+        {name: torch.from_numpy(added) for name, added in placed.biases.items()},
         ranges.norms,
     )
     return Graph(graph, placed.dense, roundings)

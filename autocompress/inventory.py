@@ -117,6 +117,40 @@ def _macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     return macs
 
 
+def _constant(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -> list[str]:
+    """Return the layers that read a table of positions perhaps, but not the input: what they give is always the same.
+
+    Args:
+        model: It.
+        inputs: Two samples or more; nothing is told from one, or from equal ones.
+        macs: Of each layer for one sample.
+    """
+    if len(inputs) < 2 or bool((inputs == inputs[:1]).all()):
+        return []
+    # What counts no more for many samples than for one does not read them.
+    found = {name for name, count in _macs(model, inputs).items() if count == macs[name]}
+    varying: set[str] = set()
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            x = given[0]
+            # Zeros are what a dead ReLU leaves of any sample.
+            alike = len(x) == len(inputs) and bool((x == x[:1]).all()) and bool(x.any())
+            if not alike:
+                varying.add(name)
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(look(name)) for name in macs]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return [name for name in macs if name in found or name not in varying]
+
+
 def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     """List what may be compressed in `model` (eval mode; not changed) for inputs ``(N, ...)``.
 
@@ -134,9 +168,7 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
         raise CompressionError(f"The model must return one tensor; it returned {type(output).__name__}.")
     skipped: dict[str, str] = {}
     macs = count_macs(model, inputs)
-    # What counts no more for many samples than for one reads a table of positions perhaps, but not the input.
-    of_all = _macs(model, inputs) if len(inputs) > 1 else {}
-    constant = [name for name, count in of_all.items() if count == macs[name]]
+    constant = _constant(model, inputs, macs)
     skipped |= dict.fromkeys(constant, "reads the same for every input: the graph holds what it gives as a constant")
     layers = dict(_layers(model, {n: count for n, count in macs.items() if n not in skipped}, skipped))
     axes = head_axes(model)

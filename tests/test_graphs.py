@@ -59,6 +59,31 @@ class Linear(nn.Module):
         return self.fc((x + functional.relu6(self.again(x))).mean((2, 3)))
 
 
+class NormAct(nn.BatchNorm2d):
+    """A batch-norm that holds the activation behind it, as timm's do."""
+
+    def __init__(self, channels: int, act: nn.Module) -> None:
+        super().__init__(channels)
+        self.act = act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(super().forward(x))
+
+
+class Activated(nn.Module):
+    """Convolutions whose results are rounded between a batch-norm and the activation that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), NormAct(16, nn.GELU())
+        self.conv, self.norm2 = nn.Conv2d(16, 16, 3, padding=1), NormAct(16, nn.ReLU())
+        self.last, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(self.stem(x))
+        return self.fc(self.last(x + self.norm2(self.conv(x))).relu().mean((2, 3)))
+
+
 def builder(model: nn.Module, engine: str = "onnxruntime") -> GraphBuilder:
     return GraphBuilder(model, networks.images(2), take_inventory(model, networks.images()), engine)
 
@@ -203,7 +228,7 @@ def test_results_have_ranges_only_where_the_engine_wants_them(tmp_path: Path) ->
     assert np.linalg.norm(found - simulated) < 0.02 * np.linalg.norm(simulated)
 
 
-@pytest.mark.parametrize("network", [networks.Residual, Linear])
+@pytest.mark.parametrize("network", [networks.Residual, Linear, Activated])
 def test_what_else_the_graph_rounds_is_simulated_exactly(network: type[nn.Module], tmp_path: Path) -> None:
     base = networks.randomize(network())
     layers = [n for n, m in base.named_modules() if isinstance(m, nn.Conv2d)]
@@ -223,6 +248,38 @@ def test_what_else_the_graph_rounds_is_simulated_exactly(network: type[nn.Module
     assert np.abs(found - alone).max(1).min() > 1e-3
     # Nothing stays behind.
     assert np.array_equal(again, alone) and torch.equal(x, networks.images(2, seed=4))
+
+
+def test_a_norm_that_holds_its_activation_is_folded_and_the_activation_stays(
+    tmp_path: Path, exports: list[nn.Module]
+) -> None:
+    base = networks.randomize(Activated())
+    build = builder(base)
+    assert build.edits
+    pruned, _ = made(base, CompressionPolicy(pruning={"last": 0.5}))
+    graph = build.build(pruned, Ranges()).model
+    assert exports == [] and not [n for n in graph.graph if n.op_type == "BatchNormalization"]
+    with torch.no_grad():
+        expected = pruned(networks.images(2, seed=4)).numpy()
+    np.testing.assert_allclose(run(graph, tmp_path), expected, atol=1e-5)
+
+
+def test_how_biases_are_rounded_is_simulated(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16)).eval()
+    model, _ = made(base, CompressionPolicy(layers={"1": LayerPolicy("int8")}))
+    build = builder(base)
+    graph = build.build(model, build.ranges(model, [networks.images(16, seed=9)], QuantizationConfig()))
+    assert set(graph.roundings.biases) == {"1"} and graph.roundings.results == {}
+    x = networks.images(2, seed=4)
+    with torch.no_grad():
+        alone = model(x).numpy()
+        with simulated(model, graph.roundings):
+            expected = model(x.clone()).numpy()
+    found = run(graph.model, tmp_path)
+    # The bias alone is rounded: to the same for every sample.
+    assert np.abs(found - expected).max() < 0.1 * np.abs(found - alone).max()
+    np.testing.assert_allclose(expected - alone, np.tile(graph.roundings.biases["1"], (2, 1)), atol=1e-6)
 
 
 def test_a_shortcut_reads_what_the_first_layer_of_its_block_reads() -> None:

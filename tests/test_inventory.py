@@ -162,6 +162,31 @@ def test_a_layer_that_reads_a_table_and_not_the_input_is_left_alone() -> None:
     assert "inner" in take_inventory(Biased(), torch.randn(1, 16)).layers
 
 
+def test_a_layer_that_reads_one_table_for_each_sample_is_left_alone() -> None:
+    class Embedded(nn.Module):
+        """As an EdgeNeXt: positions, repeated for each sample, go through a convolution of their own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.positions, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(2, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.linspace(0, 1, 2 * 4 * 4).reshape(1, 2, 4, 4).expand(len(x), 2, 4, 4)
+            return self.fc((self.conv(x) + self.positions(table)).relu().mean((2, 3)))
+
+    found = take_inventory(Embedded(), torch.randn(2, 3, 4, 4))
+    assert set(found.layers) == {"conv", "fc"} and "the same for every input" in found.skipped["positions"]
+    # Equal samples tell nothing, and neither does a layer that reads zeros.
+    assert "positions" in take_inventory(Embedded(), torch.ones(2, 3, 4, 4)).layers
+    dead = Embedded()
+    with torch.no_grad():
+        dead.conv.weight.zero_()
+        dead.conv.bias.fill_(-9.0)
+        dead.positions.weight.zero_()
+        dead.positions.bias.zero_()
+    assert "fc" in take_inventory(dead, torch.randn(2, 3, 4, 4)).layers
+
+
 def test_a_group_whose_pruning_breaks_the_model_is_left_alone_and_named() -> None:
     found = take_inventory(Reshaping(), images())
     assert set(found.groups) == {"fine"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
@@ -105,8 +106,14 @@ def without_norms(model: nn.Module, folds: Mapping[str, str], folded: Arrays) ->
         layer.weight = nn.Parameter(torch.from_numpy(folded[f"{conv}.weight"].copy()))
         layer.bias = nn.Parameter(torch.from_numpy(folded[f"{conv}.bias"].copy()))
         parent, _, child = norm.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+        setattr(model.get_submodule(parent), child, _beside(model.get_submodule(norm)))
     return model.eval()
+
+
+def _beside(norm: nn.Module) -> nn.Module:
+    """Return what a batch-norm does besides normalising: some hold the activation behind it as well."""
+    inner = OrderedDict(norm.named_children())
+    return nn.Sequential(inner) if inner else nn.Identity()
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:

@@ -13,16 +13,20 @@ from autocompress.errors import ExportError
 _SMALLEST_STEP = 1e-4
 
 
-def store_in_int8(graph: ir.Graph, node: ir.Node, name: str, given: float, rules: PlacementRules) -> None:
-    """Store a layer's weight and, where the rules say so, its bias as integers; `given` is the step of its input."""
+def store_in_int8(
+    graph: ir.Graph, node: ir.Node, name: str, given: float, rules: PlacementRules
+) -> NDArray[np.float32] | None:
+    """Store a layer's weight and, where the rules say so, its bias as integers; `given` is the step of its input.
+
+    Returns what rounding added to the bias ``(out,)``, or None where it was not rounded.
+    """
     bias = node.inputs[2] if rules.int32_bias and len(node.inputs) > 2 else None
     smallest: NDArray[np.float32] = np.zeros(1, np.float32)
     if bias is not None:
         # A bias that is large beside its weights, all zero perhaps, must fit int32 at the accumulator's scale.
         smallest = (np.abs(_array(bias, f"bias of {name!r}")) / (given * 2**30)).astype(np.float32)
     scale = _quantize_weight(graph, node, name, smallest)
-    if bias is not None:
-        _quantize_bias(graph, node, name, scale * given)
+    return None if bias is None else _quantize_bias(graph, node, name, scale * given)
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -77,10 +81,11 @@ def _transposed(node: ir.Node) -> bool:
     return attribute is not None and attribute.as_int() == 1
 
 
-def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.float32]) -> None:
+def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.float32]) -> NDArray[np.float32]:
     value = node.inputs[2]
     assert value is not None
-    codes = np.clip(np.rint(_array(value, f"bias of {name!r}") / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    bias = _array(value, f"bias of {name!r}")
+    codes = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1).astype(np.int32)
     dequantize = ir.node(
         "DequantizeLinear",
         [
@@ -96,6 +101,8 @@ def _quantize_bias(graph: ir.Graph, node: ir.Node, name: str, scale: NDArray[np.
     node.replace_input_with(2, dequantize.outputs[0])
     if not value.uses() and value.name is not None and value.name in graph.initializers:
         del graph.initializers[value.name]
+    added: NDArray[np.float32] = (codes * scale.astype(np.float64) - bias).astype(np.float32)
+    return added
 
 
 def make_uneven(graph: ir.Graph, node: ir.Node, name: str) -> None:

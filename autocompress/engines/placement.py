@@ -27,6 +27,9 @@ class PlacementRules:
         unsigned_only: Whether activations must be uint8, those of both signs around 128. ONNX Runtime computes a
             convolution in int8 only where what it reads and what it gives are of one type, and on x86 has kernels of
             uint8 alone.
+        shifted_codes: Whether a convolution's signed codes are uint8 around 128 where the pair stands behind a Concat
+            or other ops between it and the convolution. OpenVINO 2026.4 makes them so itself, and computes garbage
+            there: behind a Concat always, elsewhere if the convolution's result is joined to others by one.
         hoist_concat: Whether a pair moves above a Concat, one of the same scale onto each input. Exact, and without it
             the parts are joined in the dense dtype and written twice.
         share_residual: Whether the shortcut of an Add that a convolution's output joins reads the int8 tensor that the
@@ -57,6 +60,7 @@ class PlacementRules:
     int32_bias: bool
     signed_only: bool
     unsigned_only: bool = False
+    shifted_codes: bool = False
     hoist_concat: bool = False
     share_residual: bool = False
     least_channels: int = 0
@@ -89,7 +93,9 @@ _TENSORRT = PlacementRules(
 )
 
 RULES: Mapping[str, PlacementRules] = {
-    "openvino": PlacementRules(hoist=_MONOTONE, int32_bias=False, signed_only=False, uneven_bias=True),
+    "openvino": PlacementRules(
+        hoist=_MONOTONE, int32_bias=False, signed_only=False, shifted_codes=True, uneven_bias=True
+    ),
     # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
     "onnxruntime": PlacementRules(
         hoist=_MONOTONE,

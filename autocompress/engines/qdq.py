@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from autocompress.engines.export import every_layer_node
 from autocompress.engines.int8_weights import constant, make_uneven, share, store_in_int8
@@ -74,11 +75,13 @@ class Placed:
         dense: Those that were left dense, with the engine's reason.
         results: Those whose results are rounded for all that reads them.
         shared: Those that share the rounded tensor they read with all else that reads it, a shortcut perhaps.
+        biases: What rounding added to the bias ``(out,)`` of those that have theirs as integers.
     """
 
     dense: dict[str, str] = field(default_factory=dict)
     results: Mapping[str, Rounding] = field(default_factory=dict)
     shared: Mapping[str, InputQuantization] = field(default_factory=dict)
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,16 @@ class _Placing:
         graph: It.
         rules: Of its engine.
         int8: Ids of the nodes that become int8.
-        pairs: Tensor, step and sign to the dequantized value of the pair that is there already.
+        pairs: Tensor, step, sign and whether signed codes are shifted to uint8, to the dequantized value of the pair
+            that is there already.
+        biases: As `Placed.biases`.
     """
 
     graph: ir.Graph
     rules: PlacementRules
     int8: frozenset[int]
-    pairs: dict[tuple[str, float, bool], ir.Value] = field(default_factory=dict)
+    pairs: dict[tuple[str, float, bool, bool], ir.Value] = field(default_factory=dict)
+    biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def insert_qdq(
@@ -141,7 +147,7 @@ def insert_qdq(
     if rules.pools_in_layout:
         _keep_from_pools(model.graph)
     model.graph.sort()
-    return Placed(dense, rounded, shared)
+    return Placed(dense, rounded, shared, placing.biases)
 
 
 def _quantize_layer(
@@ -157,7 +163,9 @@ def _quantize_layer(
         codes = InputQuantization(codes.scale * 255 / 127, signed=True)
     codes = _quantize_input(placing, node, codes)
     stored = [(index, node.inputs[index]) for index in (1, 2) if len(node.inputs) > index]
-    store_in_int8(graph, node, name, codes.scale, rules)
+    added = store_in_int8(graph, node, name, codes.scale, rules)
+    if added is not None:
+        placing.biases[name] = added
     if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
         for product in nodes:
             make_uneven(graph, product, name)
@@ -204,17 +212,31 @@ def _quantize_input(placing: _Placing, node: ir.Node, quantization: InputQuantiz
     if rules.hoist_concat and producer is not None and producer.op_type == "Concat" and len(tensor.uses()) == 1:
         for part, value in enumerate(producer.inputs):
             if value is not None:
-                producer.replace_input_with(part, _paired(placing, value, producer, quantization))
+                producer.replace_input_with(
+                    part, _paired(placing, value, producer, quantization, shifted=rules.unsigned_only)
+                )
         return quantization
-    consumer.replace_input_with(index, _paired(placing, tensor, consumer, quantization))
+    apart = consumer is not node or (producer is not None and producer.op_type == "Concat")
+    shifted = rules.unsigned_only or (rules.shifted_codes and apart and node.op_type == "Conv")
+    consumer.replace_input_with(index, _paired(placing, tensor, consumer, quantization, shifted=shifted))
     return quantization
 
 
-def _paired(placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization) -> ir.Value:
-    """Return `tensor` behind a pair, the one it has already or a new one before `consumer`."""
-    key = (tensor.name or "", quantization.scale, quantization.signed)
+def _paired(
+    placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization, *, shifted: bool
+) -> ir.Value:
+    """Return `tensor` behind a pair, the one it has already or a new one before `consumer`.
+
+    Args:
+        placing: The graph.
+        tensor: What is to be rounded.
+        consumer: What reads it.
+        quantization: Of it.
+        shifted: Whether signed codes are uint8 around 128.
+    """
+    key = (tensor.name or "", quantization.scale, quantization.signed, shifted and quantization.signed)
     if key not in placing.pairs:
-        placing.pairs[key] = _pair(placing.graph, tensor, consumer, quantization, placing.rules)
+        placing.pairs[key] = _pair(placing.graph, tensor, consumer, quantization, shifted=shifted)
     return placing.pairs[key]
 
 
@@ -232,10 +254,10 @@ def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantizatio
         # One reader's own pair serves the others, too.
         (use, *_) = pairs[0].outputs[0].uses()
         (dequantized,) = use.node.outputs
-        found = next(InputQuantization(*key[1:]) for key, made in placing.pairs.items() if made is dequantized)
+        found = next(InputQuantization(*key[1:3]) for key, made in placing.pairs.items() if made is dequantized)
     elif wanted is not None and uses:
         found = wanted.whole if value is node.outputs[0] else _bounded(wanted.rectified, value)
-        dequantized = _pair(placing.graph, value, uses[0][0], found, placing.rules)
+        dequantized = _pair(placing.graph, value, uses[0][0], found, shifted=placing.rules.unsigned_only)
     else:
         return None
     for reader, index in uses:
@@ -349,12 +371,13 @@ def _pair(
     tensor: ir.Value,
     before: ir.Node,
     quantization: InputQuantization,
-    rules: PlacementRules,
+    *,
+    shifted: bool,
 ) -> ir.Value:
     """Return `tensor` behind a new pair before `before`."""
     base = f"{tensor.name}_{'s8' if quantization.signed else 'u8'}"
-    unsigned = rules.unsigned_only or not quantization.signed
-    middle = 128 if unsigned and quantization.signed else 0
+    unsigned = shifted or not quantization.signed
+    middle = 128 if shifted and quantization.signed else 0
     taken = sum(1 for name in graph.initializers if name.startswith(f"{base}_scale"))
     base = f"{base}{taken or ''}"
     scale = constant(graph, f"{base}_scale", np.array(quantization.scale, np.float32))

@@ -58,31 +58,52 @@ def result_ranges(
         for name, (whole, rectified) in seen.items():
             whole.mode = rectified.mode = "observe"
 
+            layer, scale, shift = ending(model, name, norms)
+
             def look(
                 _: nn.Module,
                 __: object,
                 output: Tensor,
                 whole: ActivationQuantizer = whole,
                 rectified: ActivationQuantizer = rectified,
+                scale: Tensor = scale,
+                shift: Tensor = shift,
             ) -> None:
-                whole(output)
-                rectified(output.clamp_min(0))
+                result = output * scale + shift
+                whole(result)
+                rectified(result.clamp_min(0))
 
-            hooks.callback(ending(model, name, norms).register_forward_hook(look).remove)
+            hooks.callback(layer.register_forward_hook(look).remove)
         model(inputs)
     return {name: found for name, pair in seen.items() if (found := _range(name, *pair)) is not None}
 
 
-def ending(model: nn.Module, name: str, norms: Mapping[str, str]) -> nn.Module:
-    """Return the module whose output is the layer's result in the graph."""
-    norm = norms.get(name)
+def ending(model: nn.Module, name: str, norms: Mapping[str, str]) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the convolution that gives a layer's result, and what a norm that is folded into it makes of that.
+
+    A norm may hold the activation behind it, so that what it gives is not the convolution's result in the graph.
+
+    Returns:
+        The layer, and the factor and shift of each channel, to be broadcast over ``(N, C, ...)``.
+    """
+    layer, norm = model.get_submodule(name), norms.get(name)
     parent, _, child = name.rpartition(".")
     if norm is None and parent in norms:
         # Of the factors of a layer the last one takes the norm up.
         factors = model.get_submodule(parent)
         if isinstance(factors, nn.Sequential) and child == str(len(factors) - 1):
             norm = norms[parent]
-    return model.get_submodule(name if norm is None else norm)
+    found = None if norm is None else model.get_submodule(norm)
+    if not isinstance(found, nn.modules.batchnorm._BatchNorm) or found.running_mean is None:
+        return layer, torch.ones(1), torch.zeros(1)
+    assert found.running_var is not None
+    scale = torch.rsqrt(found.running_var.double() + found.eps)
+    scale = scale * found.weight.detach() if found.affine else scale
+    shift = -found.running_mean.double() * scale
+    shift = shift + found.bias.detach() if found.affine else shift
+    assert isinstance(layer, nn.Conv2d)
+    shape = (-1, *[1] * (layer.weight.ndim - 2))
+    return layer, scale.float().view(shape), shift.float().view(shape)
 
 
 def _range(name: str, whole: ActivationQuantizer, rectified: ActivationQuantizer) -> ResultRange | None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from autocompress.engines import qdq
 from autocompress.engines.base import EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.export import every_layer_node, save_onnx, to_onnx
 from autocompress.engines.placement import RULES, PlacementRules
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
 from tests import networks
@@ -444,3 +444,54 @@ def test_a_pool_behind_an_int8_convolution_is_int8(tmp_path: Path) -> None:
     assert not [name for name in graph.graph.initializers if "_most_" in name]
     ran = fused(graph, x, tmp_path)
     assert ran.count("QLinearConv") == 2 and not {"MaxPool", "Clip"} & {*ran}
+
+
+class Around(nn.Module):
+    """Convolutions of tensors of both signs: behind a Concat, behind a pool, right behind another, and a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.pooled, self.joined = nn.Conv2d(16, 16, 1), nn.Conv2d(32, 16, 1)
+        self.fc = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.silu(self.first(x))
+        pooled = functional.silu(self.pooled(functional.max_pool2d(x, 3, 1, 1)))
+        return self.fc(self.joined(torch.cat([self.second(x), pooled], 1)).mean((2, 3)))
+
+
+def test_signed_codes_apart_from_their_convolution_are_shifted_for_openvino() -> None:
+    x, network = networks.images(1, 8), networks.randomize(Around())
+    layers = {name: CODES for name, _ in network.named_children()}
+    # A step of its own for what the pool reads, so that no pair serves two.
+    layers["pooled"] = InputQuantization(0.04, signed=True)
+    graph = to_onnx(network, x)
+    nodes = every_layer_node(graph, layers)
+    insert_qdq(graph, layers, "openvino")
+    found = {name: middle(node) for name, (node, *_) in nodes.items()}
+    assert {name for name, zero in found.items() if zero == 128 and zero.dtype == np.uint8} == {"pooled", "joined"}
+    assert {name for name, zero in found.items() if zero == 0 and zero.dtype == np.int8} == {"first", "second", "fc"}
+
+
+def middle(node: ir.Node) -> NDArray[Any]:
+    """Return the zero point of the pair that a layer reads, across what stands between."""
+    above = node.inputs[0].producer()  # type: ignore[union-attr]
+    assert above is not None
+    if above.op_type != "DequantizeLinear":
+        return middle(above)
+    return np.asarray(above.inputs[2].const_value.numpy())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_openvino_needs_them_shifted(monkeypatch: pytest.MonkeyPatch, shifted: bool, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    x, network = networks.images(1, 8), networks.randomize(Around())
+    monkeypatch.setattr(qdq, "RULES", {"openvino": replace(RULES["openvino"], shifted_codes=shifted)})
+    graph = to_onnx(network, x)
+    insert_qdq(graph, dict.fromkeys(("first", "second", "pooled", "joined"), CODES), "openvino")
+    expected = run(graph, x, tmp_path)
+    compiled = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    error = np.linalg.norm(compiled(x.numpy())[0] - expected) / np.linalg.norm(expected)
+    # When this fails without the rule, OpenVINO has learned to do it.
+    assert error < 0.02 if shifted else error > 0.1
