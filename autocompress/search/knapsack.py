@@ -51,8 +51,9 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         error: Standard deviation of a measured quality.
         interactions: Pairs of parameters whose losses may interact, beside those with a pair cost.
         cost_of: Reads the measured cost of a finished trial, or None where there is none; instead of the default above.
+        predict: What choices cost together, for every parameter and choice of `costs`, where more is known than sums:
+            `costs` then propose, and `predict` tells which proposal is best. Called a few hundred times for a proposal.
         temper: Boldness: share of a posterior draw's deviation that is believed, from 0 (greedy) to 1 (Thompson).
-        local: Probability of a small move near the front.
 
     Raises:
         ConfigError: The costs contradict themselves.
@@ -69,19 +70,19 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         error: float = Tuning.error,
         interactions: Sequence[tuple[str, str]] = (),
         cost_of: Callable[[FrozenTrial], float | None] | None = None,
+        predict: Callable[[Mapping[str, Choice]], float] | None = None,
         temper: float = Tuning.temper,
-        local: float = Tuning.local,
     ) -> None:
         if budget is not None and not budget > 0:
             raise ConfigError(f"The sampler's budget is {budget}; it must be above 0.")
-        if not 0 <= temper <= 1 or not 0 <= local <= 1:
-            raise ConfigError(f"temper is {temper} and local {local}; both are between 0 and 1.")
+        if not 0 <= temper <= 1:
+            raise ConfigError(f"The sampler's temper is {temper}; it is between 0 and 1.")
         self._graph = Graph(costs)
         # Contradictions are told now, not at the first proposal.
         self._graph.weigh(self._graph.flatten(losses or {}))
         self._losses, self._budget, self._floor = losses, budget, floor
-        self._tuning = Tuning(temper=temper, local=local, error=error)
-        self._interactions, self._cost_of = tuple(interactions), cost_of
+        self._tuning = Tuning(temper=temper, error=error)
+        self._interactions, self._cost_of, self._predict = tuple(interactions), cost_of, predict
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(offered)
@@ -159,9 +160,11 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
     def _forget(self, study: str | None) -> None:
         self._study = study
+        predict = self._predict
         self._planner = Planner(
-            self._graph, self._losses, floor=self._floor, tuning=self._tuning, interactions=self._interactions
-        )
+            self._graph, self._losses, floor=self._floor, tuning=self._tuning, interactions=self._interactions,
+            exact=None if predict is None else lambda row: predict(self._graph.named(row)),
+        )  # fmt: skip
         self._known: set[bytes] = set()
         self._finished: set[int] = set()
         self._all_finished_below = 0

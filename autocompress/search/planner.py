@@ -8,7 +8,7 @@ positions and numbers; Optuna is `knapsack`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ _PATH, _BETWEEN, _NEIGHBOURS = 24, 12, 96
 # Seconds and relative gap of the exact solver, which polishes one solution per proposal.
 _POLISH_S, _POLISH_GAP = 0.3, 2e-3
 _ATTEMPTS = 200
+# Rows that a climb starts from, its most steps, the changes looked at in each, and those whose cost is asked for.
+_STARTS, _STEPS, _CHANGES, _ASKED = 4, 8, 200, 16
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,15 @@ class Tuning:
 
     Attributes:
         temper: Share of a Thompson draw's deviation that is believed; 0 is greedy, 1 a full draw.
-        local: Probability of a move near the front instead of a new allocation.
         error: Standard deviation of a measured quality.
     """
 
     temper: float = 0.3
-    local: float = 0.15
     error: float = 0.002
+
+
+# Tells of rows and their costs how much each promises.
+_Promise = Callable[[Sequence[Index], Array], Array]
 
 
 class Planner:
@@ -55,6 +59,7 @@ class Planner:
         floor: Quality of a ruined result, or None to take the worst seen for it.
         tuning: How bold.
         interactions: Pairs of parameters whose losses may interact, beside those whose costs do.
+        exact: What a row is predicted to cost, where more is known of it than the sum of its choices' costs.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Planner:
         graph: Graph,
         losses: Mapping[str, Mapping[Choice, float]] | None,
         *,
+        exact: Callable[[Index], float] | None = None,
         floor: float | None = None,
         tuning: Tuning | None = None,
         interactions: Sequence[tuple[str, str]] = (),
@@ -72,7 +78,10 @@ class Planner:
         pairs = {(graph.position(p.first), graph.position(p.second)) for p in graph.costs.pairs}
         pairs |= {(graph.position(a), graph.position(b)) for a, b in interactions}
         self._losses = LossBelief(graph, losses, sorted(pairs), _CAPACITY)
-        self._costs = CostBelief(graph, _CAPACITY)
+        # What the knapsack is solved for has to be a sum; what is chosen among need not.
+        self._sums = CostBelief(graph, _CAPACITY)
+        self._costs = self._sums if exact is None else CostBelief(graph, _CAPACITY, exact)
+        self._beliefs = [self._sums] if exact is None else [self._sums, self._costs]
         self._quality, self._cost = np.zeros(0), np.zeros(0)
         self._dirty = False
         start = graph.read(np.zeros(len(graph.names), np.int64))
@@ -111,7 +120,8 @@ class Planner:
             kept, rest = np.arange(len(rows)), []
         for i in kept:
             self._losses.add(rows[i])
-            self._costs.add(rows[i])
+            for belief in self._beliefs:
+                belief.add(rows[i])
         self._quality = np.concatenate([self._quality, np.array(quality, float)[kept]])
         self._cost = np.concatenate([self._cost, np.array(cost, float)[kept]])
         if room <= 0:
@@ -123,7 +133,8 @@ class Planner:
         """Give a new trial the row of the one that is farthest behind the front."""
         worst = int(np.argmax(behind_front(self._quality, self._cost)))
         self._losses.replace(worst, row)
-        self._costs.replace(worst, row)
+        for belief in self._beliefs:
+            belief.replace(worst, row)
         self._quality[worst], self._cost[worst] = quality, cost
 
     def _extend_front(self, row: Index, quality: float, cost: float) -> None:
@@ -156,7 +167,8 @@ class Planner:
             behind = behind_front(self._quality[:size], self._cost[:size])
             telling = np.sort(np.argsort(behind, kind="stable")[:_TELLING])
             self._losses.update(self.share(self._quality), self.tuning.error / (top - floor), telling)
-            self._costs.update(self._cost, telling)
+            for belief in self._beliefs:
+                belief.update(self._cost, telling)
             self._dirty = False
 
     # -- proposing ----------------------------------------------------------------------------------------------------
@@ -188,17 +200,17 @@ class Planner:
         else:
             pool = self._along(rng, weights, relaxation)
         rows = [self.graph.spell(chosen) for chosen in pool]
-        if self._front and (not first and rng.random() < self.tuning.local):
-            near = self._neighbours(rng, weights, relaxation)
-            rows = near or rows
-        order = range(len(rows)) if first and budget is None else self._rank(rows, effects, budget, pending)
-        for i in order:
-            if rows[i].tobytes() not in known:
-                return rows[i]
-        return self._new(rng, rows, known)
+        if first and budget is None:
+            found = next((row for row in rows if row.tobytes() not in known), None)
+        else:
+            promise = self._promise(effects, budget, pending)
+            if not first:
+                rows += self._neighbours(rng)
+            found = self._climb(rng, rows, promise, known, steps=0 if first else _STEPS)
+        return self._new(rng, rows, known) if found is None else found
 
     def _weigh(self, effects: Effects) -> Weights:
-        flat_cost, factor, fixed = self._costs.flat()
+        flat_cost, factor, fixed = self._sums.flat()
         flat_loss = flattened(self.graph, effects.effects)
         return self.graph.weigh(
             flat_loss, flat_cost, self._losses.interactions(effects), pair_scale=factor, fixed_cost=fixed
@@ -235,10 +247,10 @@ class Planner:
             for s in spare
         ]
 
-    def _neighbours(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
+    def _neighbours(self, rng: np.random.Generator) -> list[Index]:
         """Return rows one or two changes away from the front."""
-        found = []
-        for _ in range(_NEIGHBOURS):
+        found: list[Index] = []
+        for _ in range(_NEIGHBOURS if self._front else 0):
             _, _, key = self._front[rng.integers(len(self._front))]
             chosen = self.graph.read(np.maximum(self._front_rows[key], 0))
             if chosen is None:
@@ -251,6 +263,60 @@ class Planner:
                 found.append(row)
         return found
 
+    def _climb(
+        self, rng: np.random.Generator, rows: Sequence[Index], promise: _Promise, known: set[bytes], *, steps: int
+    ) -> Index | None:
+        """Return the new row that promises most of those given, and of those that changing single choices leads to.
+
+        Sums find solutions whose costs and losses add up; from there it goes on with all that is believed of both.
+        """
+        values = promise(rows, self._costs.total(np.array(rows)))
+        order = np.argsort(-values, kind="stable")
+        most, best = -np.inf, None
+        for i in order:
+            if rows[i].tobytes() not in known:
+                most, best = float(values[i]), rows[i]
+                break
+        for i in order[:_STARTS]:
+            row, value = rows[i], values[i]
+            for _ in range(steps):
+                near = self._changed(rng, row, promise)
+                if not near:
+                    break
+                found = promise(near, self._costs.total(np.array(near)))
+                for k in np.argsort(-found, kind="stable"):
+                    if near[k].tobytes() not in known:
+                        if found[k] > most:
+                            most, best = float(found[k]), near[k]
+                        break
+                at = int(np.argmax(found))
+                if found[at] <= value:
+                    break
+                row, value = near[at], found[at]
+        return best
+
+    def _changed(self, rng: np.random.Generator, row: Index, promise: _Promise) -> list[Index]:
+        """Return the rows that differ from one in the state of one node and promise most by what sums say of costs."""
+        chosen = self.graph.read(np.maximum(row, 0))
+        if chosen is None:
+            return []
+        nodes = [(i, len(self.graph.local[i])) for i in range(len(chosen)) if chosen[i] != self.graph.off[i]]
+        changes = [(i, state) for i, offered in nodes for state in range(offered) if state != chosen[i]]
+        if len(changes) > _CHANGES:
+            changes = [changes[k] for k in rng.choice(len(changes), _CHANGES, replace=False)]
+        found = []
+        for node, state in changes:
+            changed = chosen.copy()
+            changed[node] = state
+            tidy = self._tidy(changed)
+            if tidy is not None:
+                found.append(tidy)
+        if len(found) > _ASKED and self._sums is not self._costs:
+            here = np.array([row])
+            cost = self._sums.total(np.array(found)) + self._costs.total(here) - self._sums.total(here)
+            found = [found[k] for k in np.argsort(-promise(found, cost), kind="stable")[:_ASKED]]
+        return found
+
     def _tidy(self, chosen: Index) -> Index | None:
         """Return the row of node states that were changed at will, or None where they exclude each other."""
         row = np.zeros(len(self.graph.names), np.int64)
@@ -260,26 +326,26 @@ class Planner:
         settled = self.graph.read(row)
         return None if settled is None or not self.graph.allowed(settled) else self.graph.spell(settled)
 
-    def _rank(self, rows: list[Index], effects: Effects, budget: float | None, pending: Sequence[Index]) -> list[int]:
-        """Return the order in which rows promise most, under the drawn losses."""
-        every = np.array(rows)
-        loss = self._losses.shares(effects, every)
-        cost = self._costs.total(every)
-        if budget is not None:
-            over = np.maximum(cost / budget - 1, 0.0)
-            return [int(i) for i in np.lexsort((loss, over))]
-        found = [(float(self.share(np.array(value))), ms) for value, ms, _ in self._front]
-        if pending:
+    def _promise(self, effects: Effects, budget: float | None, pending: Sequence[Index]) -> _Promise:
+        """Return what tells how much rows of given costs promise under the drawn losses, `(rows,)`; more is better."""
+        front = [(float(self.share(np.array(value))), ms) for value, ms, _ in self._front]
+        if pending and budget is None:
             running = np.array(pending)
             believed = self._losses.shares(self._losses.effects(None, 0.0), running)
-            found += list(zip(believed.tolist(), self._costs.total(running).tolist(), strict=True))
-        if not found:
-            return list(range(len(rows)))
-        limit = max(ms for _, ms in found)
+            front += list(zip(believed.tolist(), self._costs.total(running).tolist(), strict=True))
+        limit = max((ms for _, ms in front), default=np.inf)
         if self.reference is not None:
-            limit = max(limit, float(self._costs.total(self.reference[None])[0]))
-        gain = hypervolume_gain(found, np.stack([loss, cost], 1), limit)
-        return [int(i) for i in np.argsort(-gain, kind="stable")]
+            limit = max(limit if front else 0.0, float(self._costs.total(self.reference[None])[0]))
+
+        def promise(rows: Sequence[Index], cost: Array) -> Array:
+            loss = self._losses.shares(effects, np.array(rows))
+            if budget is None:
+                return hypervolume_gain(front, np.stack([loss, cost], 1), limit)
+            # Within the budget what loses least, beyond it what is least beyond.
+            over = np.maximum(cost / budget - 1, 0.0)
+            return np.where(over > 0, -2 - over, -np.minimum(loss, 1.0))
+
+        return promise
 
     def _new(self, rng: np.random.Generator, rows: list[Index], known: set[bytes]) -> Index:
         """Return something new: a solution with more and more changes; a known one where all is known."""

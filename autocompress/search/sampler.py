@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import optuna
@@ -28,6 +28,7 @@ class Knowledge:
         budget: Upper bound of the cost in the unit it is measured in, or None for the whole front.
         floor: Quality of a ruined model: the chance level, or None.
         error: Standard deviation of a measured quality.
+        predict: What choices cost together, or None where no more is known than the sums of `costs`.
     """
 
     costs: Costs
@@ -35,6 +36,7 @@ class Knowledge:
     budget: float | None = None
     floor: float | None = None
     error: float = 0.002
+    predict: Callable[[Mapping[str, Choice]], float] | None = None
 
 
 def make_sampler(
@@ -50,7 +52,7 @@ def make_sampler(
             raise ConfigError("The knapsack sampler needs the cost of every choice; none is known for this search.")
         return KnapsackSampler(
             knowledge.costs, knowledge.losses,
-            budget=knowledge.budget, seed=seed, floor=knowledge.floor, error=knowledge.error,
+            budget=knowledge.budget, seed=seed, floor=knowledge.floor, error=knowledge.error, predict=knowledge.predict,
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

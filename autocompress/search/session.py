@@ -260,7 +260,8 @@ class SearchSession:
         error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
         self._losses = None if found is None else found.losses
         losses: Any = self._losses
-        return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3))
+        predict: Any = lambda choices: ratio(space.policy(choices))  # noqa: E731 - of the space's own choices alone
+        return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3), predict=predict)
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""

@@ -179,7 +179,10 @@ def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
     dense = evaluator(evaluator.space.policy({}))[0]
     losses: Any = sensitivity.losses
     error = (dense * (1 - dense) / len(evaluator.targets)) ** 0.5
-    return Knowledge(costs, losses, floor=FLOOR, error=error), {
+    space, predictor = evaluator.space, evaluator.predictor
+    return Knowledge(
+        costs, losses, floor=FLOOR, error=error, predict=lambda choices: predictor.predict(space.policy(choices)).ratio
+    ), {
         "dense_accuracy": dense, "costs_seconds": costs_s,
         "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
     }  # fmt: skip
