@@ -17,7 +17,8 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from autocompress.errors import ConfigError
-from autocompress.search.problem import Array, Choice, Graph, Index, Problem, Weights
+from autocompress.search.graph import Graph
+from autocompress.search.problem import Array, Choice, Index, Problem, Weights
 from autocompress.search.relaxation import Relaxation
 
 # Columns HiGHS is given; beyond, building the model alone takes seconds.

@@ -13,8 +13,9 @@ from itertools import product
 
 import numpy as np
 
+from autocompress.search.graph import Graph
 from autocompress.search.link import LINKS, Link
-from autocompress.search.problem import Array, Choice, Graph, Index
+from autocompress.search.problem import Array, Choice, Index
 from autocompress.search.surrogate import AdditiveModel, Effects, Posterior, Prior, Scales
 
 # Deviations from a prior mean, as fractions of it: of one choice on its own, of a parameter as a whole, and at least.

@@ -4,8 +4,8 @@
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=KnapsackSampler(costs, seed=0))
 
 Owns what is Optuna's: trials read and remembered, distributions, seeds, workers. What to propose is `planner`'s.
-It needs numpy, scipy and Optuna, and of this package only its neighbours `problem`, `relaxation`, `allocate`, `link`,
-`surrogate`, `beliefs`, `planner` and the error class: nothing of models, engines or measuring.
+It needs numpy, scipy and Optuna, and of this package only its neighbours `problem`, `graph`, `relaxation`, `allocate`,
+`link`, `surrogate`, `beliefs`, `planner` and the error class: nothing of models, engines or measuring.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.errors import ConfigError
+from autocompress.search.graph import Graph
 from autocompress.search.planner import Planner, Tuning
-from autocompress.search.problem import Choice, Costs, Graph, Index
+from autocompress.search.problem import Choice, Costs, Index
 
 # User attribute from which the cost of a trial is read in a study with one objective.
 COST_ATTRIBUTE = "cost"

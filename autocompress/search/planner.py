@@ -15,7 +15,8 @@ import numpy as np
 
 from autocompress.search.allocate import Solver
 from autocompress.search.beliefs import CostBelief, LossBelief, flattened, refit_size
-from autocompress.search.problem import Array, Choice, Graph, Index, Weights
+from autocompress.search.graph import Graph
+from autocompress.search.problem import Array, Choice, Index, Weights
 from autocompress.search.relaxation import Relaxation
 from autocompress.search.surrogate import Effects
 
@@ -258,7 +259,7 @@ class Planner:
             for _ in range(int(rng.integers(1, 3))):
                 node = int(rng.integers(len(chosen)))
                 chosen[node] = rng.integers(len(self.graph.local[node]))
-            row = self._tidy(chosen)
+            row = self.graph.tidy(chosen)
             if row is not None:
                 found.append(row)
         return found
@@ -304,27 +305,12 @@ class Planner:
         changes = [(i, state) for i, offered in nodes for state in range(offered) if state != chosen[i]]
         if len(changes) > _CHANGES:
             changes = [changes[k] for k in rng.choice(len(changes), _CHANGES, replace=False)]
-        found = []
-        for node, state in changes:
-            changed = chosen.copy()
-            changed[node] = state
-            tidy = self._tidy(changed)
-            if tidy is not None:
-                found.append(tidy)
+        found = self.graph.changed(chosen, changes)
         if len(found) > _ASKED and self._sums is not self._costs:
             here = np.array([row])
             cost = self._sums.total(np.array(found)) + self._costs.total(here) - self._sums.total(here)
             found = [found[k] for k in np.argsort(-promise(found, cost), kind="stable")[:_ASKED]]
         return found
-
-    def _tidy(self, chosen: Index) -> Index | None:
-        """Return the row of node states that were changed at will, or None where they exclude each other."""
-        row = np.zeros(len(self.graph.names), np.int64)
-        for node, state in enumerate(chosen):
-            if state != self.graph.off[node]:
-                row[list(self.graph.members[node])] = self.graph.local[node][state]
-        settled = self.graph.read(row)
-        return None if settled is None or not self.graph.allowed(settled) else self.graph.spell(settled)
 
     def _promise(self, effects: Effects, budget: float | None, pending: Sequence[Index]) -> _Promise:
         """Return what tells how much rows of given costs promise under the drawn losses, `(rows,)`; more is better."""
@@ -356,7 +342,7 @@ class Planner:
             for _ in range(1 + attempt // 20):
                 node = int(rng.integers(len(chosen)))
                 chosen[node] = rng.integers(len(self.graph.local[node]))
-            row = self._tidy(chosen)
+            row = self.graph.tidy(chosen)
             if row is not None and row.tobytes() not in known:
                 return row
         return rows[0]

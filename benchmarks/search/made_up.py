@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from autocompress.search.problem import Choice, Costs, Free, Graph, Pair
+from autocompress.search.graph import Graph
+from autocompress.search.problem import Choice, Costs, Free, Pair
 
 FLOOR, TOP = 0.1, 0.93
 # What a choice leaves of a layer's time.

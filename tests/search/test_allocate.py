@@ -10,7 +10,8 @@ import pytest
 from autocompress.errors import ConfigError
 from autocompress.search import allocate
 from autocompress.search.allocate import Solver, solve, spread
-from autocompress.search.problem import Choice, Costs, Free, Graph, Pair, Problem
+from autocompress.search.graph import Graph
+from autocompress.search.problem import Choice, Costs, Free, Pair, Problem
 
 
 def made_up(
@@ -82,6 +83,26 @@ def test_excluded_choices_and_pairs_are_never_taken() -> None:
     )
     found = spread(Problem(costs, {"a": {1: 1.0}, "b": {1: 2.0}}), [3.0, 4.0])
     assert [f.choices for f in found] == [{"a": 1, "b": 0}, {"a": 0, "b": 0}]
+
+
+def test_single_changes_are_what_changing_at_will_gives() -> None:
+    ms: dict[str, dict[Choice, float]] = {name: {0: 3.0, 1: 2.0, 2: 1.0} for name in "abcdef"}
+    ms["f"][2] = np.inf
+    ms["block"] = {"keep": 0.0, "remove": 0.0}
+    pairs = [Pair("a", "b", [[0, 0, 0], [0, np.inf, 0], [0, 0, 0]])]
+    graph = Graph(Costs(ms, pairs, equal=[("c", "d")], free=[Free("block", "remove", ("e",))]))
+    for kept in ("keep", "remove"):
+        row = graph.settle(np.array([0, 1, 0, 0, 1, 0, ("keep", "remove").index(kept)]))
+        assert row is not None
+        chosen = graph.read(np.maximum(row, 0))
+        assert chosen is not None
+        changes = [(node, state) for node, offered in enumerate(graph.local) for state in range(len(offered))]
+        slow = [graph.tidy(np.r_[chosen[:node], state, chosen[node + 1 :]]) for node, state in changes]
+        expected = [graph.named(found) for found in slow if found is not None]
+        assert [graph.named(found) for found in graph.changed(chosen, changes)] == expected
+        # Without the excluded choice of `f` and that of `a` which excludes what `b` has.
+        assert len(expected) == len(changes) - 2
+        assert all(found["c"] == found["d"] for found in expected)
 
 
 def test_a_single_choice_is_taken_and_paid_for() -> None:
