@@ -282,8 +282,9 @@ class CostBelief:
 
     def predicted(self, rows: Index) -> Array:
         """Return the cost of rows `(n, parameters)` before any correction."""
-        if self._exact is not None:
-            return np.array([self._ask(row) for row in rows])
+        return self._summed(rows) if self._exact is None else np.array([self._ask(row) for row in rows])
+
+    def _summed(self, rows: Index) -> Array:
         total: Array = self._table[self._parameters, rows].sum(1) + self._graph.costs.fixed_ms
         first, second = self._pairs.T
         joint: Array = self._joint[np.arange(len(self._pairs)), rows[:, first], rows[:, second]].sum(1)
@@ -295,7 +296,9 @@ class CostBelief:
         if key not in self._asked:
             if len(self._asked) >= _REMEMBERED:
                 self._asked.clear()
-            self._asked[key] = float(self._exact(row))
+            found = float(self._exact(row))
+            # What cannot be predicted is worth its sum.
+            self._asked[key] = found if np.isfinite(found) else float(self._summed(row[None])[0])
         return self._asked[key]
 
     def add(self, row: Index) -> None:

@@ -53,7 +53,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         interactions: Pairs of parameters whose losses may interact, beside those with a pair cost.
         cost_of: Reads the measured cost of a finished trial, or None where there is none; instead of the default above.
         predict: What choices cost together, for every parameter and choice of `costs`, where more is known than sums:
-            `costs` then propose, and `predict` tells which proposal is best. Called a few hundred times for a proposal.
+            `costs` then propose, and `predict` tells which proposal is best. Called a few hundred times for a proposal,
+            from several threads perhaps; says the same of the same, and NaN or infinity where nothing is known.
         temper: Boldness: share of a posterior draw's deviation that is believed, from 0 (greedy) to 1 (Thompson).
 
     Raises:

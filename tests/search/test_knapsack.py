@@ -278,6 +278,24 @@ def test_a_budget_is_met_by_what_is_predicted_and_not_by_sums() -> None:
     assert sum(cost <= 0.3 for cost in costs) >= 10 and np.median(costs) > 0.25
 
 
+def test_what_cannot_be_predicted_is_worth_its_sum() -> None:
+    widths = Widths()
+
+    def sometimes(choices: Mapping[str, Choice]) -> float:
+        return np.nan if choices["prune/0"] == 0.5 else np.inf if choices["prune/1"] == 0.5 else widths.cost(choices)
+
+    study = front_study(KnapsackSampler(widths.sums(), seed=0, predict=sometimes))
+    study.optimize(widths.front, 15)
+    assert len({tuple(params.values()) for params in drawn(study)}) == 15
+    # One of which nothing is known is told by sums alone.
+    alone, unknown = (
+        front_study(KnapsackSampler(widths.sums(), seed=0, predict=predict)) for predict in (None, lambda _: np.nan)
+    )
+    alone.optimize(widths.front, 15)
+    unknown.optimize(widths.front, 15)
+    assert drawn(alone)[:7] == drawn(unknown)[:7]
+
+
 def test_a_copy_is_a_sampler_of_its_own() -> None:
     sampler = KnapsackSampler(make_costs(), seed=0)
     study = front_study(sampler)
