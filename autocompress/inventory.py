@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -122,33 +123,28 @@ def _constant(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -> list
 
     Args:
         model: It.
-        inputs: Two samples or more; nothing is told from one, or from equal ones.
+        inputs: Samples ``(N, ...)``; nothing is told from one.
         macs: Of each layer for one sample.
     """
-    if len(inputs) < 2 or bool((inputs == inputs[:1]).all()):
+    if len(inputs) < 2:
         return []
+    # Equal samples look alike in every layer.
+    telling = bool((inputs != inputs[:1]).any())
+    varying = set() if telling else set(macs)
+
+    def look(given: tuple[Tensor, ...], name: str) -> None:
+        # Of one that is called by keyword nothing is seen; zeros are what a dead ReLU leaves of any sample.
+        x = given[0] if given else inputs
+        if not (len(x) == len(inputs) and bool((x == x[:1]).all()) and bool(x.any())):
+            varying.add(name)
+
+    with ExitStack() as hooks:
+        for name in macs:
+            layer = model.get_submodule(name)
+            hooks.callback(layer.register_forward_pre_hook(lambda _, given, name=name: look(given, name)).remove)
+        of_all = _macs(model, inputs)
     # What counts no more for many samples than for one does not read them.
-    found = {name for name, count in _macs(model, inputs).items() if count == macs[name]}
-    varying: set[str] = set()
-
-    def look(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            x = given[0]
-            # Zeros are what a dead ReLU leaves of any sample.
-            alike = len(x) == len(inputs) and bool((x == x[:1]).all()) and bool(x.any())
-            if not alike:
-                varying.add(name)
-
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(look(name)) for name in macs]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return [name for name in macs if name in found or name not in varying]
+    return [name for name in macs if of_all.get(name) == macs[name] or name not in varying]
 
 
 def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:

@@ -14,6 +14,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         interactions: Pairs of parameters whose losses may interact, beside those with a pair cost.
         cost_of: Reads the measured cost of a finished trial, or None where there is none; instead of the default above.
         predict: What choices cost together, for every parameter and choice of `costs`, where more is known than sums:
-            `costs` then propose, and `predict` tells which proposal is best. Called a few hundred times for a proposal,
-            from several threads perhaps; says the same of the same, and NaN or infinity where nothing is known.
+            `costs` then propose, and `predict` tells which proposal is best. In the unit of `costs`, and always the
+            same of the same; NaN or infinity where nothing is known. Called a few hundred times for a proposal.
         temper: Boldness: share of a posterior draw's deviation that is believed, from 0 (greedy) to 1 (Thompson).
 
     Raises:
@@ -165,7 +166,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         predict = self._predict
         self._planner = Planner(
             self._graph, self._losses, floor=self._floor, tuning=self._tuning, interactions=self._interactions,
-            exact=None if predict is None else lambda row: predict(self._graph.named(row)),
+            exact=None if predict is None else partial(_predicted, predict, self._graph),
         )  # fmt: skip
         self._known: set[bytes] = set()
         self._finished: set[int] = set()
@@ -240,3 +241,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
             return None
         settled = self._graph.settle(row) if (row >= 0).all() else None
         return row if settled is None else settled
+
+
+def _predicted(predict: Callable[[Mapping[str, Choice]], float], graph: Graph, row: Index) -> float:
+    return predict(graph.named(row))

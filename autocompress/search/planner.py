@@ -2,8 +2,8 @@
 
 With a budget, that is the solution within it that loses least. Without one, solutions along the whole front compete by
 the hypervolume they would add to what has been found (Thompson sampling for fronts; Bradford et al., "Efficient
-multiobjective optimization employing Gaussian processes, spectral sampling and a genetic algorithm", 2018). Knows
-positions and numbers; Optuna is `knapsack`'s.
+multiobjective optimization employing Gaussian processes, spectral sampling and a genetic algorithm", 2018). From the
+best of these it goes on by single changes. Knows positions and numbers; Optuna is `knapsack`'s.
 """
 
 from __future__ import annotations
@@ -319,9 +319,9 @@ class Planner:
             running = np.array(pending)
             believed = self._losses.shares(self._losses.effects(None, 0.0), running)
             front += list(zip(believed.tolist(), self._costs.total(running).tolist(), strict=True))
-        limit = max((ms for _, ms in front), default=np.inf)
-        if self.reference is not None:
-            limit = max(limit if front else 0.0, float(self._costs.total(self.reference[None])[0]))
+        whole = [] if self.reference is None else self._costs.total(self.reference[None]).tolist()
+        # Where nothing is known yet no row promises more than another.
+        limit = max([ms for _, ms in front] + whole, default=0.0)
 
         def promise(rows: Sequence[Index], cost: Array) -> Array:
             loss = self._losses.shares(effects, np.array(rows))

@@ -5,6 +5,7 @@ Owns the order of the stages and the time each may take. What is reported and de
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ class SearchSession:
             if limits.latency is None and limits.size_bytes is not None:
                 ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
             elif predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
-                ratio = _predicted(predictor)
+                # As it is now: the sampler learns by itself what trials say of costs.
+                ratio = _predicted(copy.deepcopy(predictor))
             else:
                 ratio = macs_ratio(layout)
             costs = fitted_costs(space, ratio, self.config.seed)

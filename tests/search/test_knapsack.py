@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -276,6 +277,30 @@ def test_a_budget_is_met_by_what_is_predicted_and_not_by_sums() -> None:
     study.optimize(bounded, 12)
     costs = [t.user_attrs[COST_ATTRIBUTE] for t in study.trials[1:]]
     assert sum(cost <= 0.3 for cost in costs) >= 10 and np.median(costs) > 0.25
+
+
+def test_a_sampler_that_predicts_can_be_sent_to_another_process() -> None:
+    sampler = KnapsackSampler(Widths().sums(), seed=0, predict=Widths().cost)
+    here, there = front_study(sampler), front_study(pickle.loads(pickle.dumps(sampler)))
+    for study in (here, there):
+        study.optimize(Widths().front, 10)
+    assert drawn(here) == drawn(there)
+
+
+def test_nothing_promises_more_than_another_while_no_trial_has_a_cost() -> None:
+    # Equal parameters without a reference in common: there is none to begin with.
+    costs = Costs(
+        {"a": {0: 3.0, 1: 2.0}, "b": {1: 2.0, 2: 1.0}, "c": {i: float(i) for i in range(12)}}, equal=[("a", "b")]
+    )
+    study = front_study(KnapsackSampler(costs, seed=0))
+
+    def broken(trial: optuna.Trial) -> tuple[float, float]:
+        for name, offered in costs.choices.items():
+            trial.suggest_categorical(name, offered)
+        raise RuntimeError("nothing runs here")
+
+    study.optimize(broken, 12, catch=RuntimeError)
+    assert len({tuple(params.values()) for params in drawn(study)}) == 12
 
 
 def test_what_cannot_be_predicted_is_worth_its_sum() -> None:
