@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -75,4 +76,12 @@ class OneShot:
                     recalibrate(model, torch.split(self.data, _BATCH))
             else:
                 calibrate(model, torch.split(self.data, _BATCH))
+        return model
+
+    def recalibrated(self) -> nn.Module:
+        """Return the uncompressed model, its batch-norms recalibrated as those of changed ones are, in eval mode."""
+        model = copy.deepcopy(self._base)
+        if batch_norms(model):
+            with torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
+                recalibrate(model, torch.split(self.data, _BATCH))
         return model

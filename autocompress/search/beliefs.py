@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 
 from autocompress.search.graph import Graph
-from autocompress.search.link import LINKS, Link
+from autocompress.search.link import LINKS, POWERS, Link
 from autocompress.search.problem import Array, Choice, Index
 from autocompress.search.surrogate import AdditiveModel, Effects, Posterior, Prior, Scales
 
@@ -22,7 +22,7 @@ from autocompress.search.surrogate import AdditiveModel, Effects, Posterior, Pri
 _OWN, _COMMON, _LEAST = 0.3, 0.8, 0.05
 # Deviations that parameters of one kind have in common: of all their choices, of a choice at one place of the list.
 _KIND, _LEVEL = 1.5, 0.4
-_TRUSTS = (1.0, 0.5, 0.0)
+_TRUSTS = (1.0, 0.5)
 _RELATIVE_NOISE = (0.05, 0.1, 0.2, 0.4)
 _STRAYS = (0.3, 1.0, 3.0, 10.0)
 _INTERACTIONS = (0.003, 0.03)
@@ -63,10 +63,10 @@ def positions(graph: Graph) -> Array:
 
 @dataclass(frozen=True)
 class LossFit:
-    """One choice of link, trust and scales."""
+    """One choice of link, prior (a position in `LossBelief.models`) and scales."""
 
     link: Link
-    trust: int
+    prior: int
     noise: float
     scales: Scales
 
@@ -79,8 +79,8 @@ class LossBelief:
 
     Args:
         graph: Of the costs.
-        losses: Sensitivities in any unit in which they add up, or None: every parameter loses alike, and the more the
-            further down its list a choice stands.
+        losses: Sensitivities in any unit that grows in proportion to the quality lost, or None: every parameter loses
+            alike, and the more the further down its list a choice stands.
         pairs: Parameters whose losses may interact.
         capacity: Trials the model holds.
     """
@@ -96,12 +96,15 @@ class LossBelief:
         place = positions(graph)
         self.chosen = place > 0
         flat = place**1.5
-        trusts = _TRUSTS if losses is not None else (0.0,)
+        # What adds up is a power of a loss where the link has it so: of the sensitivities, too.
+        self._blends = [(trust, power) for trust in _TRUSTS for power in POWERS] if losses is not None else []
+        self._blends.append((0.0, 0.0))
         given = flat if losses is None else np.maximum(padded(graph, graph.flatten(losses)), 0.0)
         flat, given = self._unit(flat), self._unit(given)
         self.models = []
-        for trust in trusts:
-            blend = np.where(self.chosen, np.maximum(given, 1e-3) ** trust * np.maximum(flat, 1e-3) ** (1 - trust), 0.0)
+        for trust, power in self._blends:
+            blend = np.maximum(given, 1e-3) ** (trust * power) * np.maximum(flat, 1e-3) ** (1 - trust)
+            blend = np.where(self.chosen, blend, 0.0)
             least = _LEAST * blend[self.chosen].mean() * self.chosen if self.chosen.any() else blend
             prior = Prior(
                 blend, _OWN * blend + least, _COMMON * blend, 0.5, 0.0, np.array(pairs, np.int64).reshape(-1, 2), place,
@@ -140,8 +143,8 @@ class LossBelief:
 
     @property
     def model(self) -> AdditiveModel:
-        """The model of the trust that is believed."""
-        return self.models[self.fit.trust]
+        """The model with the prior that is believed."""
+        return self.models[self.fit.prior]
 
     def add(self, row: Index) -> None:
         """Add a trial's choices."""
@@ -178,11 +181,15 @@ class LossBelief:
         return factor, loss, (fit.noise * loss + 0.03 * middle) ** 2 + measured**2
 
     def _choose(self, shares: Array, rows: Index, error: float) -> LossFit:
-        options = [LossFit(*o, Scales()) for o in product(LINKS, range(len(self.models)), _RELATIVE_NOISE)]
+        options = [
+            LossFit(link, prior, noise, Scales())
+            for link, (prior, (trust, power)), noise in product(LINKS, enumerate(self._blends), _RELATIVE_NOISE)
+            if not trust or power == link.power
+        ]
         found = max(options, key=lambda fit: self._score(shares, rows, error, fit))
         interactions = _INTERACTIONS if len(self.model.prior.pairs) and len(rows) >= 12 else ()
         options = [
-            LossFit(found.link, found.trust, noise, Scales(stray, pairs, 1.0, local))
+            LossFit(found.link, found.prior, noise, Scales(stray, pairs, 1.0, local))
             for stray, local, pairs in product(_STRAYS, _LOCAL, (0.0, *interactions))
             for noise in (found.noise, found.noise / 2)
         ]
@@ -190,7 +197,7 @@ class LossBelief:
 
     def _score(self, shares: Array, rows: Index, error: float, fit: LossFit) -> float:
         """Return how well a fit foresees each share from the others: the log density of the shares themselves."""
-        model = self.models[fit.trust]
+        model = self.models[fit.prior]
         factor, loss, noise = self._scaled(fit, shares[rows], error, model.prior_totals[rows])
         score = model.fit(loss, noise, fit.scales, rows).log_score()
         return float((score + np.log(fit.link.slope(shares[rows]) / factor)).sum())

@@ -50,6 +50,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         budget: Most that a solution may cost, or None for the whole front.
         seed: Fixes every proposal; None draws one.
         floor: Quality of a result that is worth nothing (chance level), or None to take the worst seen.
+        reference: Quality where every parameter has its first choice, if it is known: then it is not tried first.
         error: Standard deviation of a measured quality.
         interactions: Pairs of parameters whose losses may interact, beside those with a pair cost.
         cost_of: Reads the measured cost of a finished trial, or None where there is none; instead of the default above.
@@ -70,6 +71,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         budget: float | None = None,
         seed: int | None = None,
         floor: float | None = None,
+        reference: float | None = None,
         error: float = Tuning.error,
         interactions: Sequence[tuple[str, str]] = (),
         cost_of: Callable[[FrozenTrial], float | None] | None = None,
@@ -83,7 +85,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self._graph = Graph(costs)
         # Contradictions are told now, not at the first proposal.
         self._graph.weigh(self._graph.flatten(losses or {}))
-        self._losses, self._budget, self._floor = losses, budget, floor
+        self._losses, self._budget, self._floor, self._reference = losses, budget, floor, reference
         self._tuning = Tuning(temper=temper, error=error)
         self._interactions, self._cost_of, self._predict = tuple(interactions), cost_of, predict
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
@@ -94,7 +96,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         self._index = [{c: k for k, c in reversed(list(enumerate(offered)))} for offered in self._graph.choices]
         self._single = np.array([len(index) == 1 for index in self._index])
         self._lock = threading.Lock()
-        self._forget(None)
+        self._forget(None, 1.0)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies share no lock, and a lock cannot be copied.
@@ -161,11 +163,13 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         if len(directions) == 2 and directions[1] != optuna.study.StudyDirection.MINIMIZE:
             raise ValueError("The second objective of a study with KnapsackSampler is the cost: minimize it.")
 
-    def _forget(self, study: str | None) -> None:
+    def _forget(self, study: str | None, sign: float) -> None:
         self._study = study
         predict = self._predict
+        ends = [None if value is None else sign * value for value in (self._floor, self._reference)]
         self._planner = Planner(
-            self._graph, self._losses, floor=self._floor, tuning=self._tuning, interactions=self._interactions,
+            self._graph, self._losses, floor=ends[0], reference=ends[1], tuning=self._tuning,
+            interactions=self._interactions,
             exact=None if predict is None else partial(_predicted, predict, self._graph),
         )  # fmt: skip
         self._known: set[bytes] = set()
@@ -176,10 +180,10 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
 
     def _read(self, study: optuna.Study, number: int) -> None:
         """Learn of trials that have finished since the last proposal, and of those being tried elsewhere."""
-        if self._study != study.study_name:
-            self._forget(study.study_name)
-        self._running = {}
         sign = 1.0 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else -1.0
+        if self._study != study.study_name:
+            self._forget(study.study_name, sign)
+        self._running = {}
         found: list[tuple[Index, float, float]] = []
         trials = study.get_trials(deepcopy=False)
         # What is finished stays finished: only trials from the first unfinished one on are looked at again.

@@ -66,4 +66,5 @@ class Link:
         return found
 
 
-LINKS = tuple(Link(shape, power) for shape in ("linear", "survival", "odds") for power in (1.0, 0.7, 0.5))
+POWERS = (1.0, 0.7, 0.5)
+LINKS = tuple(Link(shape, power) for shape in ("linear", "survival", "odds") for power in POWERS)

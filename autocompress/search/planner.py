@@ -15,6 +15,7 @@ import numpy as np
 
 from autocompress.search.allocate import Solver
 from autocompress.search.beliefs import CostBelief, LossBelief, flattened, refit_size
+from autocompress.search.front import behind_front, hypervolume_gain
 from autocompress.search.graph import Graph
 from autocompress.search.problem import Array, Choice, Index, Weights
 from autocompress.search.relaxation import Relaxation
@@ -24,8 +25,8 @@ from autocompress.search.surrogate import Effects
 _CAPACITY = 400
 # Trials from which links and scales are chosen.
 _TELLING = 100
-# Fractions of the way from the cheapest to the dearest, tried first: each halves the widest gap left.
-_SPREAD = (0.5, 0.25, 0.75, 0.375, 0.125, 0.625)
+# Fractions of the way from the cheapest to the dearest, as a ratio, tried first.
+_SPREAD = (0.5,)
 _PATH, _BETWEEN, _NEIGHBOURS = 24, 12, 96
 # Seconds and relative gap of the exact solver, which polishes one solution per proposal.
 _POLISH_S, _POLISH_GAP = 0.3, 2e-3
@@ -58,6 +59,7 @@ class Planner:
         graph: Of the predicted costs.
         losses: Sensitivities, or None.
         floor: Quality of a ruined result, or None to take the worst seen for it.
+        reference: Quality of the row that changes nothing, where it is known; it is tried first where not.
         tuning: How bold.
         interactions: Pairs of parameters whose losses may interact, beside those whose costs do.
         exact: What a row is predicted to cost, where more is known of it than the sum of its choices' costs.
@@ -70,6 +72,7 @@ class Planner:
         *,
         exact: Callable[[Index], float] | None = None,
         floor: float | None = None,
+        reference: float | None = None,
         tuning: Tuning | None = None,
         interactions: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -90,7 +93,7 @@ class Planner:
         # Everything that was ever seen counts for the front, whatever the models have room for.
         self._front: list[tuple[float, float, bytes]] = []
         self._front_rows: dict[bytes, Index] = {}
-        self._seen_reference: list[float] = []
+        self._seen_reference = [] if reference is None else [reference]
         self._best_quality, self._worst_quality = -np.inf, np.inf
         self.count = 0
 
@@ -188,8 +191,8 @@ class Planner:
         if self.reference is not None and not self._seen_reference and self.reference.tobytes() not in known:
             return self.reference
         self._learn()
-        begun = len(known)
-        first = begun <= len(_SPREAD)
+        begun = len(known) - (self.reference is not None and self.reference.tobytes() in known)
+        first = begun < len(_SPREAD)
         temper = 0.0 if first and len(self._losses.models) > 1 else self.tuning.temper
         effects = self._losses.effects(rng, temper)
         weights = self._weigh(effects)
@@ -222,7 +225,8 @@ class Planner:
         cheapest, dearest = relaxation.cheapest(), relaxation.minimise(0.0)[0]
         low, high = weights.totals(cheapest)[1], weights.totals(dearest)[1]
         solver = Solver(weights)
-        budget = max(low + _SPREAD[(begun - 1) % len(_SPREAD)] * (high - low), solver.cheapest_cost)
+        low = max(low, 1e-3 * high)
+        budget = max(low * (high / low) ** _SPREAD[begun], solver.cheapest_cost)
         return [solver.solve(budget, gap=_POLISH_GAP, time_limit_s=0)[0]]
 
     def _along(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
@@ -256,13 +260,18 @@ class Planner:
             chosen = self.graph.read(np.maximum(self._front_rows[key], 0))
             if chosen is None:
                 continue
-            for _ in range(int(rng.integers(1, 3))):
-                node = int(rng.integers(len(chosen)))
-                chosen[node] = rng.integers(len(self.graph.local[node]))
-            row = self.graph.tidy(chosen)
+            row = self._nudged(rng, chosen, int(rng.integers(1, 3)))
             if row is not None:
                 found.append(row)
         return found
+
+    def _nudged(self, rng: np.random.Generator, chosen: Index, changes: int) -> Index | None:
+        """Return the row after so many changes at random; None where that excludes itself."""
+        chosen = chosen.copy()
+        for _ in range(changes):
+            node = int(rng.integers(len(chosen)))
+            chosen[node] = rng.integers(len(self.graph.local[node]))
+        return self.graph.tidy(chosen)
 
     def _climb(
         self, rng: np.random.Generator, rows: Sequence[Index], promise: _Promise, known: set[bytes], *, steps: int
@@ -339,42 +348,7 @@ class Planner:
             chosen = self.graph.read(np.maximum(rows[rng.integers(len(rows))], 0))
             if chosen is None:
                 continue
-            for _ in range(1 + attempt // 20):
-                node = int(rng.integers(len(chosen)))
-                chosen[node] = rng.integers(len(self.graph.local[node]))
-            row = self.graph.tidy(chosen)
+            row = self._nudged(rng, chosen, 1 + attempt // 20)
             if row is not None and row.tobytes() not in known:
                 return row
         return rows[0]
-
-
-def behind_front(quality: Array, cost: Array) -> Array:
-    """Return how much quality each trial lacks to the best that costs no more, `(trials,)`; 0 on the front."""
-    spent = np.nan_to_num(cost, nan=np.inf)
-    order = np.lexsort((-quality, spent))
-    best = np.maximum.accumulate(quality[order]) if len(order) else quality
-    found = np.empty_like(best)
-    found[order] = best - quality[order]
-    return found
-
-
-def hypervolume_gain(front: Sequence[tuple[float, float]], points: Array, limit: float) -> Array:
-    """Return how much area each point would add to a front, alone, `(points,)`.
-
-    Args:
-        front: Pairs of share lost and cost, in any order, dominated ones allowed.
-        points: `(points, 2)` of the same.
-        limit: Cost beyond which nothing counts; shares count up to 1.
-    """
-    steps: list[tuple[float, float]] = []
-    for cost, loss in sorted((cost, max(loss, 0.0)) for loss, cost in front):
-        if loss < 1 and cost < limit and (not steps or loss < steps[-1][1]):
-            steps.append((cost, loss))
-    # Between two costs the front is flat at the loss of the cheaper one; before the first, nothing is known: 1.
-    starts = np.array([-np.inf, *(s[0] for s in steps)])
-    ends = np.array([*(s[0] for s in steps), limit])
-    level = np.array([1.0, *(s[1] for s in steps)])
-    lost, spent = np.maximum(points[:, :1], 0.0), points[:, 1:]
-    width = np.maximum(ends - np.maximum(starts, spent), 0.0)
-    gain: Array = (width * np.maximum(level - lost, 0.0)).sum(1)
-    return gain

@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from autocompress.results import TrialRecord
-from autocompress.search.planner import hypervolume_gain
+from autocompress.search.front import hypervolume_gain
 
 # Share of the gap that fine-tuning is taken to close while nothing is known.
 _CLOSED = 0.7

@@ -27,6 +27,7 @@ class Knowledge:
         losses: Sensitivities in any unit, or None.
         budget: Upper bound of the cost in the unit it is measured in, or None for the whole front.
         floor: Quality of a ruined model: the chance level, or None.
+        reference: Quality of the uncompressed model, or None.
         error: Standard deviation of a measured quality.
         predict: What choices cost together, or None where no more is known than the sums of `costs`.
     """
@@ -35,6 +36,7 @@ class Knowledge:
     losses: Mapping[str, Mapping[Choice, float]] | None = None
     budget: float | None = None
     floor: float | None = None
+    reference: float | None = None
     error: float = 0.002
     predict: Callable[[Mapping[str, Choice]], float] | None = None
 
@@ -52,7 +54,8 @@ def make_sampler(
             raise ConfigError("The knapsack sampler needs the cost of every choice; none is known for this search.")
         return KnapsackSampler(
             knowledge.costs, knowledge.losses,
-            budget=knowledge.budget, seed=seed, floor=knowledge.floor, error=knowledge.error, predict=knowledge.predict,
+            budget=knowledge.budget, seed=seed, floor=knowledge.floor, reference=knowledge.reference,
+            error=knowledge.error, predict=knowledge.predict,
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,9 +1,9 @@
 """What each choice costs in quality, on its own and without labels: how far the outputs move.
 
-For every (parameter, choice) the network with that choice alone is compared with the uncompressed one by the
-Kullback-Leibler divergence of their outputs on calibration data, reconstructed as a candidate is. The strongest
-choices come first; what there is no time for follows from them. Figures are kept in the user's cache, so that another
-target or an interrupted pass begins with what is known.
+For every (parameter, choice) the network with that choice alone, reconstructed as a candidate is, is compared with the
+uncompressed one, recalibrated likewise, by the Kullback-Leibler divergence of their outputs on calibration data. The
+strongest choices come first; what there is no time for follows from them. Figures are kept in the user's cache, so that
+another target or an interrupted pass begins with what is known.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from autocompress.worker.client import EngineWorker
 # Calibration samples that a choice is judged on.
 SAMPLES = 256
 # Of what is kept in the cache: losses after reconstruction, of layers factorized along their outputs.
-_METHOD = "reconstructed, ranks of outputs"
+_METHOD = "reconstructed, ranks of outputs, against what is recalibrated"
 # How a loss grows with what is taken away, where only one choice of a parameter was measured.
 _USUAL_POWER, _POWERS = 2.0, (0.5, 5.0)
 _SMALLEST = 1e-9
@@ -108,6 +108,10 @@ class SensitivityPass:
             expected = self._outputs(self._base)
         if not bool(torch.isfinite(expected).all()):
             return None
+        with torch.no_grad():
+            # What changes the structure has its batch-norms recalibrated, which moves the outputs by itself: counted to
+            # every choice alike, that hid what the mild ones lose.
+            recalibrated = self._outputs(self._oneshot.recalibrated())
         wanted = self._order()
         for number, (name, choice) in enumerate(wanted):
             if choice in known.get(name, {}):
@@ -115,7 +119,8 @@ class SensitivityPass:
             if time.monotonic() >= deadline:
                 break
             progress(number / len(wanted), name)
-            loss = self._loss(self._space.policy({name: choice}), expected)
+            policy = self._space.policy({name: choice})
+            loss = self._loss(policy, expected if policy.is_structural_identity else recalibrated)
             known.setdefault(name, {})[choice] = loss
             self._store(name, choice, loss)
         if not any(loss > _SMALLEST for found in known.values() for loss in found.values() if math.isfinite(loss)):

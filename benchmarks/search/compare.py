@@ -181,7 +181,8 @@ def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
     error = (dense * (1 - dense) / len(evaluator.targets)) ** 0.5
     space, predictor = evaluator.space, evaluator.predictor
     return Knowledge(
-        costs, losses, floor=FLOOR, error=error, predict=lambda choices: predictor.predict(space.policy(choices)).ratio
+        costs, losses, floor=FLOOR, reference=dense, error=error,
+        predict=lambda choices: predictor.predict(space.policy(choices)).ratio,
     ), {
         "dense_accuracy": dense, "costs_seconds": costs_s,
         "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
