@@ -197,6 +197,24 @@ def test_a_lower_is_better_quality_and_a_missing_cost() -> None:
     assert max(costs) <= 6.0 + 1e-6
 
 
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_known_reference_is_not_tried_and_means_the_same(lower: bool) -> None:
+    # Quality is worth nothing at 0: told as an error, at 1.
+    told = {"floor": 1.0, "reference": 0.1} if lower else {"floor": 0.0, "reference": 0.9}
+    directions = ["minimize" if lower else "maximize", "minimize"]
+    study = optuna.create_study(directions=directions, sampler=KnapsackSampler(make_costs(), LOSSES, seed=0, **told))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        quality, cost = front(trial)
+        return (1 - quality if lower else quality), cost
+
+    study.optimize(objective, n_trials=8)
+    nothing = {name: offered[0] for name, offered in make_costs().choices.items()}
+    assert nothing not in drawn(study)
+    planner = study.sampler._planner
+    assert planner.share(np.array([0.9, 0.45, 0.0]) - lower) == pytest.approx([0.0, 0.5, 1.0])
+
+
 def test_twenty_trials_stand_above_a_hundred_at_random() -> None:
     def area(study: optuna.Study) -> float:
         points = sorted(((t.values[1], t.values[0]) for t in study.trials), key=lambda p: p[0])

@@ -15,7 +15,9 @@ from autocompress.cli import main
 from autocompress.compress import rewrite
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.search.sensitivity import Sensitivity, SensitivityPass, completed
+from autocompress.recovery import OneShot
+from autocompress.recovery.distillation import distillation_loss
+from autocompress.search.sensitivity import SAMPLES, Sensitivity, SensitivityPass, completed
 from autocompress.search.space import SearchSpace, load_space
 from autocompress.tasks import Task
 from tests.search import tiny
@@ -56,6 +58,26 @@ def test_every_choice_is_measured_and_what_does_nothing_loses_nothing(task: Task
     most = {kind: max(max(row.values()) for name, row in found.losses.items() if name.startswith(kind))
             for kind in ("prune", "dtype")}  # fmt: skip
     assert most["prune"] > 10 * most["dtype"] > 0
+
+
+def test_what_every_change_does_alike_is_no_loss_of_a_choice(task: Task) -> None:
+    # Of statistics that are not those of the calibration data, recalibrating moves the outputs more than a choice does.
+    model = task.model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_var is not None
+            module.running_var.mul_(4.0)
+    base = rewrite(model)
+    inventory = take_inventory(base, task.example_inputs(2))
+    space = SearchSpace(load_space("default"), inventory, "fp32", int8=True)
+    found = run(SensitivityPass(base, inventory, {}, task, space))
+    inputs = next(iter(task.calibration(SAMPLES)))
+    recalibrated = OneShot(base, inventory, {}, task.example_inputs(2), [inputs]).recalibrated()
+    with torch.no_grad():
+        alike = float(distillation_loss(recalibrated(inputs), base(inputs), 1.0))
+    mild = min(loss for name, row in found.losses.items() if name.startswith("prune") for loss in row.values() if loss)
+    assert alike > 0.01
+    assert mild < 0.2 * alike
 
 
 def test_a_second_pass_measures_nothing_and_an_interrupted_one_goes_on(
