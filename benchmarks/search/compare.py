@@ -185,6 +185,7 @@ def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
         predict=lambda choices: predictor.predict(space.policy(choices)).ratio,
     ), {
         "dense_accuracy": dense, "costs_seconds": costs_s,
+        "reference_seconds": evaluator.seconds(space.policy({})),
         "sensitivity": {"seconds": known_s, "measured": sensitivity.measured, "choices": sensitivity.choices},
     }  # fmt: skip
 
@@ -226,7 +227,7 @@ def main() -> None:
         "table": "/".join(arguments.table.parts[-2:]), "images": arguments.images,
         "parameters": len(evaluator.space.parameters), **found,
     }  # fmt: skip
-    known_s = document["costs_seconds"] + document["sensitivity"]["seconds"]
+    known_s = document["costs_seconds"] + document["sensitivity"]["seconds"] + document["reference_seconds"]
     for seed in arguments.seeds:
         for name in arguments.samplers.split(","):
             found = run(name, seed, arguments.trials, evaluator, (knowledge, known_s))
