@@ -263,9 +263,8 @@ class SearchSession:
         self._losses = None if found is None else found.losses
         losses: Any = self._losses
         predict: Any = lambda choices: ratio(space.policy(choices))  # noqa: E731 - of the space's own choices alone
-        return Knowledge(
-            costs, losses, budget=limits.budget, reference=baseline.accuracy, error=max(error, 1e-3), predict=predict
-        )
+        # Not told how good the baseline is: it is tried, so that there is a result to deploy where nothing pays.
+        return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3), predict=predict)
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""
