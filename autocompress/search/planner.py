@@ -25,8 +25,6 @@ from autocompress.search.surrogate import Effects
 _CAPACITY = 400
 # Trials from which links and scales are chosen.
 _TELLING = 100
-# Fractions of the way from the cheapest to the dearest, as a ratio, tried first.
-_SPREAD = (0.5,)
 _PATH, _BETWEEN, _NEIGHBOURS = 24, 12, 96
 # Seconds and relative gap of the exact solver, which polishes one solution per proposal.
 _POLISH_S, _POLISH_GAP = 0.3, 2e-3
@@ -191,8 +189,7 @@ class Planner:
         if self.reference is not None and not self._seen_reference and self.reference.tobytes() not in known:
             return self.reference
         self._learn()
-        begun = len(known) - (self.reference is not None and self.reference.tobytes() in known)
-        first = begun < len(_SPREAD)
+        first = known <= (set() if self.reference is None else {self.reference.tobytes()})
         temper = 0.0 if first and len(self._losses.models) > 1 else self.tuning.temper
         effects = self._losses.effects(rng, temper)
         weights = self._weigh(effects)
@@ -200,7 +197,7 @@ class Planner:
         if budget is not None:
             pool = self._within(rng, weights, budget, first=first)
         elif first:
-            pool = self._spread(weights, relaxation, begun)
+            pool = self._middle(weights, relaxation)
         else:
             pool = self._along(rng, weights, relaxation)
         rows = [self.graph.spell(chosen) for chosen in pool]
@@ -220,13 +217,12 @@ class Planner:
             flat_loss, flat_cost, self._losses.interactions(effects), pair_scale=factor, fixed_cost=fixed
         )
 
-    def _spread(self, weights: Weights, relaxation: Relaxation, begun: int) -> list[Index]:
-        """Return, alone in a list, the solution for one of a few budgets across the whole range."""
+    def _middle(self, weights: Weights, relaxation: Relaxation) -> list[Index]:
+        """Return, alone in a list, the solution whose budget is as many times the least as the most is of it."""
         cheapest, dearest = relaxation.cheapest(), relaxation.minimise(0.0)[0]
         low, high = weights.totals(cheapest)[1], weights.totals(dearest)[1]
         solver = Solver(weights)
-        low = max(low, 1e-3 * high)
-        budget = max(low * (high / low) ** _SPREAD[begun], solver.cheapest_cost)
+        budget = max((max(low, 1e-3 * high) * high) ** 0.5, solver.cheapest_cost)
         return [solver.solve(budget, gap=_POLISH_GAP, time_limit_s=0)[0]]
 
     def _along(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
