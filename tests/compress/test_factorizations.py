@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorly import tenalg
 from torch import Tensor, nn
 
 from autocompress.compress.base import LayerOutputs
@@ -229,6 +230,36 @@ def test_components_do_not_grow_and_cancel_each_other() -> None:
     found = cp_module._components(weight, 2)
     assert np.prod([np.linalg.norm(x, axis=0) for x in found], axis=0).max() < 10
     assert np.linalg.norm(np.einsum("ir,jr,kr->ijk", *found) - weight) < np.linalg.norm(weight)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (3, 7, 5), (4, 4, 4)])
+def test_the_product_that_takes_the_time_is_the_one_meant(shape: tuple[int, int, int], mode: int) -> None:
+    rng = np.random.default_rng(0)
+    tensor, factors = rng.standard_normal(shape), [rng.standard_normal((size, 6)) for size in shape]
+    others = [f"{axis}r" for k, axis in enumerate("abc") if k != mode]
+    expected = np.einsum(
+        f"abc,{','.join(others)}->{'abc'[mode]}r", tensor, *(f for k, f in enumerate(factors) if k != mode)
+    )
+    np.testing.assert_allclose(cp_module._unfolded_product(tensor, (None, factors), mode), expected)
+    weights = rng.standard_normal(6)
+    np.testing.assert_allclose(cp_module._unfolded_product(tensor, (weights, factors), mode), expected * weights)
+
+
+def test_no_matrix_of_inputs_times_outputs_is_made_and_tensorly_is_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = tenalg.current_backend()
+    weight = np.random.default_rng(0).standard_normal((6, 6, 4))
+    expected = cp_module._components(weight, 5)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the matrix was multiplied out")
+
+    monkeypatch.setattr("tensorly.tenalg.core_tenalg.mttkrp.khatri_rao", forbidden)
+    found = cp_module._components(weight, 5)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert tenalg.current_backend() is before
 
 
 @pytest.mark.parametrize("failure", ["singular", "nan"])
