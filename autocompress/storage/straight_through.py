@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.methods import Method
-from autocompress.storage.quantizers import Shared, StorageQuantizer
+from autocompress.storage.quantizers import StorageQuantizer
 from autocompress.storage.sparsity import baked_weights
 
 METHOD = Method(
@@ -23,7 +23,7 @@ METHOD = Method(
     source="Bengio, Leonard & Courville, 2013; Jacob et al., CVPR 2018",
 )
 
-# Levels follow the weights slowly, and fitting them sorts all weights; between two fits weights go to the nearest one.
+# Levels follow the weights slowly, and fitting them sorts all weights.
 _REFIT_EVERY = 16
 
 
@@ -37,26 +37,24 @@ class QuantizedWeight(nn.Module):
         self._quantizer, self._bits, self._uses = quantizer, weight_bits, 0
         self.register_buffer("kept", weight.detach() != 0)
         # Says at once what a quantizer cannot do.
-        self._levels = self._fit(weight).levels
+        self._levels = self._fit(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the levels of `weight`, of any shape; the gradient is that of `weight`."""
         # Contiguous, as convolutions trained with their channels last are not.
         exact = weight.detach().float().contiguous()
-        if self.training and self._uses % _REFIT_EVERY:
-            middles = (self._levels[1:] + self._levels[:-1]) / 2
-            values = self._levels[torch.bucketize(exact, middles, right=True)].masked_fill(~self.kept, 0.0)
-        else:
-            shared = self._fit(weight)
-            self._levels = shared.levels
-            values = torch.zeros_like(exact)
-            values[self.kept] = shared.values()
+        if not (self.training and self._uses % _REFIT_EVERY):
+            self._levels = self._fit(weight)
+        # The nearest level always, also where a quantizer parts values elsewhere, as ternary ones do: what training
+        # sees is what is kept, though weights gather where two levels part.
+        middles = (self._levels[1:] + self._levels[:-1]) / 2
+        values = self._levels[torch.bucketize(exact, middles, right=True)].masked_fill(~self.kept, 0.0)
         self._uses += self.training
         # The difference is zero: what comes out is the level to the bit.
         return values.to(weight.dtype) + (weight - weight.detach())
 
-    def _fit(self, weight: Tensor) -> Shared:
-        return self._quantizer.fit(weight.detach()[self.kept], self._bits)
+    def _fit(self, weight: Tensor) -> Tensor:
+        return self._quantizer.fit(weight.detach()[self.kept], self._bits).levels
 
 
 def quantize_through(model: nn.Module, weight_bits: int | Mapping[str, int], quantizer: StorageQuantizer) -> None:

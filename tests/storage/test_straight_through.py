@@ -64,6 +64,15 @@ def test_every_quantizer_can_be_trained_through(name: str) -> None:
         assert torch.equal(quantizer(name).fit(values[values != 0], bits).values(), values[values != 0])
 
 
+def test_what_training_saw_is_kept_where_a_quantizer_parts_values_elsewhere() -> None:
+    # Ternary: what is above 0.7 times the mean of 0.49 counts as large, 0.45 too; but their mean is 0.96, zero nearer.
+    model = layer([[1.0, -1.0, 1.4, 0.45, -0.03, 0.02, 0.01, -0.02]])
+    quantize_through(model, 2, quantizer("ternary"))
+    seen = [model.weight.detach().clone() for _ in range(2)]
+    bake(model.eval())
+    assert model.weight[0, 3] == 0 and all(torch.equal(one, model.weight) for one in seen)
+
+
 def test_a_convolution_whose_channels_are_last() -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(8, 4, 3).to(memory_format=torch.channels_last)
