@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
-from autocompress.compress.quantization import calibrate, observing, quantization_mode
+from autocompress.compress.quantization import calibrate, observing
 from autocompress.config import QuantizationConfig
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
@@ -64,14 +64,15 @@ class OneShot:
         with ledger.spend("apply"):
             if self._reconstruction is not None:
                 context = replace(context, layer_outputs=self._reconstruction.outputs(policy, scores))
-            model = apply_policy(self._base, policy, context)
+            # What was cut or factorized has lost the layout that convolutions and pooling are fast in.
+            model = apply_policy(self._base, policy, context).to(memory_format=torch.channels_last)
         with ledger.spend("proxy"), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
             changed = not policy.is_structural_identity
             if changed and self._reconstruction is not None:
-                with quantization_mode(model, "off"):
+                # One pass serves all three.
+                with observing(model):
                     self._reconstruction.apply(model, policy, scores)
-            if changed and batch_norms(model):
-                # One pass serves both.
+            elif changed and batch_norms(model):
                 with observing(model):
                     recalibrate(model, torch.split(self.data, _BATCH))
             else:

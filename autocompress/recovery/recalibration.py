@@ -5,7 +5,8 @@ After Li et al., EagleEye (ECCV 2020): without it the proxy accuracy of pruned n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +32,37 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Re-estimate every batch-norm's mean and variance over `batches` of inputs ``(N, ...)``; changes `model` in place.
+@contextmanager
+def recalibrating(model: nn.Module) -> Iterator[None]:
+    """Re-estimate every batch-norm's mean and variance from what `model` is given in the block; changes it in place.
 
-    A cumulative average over all batches; weights stay. Models without batch-norm are left alone.
+    A cumulative average over all batches; weights stay. Until the end of the block batch-norms normalise by the batch,
+    then `model` is in eval mode.
     """
     norms = batch_norms(model)
-    if not norms:
-        return
     momenta = [m.momentum for m in norms]
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    model.eval()
-    for norm in norms:
         norm.train()
     try:
-        with torch.no_grad():
-            for inputs in batches:
-                # One sample has no variance (and a short last batch would count as much as a full one).
-                if len(inputs) > 1:
-                    model(inputs)
+        yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.eval()
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Re-estimate every batch-norm's mean and variance over `batches` of inputs ``(N, ...)``; see `recalibrating`.
+
+    Models without batch-norm are left alone.
+    """
+    if not batch_norms(model):
+        return
+    with recalibrating(model), torch.no_grad():
+        for inputs in batches:
+            # One sample has no variance (and a short last batch would count as much as a full one).
+            if len(inputs) > 1:
+                model(inputs)

@@ -11,8 +11,8 @@ data are few. Biases are fitted too, which is bias correction (Nagel et al., ICC
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from autocompress.compress.quantization import QuantConv2d, QuantLinear
 from autocompress.inventory import Inventory
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery.recalibration import batch_norms
+from autocompress.recovery.recalibration import batch_norms, recalibrating
 from autocompress.recovery.rows import VALUES, patches, places
 
 METHOD = Method(
@@ -39,6 +39,8 @@ METHOD = Method(
 _RIDGE = 1.0
 # Share of the outputs' variance below which a layer is left as it is: bfloat16 alone makes a tenth of this.
 _NEGLIGIBLE = 1e-3
+# Rows that tell a layer whose inputs never changed, as they are this far below.
+_GLANCE, _FAR_BELOW = 256, 0.5
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class Reconstruction:
     def apply(self, model: nn.Module, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> int:
         """Fit the layers of `model`, which `apply_policy` made by `policy` and these channel `scores`, in place.
 
-        Quantizers are to be off. Batch-norms normalise by the batch in this pass; their statistics are to be
-        recalibrated after it.
+        Quantizers are to observe, or to be off. Batch-norms are recalibrated in the same pass, each on what the fitted
+        layers before it give.
 
         Returns:
             How many layers were fitted.
@@ -166,19 +168,23 @@ class Reconstruction:
                         lambda module, given, name=name: fit(name, module, given[0])
                     )
                     hooks.callback(handle.remove)
-            self._forward(model)
+            hooks.enter_context(recalibrating(model))
+            self._run(model)
         return fitted
 
+    def _run(self, model: nn.Module) -> None:
+        with torch.no_grad(), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
+            model(self._inputs)
+
     def _forward(self, model: nn.Module) -> None:
-        """Run `model` with batch-norms that normalise by the batch, as they will once they are recalibrated."""
+        """Run the uncompressed model, its batch-norms normalising by the batch as a recalibrated one's; unchanged."""
         norms = batch_norms(model)
         model.eval()
         for norm in norms:
             norm.train()
             norm.track_running_stats = False
         try:
-            with torch.no_grad(), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
-                model(self._inputs)
+            self._run(model)
         finally:
             for norm in norms:
                 norm.track_running_stats = True
@@ -198,23 +204,14 @@ class Reconstruction:
             wanted = wanted[:, kept]
         if wanted.shape[1] != layer.weight.shape[0]:
             return 0
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), _products(self._dtype):
             rows = min(len(wanted), max(1, VALUES // layer.weight[0].numel()))
-            inputs = patches(layer, given, tuple(index[:rows] for index in target.places))
-            if inputs is None:
+            if self._residual(layer, given, target, wanted[:_GLANCE], _FAR_BELOW * _NEGLIGIBLE) is None:
                 return 0
-            wanted = wanted[:rows]
-            weight = layer.weight.flatten(1).float()
-            bias = layer.bias.float() if layer.bias is not None else None
-            residual = wanted - functional.linear(inputs, weight, bias)
-            spread = (wanted - wanted.mean(0)).square().mean()
-            if bias is not None or target.shift:
-                # The bias, or the batch-norm after it, takes the means.
-                middle, off = inputs.mean(0), residual.mean(0)
-                inputs, residual = inputs - middle, residual - off
-            left = residual.square().mean() + (off.square().mean() if bias is not None else 0)
-            if left <= _NEGLIGIBLE * spread:
+            found = self._residual(layer, given, target, wanted[:rows], _NEGLIGIBLE)
+            if found is None:
                 return 0
+            inputs, residual, middle, off = found
             change = _ridge(inputs, residual)
             if not bool(torch.isfinite(change).all()):
                 return 0
@@ -222,6 +219,27 @@ class Reconstruction:
             if layer.bias is not None:
                 layer.bias += (off - middle @ change).to(layer.bias.dtype)
         return 1
+
+    def _residual(
+        self, layer: nn.Conv2d | nn.Linear, given: Tensor, target: _Target, wanted: Tensor, least: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return what a layer gets ``(R, K)`` and what it falls short by ``(R, C)``, both about their means, and these.
+
+        None where that is at most the share `least` of the variance, or the input has another shape than it had.
+        """
+        inputs = patches(layer, given, tuple(index[: len(wanted)] for index in target.places))
+        if inputs is None:
+            return None
+        bias = layer.bias.float() if layer.bias is not None else None
+        residual = wanted - functional.linear(inputs, layer.weight.flatten(1).float(), bias)
+        spread = (wanted - wanted.mean(0)).square().mean()
+        middle, off = torch.zeros(inputs.shape[1]), torch.zeros(wanted.shape[1])
+        if bias is not None or target.shift:
+            # The bias, or the batch-norm after it, takes the means.
+            middle, off = inputs.mean(0), residual.mean(0)
+            inputs, residual = inputs - middle, residual - off
+        left = residual.square().mean() + (off.square().mean() if bias is not None else 0)
+        return None if left <= least * spread else (inputs, residual, middle, off)
 
 
 def _fits(module: nn.Module) -> bool:
@@ -240,6 +258,20 @@ def _last_factor(model: nn.Module, name: str) -> nn.Module | None:
     if isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
     return module if _fits(module) else None
+
+
+@contextmanager
+def _products(dtype: torch.dtype) -> Iterator[None]:
+    """Let products of float32 matrices round their factors to bfloat16 where the pass that gave them did.
+
+    That takes half the time. Sums stay float32, so a Gram matrix stays one: that of the rounded rows.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _ridge(inputs: Tensor, residual: Tensor) -> Tensor:

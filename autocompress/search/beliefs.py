@@ -119,11 +119,9 @@ class LossBelief:
 
     def _kinds(self, mean: Array) -> Array:
         """Return what parameters of one kind have in common: a factor of all effects, and one for each choice."""
-        kinds: dict[object, list[int]] = {}
-        for i, (name, offered) in enumerate(zip(self._graph.names, self._graph.choices, strict=True)):
-            kinds.setdefault(name.partition("/")[0] if "/" in name else offered, []).append(i)
+        kinds = self._graph.kinds()
         found = []
-        for members in kinds.values():
+        for members in kinds:
             if len(members) > 1 and len(kinds) > 1:
                 feature = np.zeros_like(mean)
                 feature[members] = _KIND * mean[members]

@@ -55,6 +55,13 @@ class Graph:
             raise ConfigError(f"Unknown parameter {name!r} in the problem.{nearest(name, self.names)}")
         return self._at[name]
 
+    def kinds(self) -> list[list[int]]:
+        """Return the parameters of each kind: those named ``kind/…`` alike, or without such a name offered the same."""
+        found: dict[object, list[int]] = {}
+        for i, (name, offered) in enumerate(zip(self.names, self.choices, strict=True)):
+            found.setdefault(name.partition("/")[0] if "/" in name else offered, []).append(i)
+        return list(found.values())
+
     def _finite(self, what: str, flat: Array) -> None:
         for i, name in enumerate(self.names):
             mine = flat[self.offsets[i] : self.offsets[i + 1]]

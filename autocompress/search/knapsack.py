@@ -4,8 +4,8 @@
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=KnapsackSampler(costs, seed=0))
 
 Owns what is Optuna's: trials read and remembered, distributions, seeds, workers. What to propose is `planner`'s.
-It needs numpy, scipy and Optuna, and of this package only its neighbours `problem`, `graph`, `relaxation`, `allocate`,
-`link`, `surrogate`, `beliefs`, `planner` and the error class: nothing of models, engines or measuring.
+It needs numpy, scipy and Optuna, and of this package only its neighbours `problem`, `graph`, `uniform`, `relaxation`,
+`allocate`, `link`, `surrogate`, `beliefs`, `planner` and the error class: nothing of models, engines or measuring.
 """
 
 from __future__ import annotations

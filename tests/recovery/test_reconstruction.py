@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.pruning import kept_indices
+from autocompress.compress.quantization import observing
 from autocompress.errors import ConfigError
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import reconstruction as module
 from autocompress.recovery.oneshot import OneShot
-from autocompress.recovery.recalibration import recalibrate
+from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
 from autocompress.tasks.cifar_models import ResNet
 
@@ -107,11 +108,43 @@ def test_nothing_is_fitted_where_nothing_changed() -> None:
     # The first layers see what they always saw: the last block is all that is fitted, and what comes after it.
     policy = CompressionPolicy(pruning={"layer3.0.conv1": 0.5})
     pruned = apply_policy(model, policy, CompressionContext(inputs[:2]))
-    before = copy.deepcopy(pruned.state_dict())
+    before = {n: p.clone() for n, p in pruned.named_parameters()}
     count = made.apply(pruned, policy, {})
-    changed = {n.removesuffix(".weight") for n, t in pruned.state_dict().items() if not torch.equal(t, before[n])}
+    changed = {n.removesuffix(".weight") for n, p in pruned.named_parameters() if not torch.equal(p, before[n])}
     assert 0 < count <= 3 and "layer3.0.conv2" in changed
     assert not any(name.startswith(("conv1", "layer1", "layer2", "layer3.0.conv1")) for name in changed)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_one_pass_fits_recalibrates_and_observes(name: str) -> None:
+    model = small()
+    inputs = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    made = OneShot(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs]).model(POLICIES[name])
+    again = copy.deepcopy(made)
+    with torch.autocast("cpu", fast_dtype(), enabled=fast_dtype() != torch.float32), observing(again):
+        recalibrate(again, [inputs])
+    for key, expected in again.state_dict().items():
+        assert torch.equal(made.state_dict()[key], expected), key
+    assert not any(m.training for m in made.modules())
+
+
+def test_compressed_networks_keep_the_layout_that_is_fast() -> None:
+    model = small().to(memory_format=torch.channels_last)
+    inputs = torch.randn(8, 3, 32, 32)
+    shots = OneShot(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs])
+    for policy in POLICIES.values():
+        weights = [p for p in shots.model(policy).parameters() if p.dim() == 4]
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_precision_of_products_is_the_callers_afterwards() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(RuntimeError), module._products(torch.bfloat16):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise RuntimeError
+    with module._products(torch.float32):
+        assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_sparse_reused_and_shared_layers_are_left_alone() -> None:
