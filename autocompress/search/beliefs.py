@@ -146,13 +146,18 @@ class LossBelief:
 
     def add(self, row: Index) -> None:
         """Add a trial's choices."""
-        for model in self.models:
-            model.add(row)
+        for model, equal in zip(self.models, self._equal(row, self.model.count), strict=True):
+            model.add(row, equal=equal)
 
     def replace(self, position: int, row: Index) -> None:
         """Let a trial take another's place."""
-        for model in self.models:
-            model.replace(position, row)
+        for model, equal in zip(self.models, self._equal(row, position), strict=True):
+            model.replace(position, row, equal=equal)
+
+    def _equal(self, row: Index, position: int) -> list[Array]:
+        """Return what the models, which hold the same rows, each take for `equal`: one pass over the rows for all."""
+        weights = np.concatenate([model.weights_of(row) for model in self.models], 1)
+        return np.split(self.model.equal(row, position, weights), len(self.models), 1)
 
     def update(self, shares: Array, error: float, telling: Index) -> None:
         """Condition on the shares of quality lost in every trial; choose link and scales where it is time to.

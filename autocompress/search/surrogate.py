@@ -109,34 +109,54 @@ class AdditiveModel:
 
         self._mean, self._own = pad(prior.mean), pad(prior.own_sd) ** 2
         self._common, self._severity = pad(prior.common_sd), pad(prior.severity)
-        self._shared = np.concatenate([prior.shared, np.zeros((*prior.shared.shape[:2], 1))], 2)
+        # What is read together lies together.
+        shared = np.concatenate([prior.shared, np.zeros((*prior.shared.shape[:2], 1))], 2)
+        self._shared = np.ascontiguousarray(shared.transpose(1, 2, 0))
         self._in_common = np.zeros((len(self.rows), len(prior.shared)))
         self._common_of = np.zeros(self.rows.shape)
         self._means = np.zeros(len(self.rows))
         self._products = np.zeros((len(self.rows), len(prior.pairs)))
         count, self.count = self.count, 0
         for i in range(count):
-            self._fill(i, self.rows[i].copy(), self._offsets[i])
+            self._fill(i, self.rows[i].copy(), self._offsets[i], None)
             self.count = i + 1
 
-    def add(self, row: Index, offset: float = 0.0) -> int:
+    def weights_of(self, row: Index) -> Array:
+        """Return what each parameter of a row counts where another row has the same, `(parameters, 2)`.
+
+        First of effects, then of what does not add up.
+        """
+        return np.stack([self._own[self._parameters, row], self.prior.reach], 1)
+
+    def equal(self, row: Index, position: int, weights: Array) -> Array:
+        """Return the sums of `weights` `(parameters, n)` over what each row has in common with one, `(rows, n)`.
+
+        That one is to stand at `position`. Models that hold the same rows find theirs together, for `add` or `replace`.
+        """
+        found = np.ones((max(self.count, position + 1), len(row)))
+        found[: self.count] = self.rows[: self.count] == row
+        found[position] = 1.0
+        return found @ weights
+
+    def add(self, row: Index, offset: float = 0.0, equal: Array | None = None) -> int:
         """Add an observation's choices; return its position.
 
         Args:
             row: Position of each parameter's choice, or -1.
             offset: Known part of the observation that the factor of the prior means multiplies, too.
+            equal: What `equal` returns for `weights_of` this row, where it is known.
         """
         if self.count == self.capacity:
             raise ValueError(f"the model holds its {self.capacity} rows already")
         if self.count == len(self.rows):
             self._grow()
-        self._fill(self.count, row, offset)
+        self._fill(self.count, row, offset, equal)
         self.count += 1
         return self.count - 1
 
-    def replace(self, position: int, row: Index, offset: float = 0.0) -> None:
-        """Let another observation take the place of one."""
-        self._fill(position, row, offset)
+    def replace(self, position: int, row: Index, offset: float = 0.0, equal: Array | None = None) -> None:
+        """Let another observation take the place of one; arguments as of `add`."""
+        self._fill(position, row, offset, equal)
 
     def drop_last(self, count: int) -> None:
         """Forget the last rows."""
@@ -153,18 +173,17 @@ class AdditiveModel:
         self._in_common = np.pad(self._in_common, ((0, more), (0, 0)))
         self._common_of = np.pad(self._common_of, ((0, more), (0, 0)))
 
-    def _fill(self, i: int, row: Index, offset: float) -> None:
+    def _fill(self, i: int, row: Index, offset: float, equal: Array | None) -> None:
+        equal = self.equal(row, i, self.weights_of(row)) if equal is None else equal
         self.rows[i], self._offsets[i] = row, offset
         size = max(self.count, i + 1)
         self._common_of[i] = self._common[self._parameters, row]
-        own = self._own[self._parameters, row]
-        # One pass over what is equal serves both.
-        equal, alike = ((self.rows[:size] == row) @ np.stack([own, self.prior.reach], 1)).T
-        line = self._common_of[:size] @ self._common_of[i] + equal
+        own, alike = equal.T
+        line = self._common_of[:size] @ self._common_of[i] + own
         self._kernel[i, :size] = self._kernel[:size, i] = line
         self._alike[i, :size] = self._alike[:size, i] = np.exp((alike - self._whole) / _LENGTH)
         self._means[i] = self._mean[self._parameters, row].sum() + offset
-        self._in_common[i] = self._shared[:, self._parameters, row].sum(1)
+        self._in_common[i] = self._shared[self._parameters, row].sum(0)
         if len(self.prior.pairs):
             severity = self._severity[self._parameters, row]
             self._products[i] = severity[self.prior.pairs[:, 0]] * severity[self.prior.pairs[:, 1]]
