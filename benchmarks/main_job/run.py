@@ -25,6 +25,7 @@ CASES = {
     "resnet20-openvino": ("resnet20-cifar10.yaml", "resnet20-cifar10.safetensors", "openvino", "0.65x"),
     "resnet20-openvino-half": ("resnet20-cifar10.yaml", "resnet20-cifar10.safetensors", "openvino", "0.55x"),
     "resnet20-openvino-third": ("resnet20-cifar10.yaml", "resnet20-cifar10.safetensors", "openvino", "0.33x"),
+    "resnet20-openvino-lowest": ("resnet20-cifar10.yaml", "resnet20-cifar10.safetensors", "openvino", "0.3x"),
     "vgg11-onnxruntime": ("vgg11-cifar10.yaml", "vgg11bn-cifar10.safetensors", "onnxruntime", "0.3x"),
     "resnet20-onnxruntime": ("resnet20-cifar10.yaml", "resnet20-cifar10.safetensors", "onnxruntime", "0.65x"),
 }
