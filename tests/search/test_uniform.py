@@ -11,6 +11,7 @@ import pytest
 from autocompress.search import uniform
 from autocompress.search.graph import Graph
 from autocompress.search.knapsack import COST_ATTRIBUTE, KnapsackSampler
+from autocompress.search.planner import Planner
 from autocompress.search.problem import Costs, Free, Pair
 from autocompress.search.uniform import uniform_rows
 
@@ -111,3 +112,14 @@ def test_within_a_budget_only_uniform_rows_that_meet_it_are_tried() -> None:
     study.optimize(objective, n_trials=4)
     spent = [t.user_attrs[COST_ATTRIBUTE] for t in study.trials]
     assert max(spent) <= 0.8 * 1.001
+
+
+def test_where_no_uniform_row_meets_the_budget_none_is_tried() -> None:
+    costs, losses = known()
+    planner = Planner(Graph(costs), losses, floor=0.1, reference=0.9)
+    effects = planner._losses.effects(None, 0.0)
+    # The cheapest network of all takes 0.6.
+    for budget, meets in ((0.5, False), (0.7, True)):
+        row = planner._uniform(np.random.default_rng(0), planner._promise(effects, budget, []), set())
+        assert (row is not None) == meets
+        assert row is None or float(planner._costs.total(row[None])[0]) <= budget
