@@ -9,6 +9,7 @@ from autocompress.config import RunConfig
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, Measurement, TrialRecord
 from autocompress.run_directory import RunDirectory
+from autocompress.search.pace import Pace
 from autocompress.units import Limit
 
 # Without any limit, "best" is the fastest result that loses at most this much (a fraction of the metric).
@@ -65,12 +66,15 @@ class Constraints:
         found = measurement.ratio_high if self.latency.relative else measurement.high_ms
         return found / self.latency.value - 1
 
-    def cost(self, record: TrialRecord) -> float:
-        """Return what is bounded, over the baseline's: the upper end of the latency's interval, or the size."""
+    def cost(self, record: TrialRecord, pace: Pace | None = None) -> float:
+        """Return what is bounded, over the baseline's: the upper end of the latency's interval, or the size.
+
+        A latency is that of the machine's usual pace, where that is given: those of one pace compare.
+        """
         assert record.measurement is not None and record.size_bytes is not None
         if self.latency is None and self.size_bytes is not None:
             return record.size_bytes / (self.baseline_bytes or record.size_bytes)
-        return record.measurement.ratio_high
+        return record.measurement.ratio_high * (1.0 if pace is None else pace.level(record.measurement))
 
     @property
     def budget(self) -> float | None:
@@ -98,6 +102,17 @@ class Constraints:
     def within_budget(self, record: TrialRecord) -> bool:
         """Whether latency and size are within their bounds; the metric is left out."""
         return all(value <= 0 for value in self.violations(record).values())
+
+    def steady(self, records: Sequence[TrialRecord], pace: Pace) -> list[TrialRecord]:
+        """Return the finished records that are within latency and size and stay so at every pace of the machine.
+
+        Where there are none, those that are within as they were measured.
+        """
+        inside = [r for r in counting(records) if self.within_budget(r)]
+        latency = self.latency
+        if latency is None:
+            return inside
+        return [r for r in inside if r.measurement and pace.bound(r.measurement, latency) <= latency.value] or inside
 
 
 def counting(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -182,12 +197,13 @@ def _rank(record: TrialRecord, baseline: TrialRecord) -> tuple[bool, float, floa
 
 
 def finalists(
-    records: Sequence[TrialRecord], constraints: Constraints, baseline: TrialRecord, count: int
+    records: Sequence[TrialRecord], constraints: Constraints, baseline: TrialRecord, count: int, pace: Pace
 ) -> list[TrialRecord]:
     """Return the candidates worth fine-tuning, most promising first.
 
-    Within the budget, half are the most accurate before fine-tuning, the others those that keep the most
-    multiply-accumulates: proxy accuracy orders deep cuts badly, and capacity is what fine-tuning has to work with.
+    Within the budget (at every pace of the machine, where there are such) half are the most accurate before
+    fine-tuning, the others those that keep the most multiply-accumulates: proxy accuracy orders deep cuts badly, and
+    capacity is what fine-tuning has to work with.
     Without a budget: the front, from the fastest that keeps half of the baseline's accuracy on; all of it, since
     `promotion` decides.
     """
@@ -195,7 +211,7 @@ def finalists(
     if constraints.latency is None and constraints.size_bytes is None:
         floor = 0.5 * (baseline.accuracy or 0.0)
         return [r for r in pareto_front(done) if (r.accuracy or 0.0) >= floor]
-    inside = [r for r in done if constraints.within_budget(r)]
+    inside = constraints.steady(done, pace)
     if not inside:
         return sorted(done, key=lambda r: max(constraints.violations(r).values()))[:1]
     by_accuracy = sorted(inside, key=lambda r: -(r.accuracy or 0.0))

@@ -20,6 +20,7 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
+from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.promotion import Promotion
 
@@ -93,9 +94,10 @@ class Recovery:
     def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
         assert self.pipeline.baseline is not None
-        best = best_record(records, self.constraints, self.pipeline.baseline)
+        pace = Pace.of(self.pipeline.run.history(), self.pipeline.baseline.latency_ms or 1.0)
+        inside = self.constraints.steady(records, pace)
+        best = best_record(inside or records, self.constraints, self.pipeline.baseline)
         assert best is not None
-        inside = [r for r in records if self.constraints.within_budget(r)]
         ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]
         return max(ties, key=lambda r: r.macs or 0, default=best)
 

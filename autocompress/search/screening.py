@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autocompress.latency.predictor import LatencyPredictor, Observation, Prediction
 from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
-from autocompress.results import TrialRecord
+from autocompress.results import Measurement, TrialRecord
 from autocompress.search.fitting import Choices, Fitting
+from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints
 from autocompress.search.space import Choice, SearchSpace
 
@@ -41,6 +42,8 @@ _INSIDE = 0.75
 # how many on they count alone, and between which bounds what follows from them is believed.
 _ASSUMED = (0.98, 1.0, 1.02, 1.03)
 _LAST, _ENOUGH = 16, 8
+# Known networks' ratios are learned anew where what the machine's pace is thought to do to them moved by more.
+_STALE = 0.003
 _LEAST_MISS, _MOST_MISS = 0.95, 1.08
 # What is this far below the aim, as a share of the limit, is near enough.
 _NEAR = 0.02
@@ -84,6 +87,7 @@ class Screen:
         best: Choices and record of the best network so far; None while none is inside the limit.
         finishing: Whether every trial starts from it, as long as it leaves room below the limit.
         reachable: Whether some network is predicted to meet the limit, as far as the last `fit` saw.
+        pace: Of the machine so far. Ratios are learned, and predicted, at its usual one.
     """
 
     def __init__(
@@ -98,12 +102,14 @@ class Screen:
         self.finishing = False
         self.reachable = True
         self._constraints = constraints
-        self._new: list[Observation] = []
+        self._seen: list[TrialRecord] = []
+        self.pace = Pace.of((), constraints.baseline_ms or 1.0)
+        self._learned: list[tuple[CompressionPolicy, Measurement, float]] = []
+        self._new: list[tuple[CompressionPolicy, Measurement]] = []
         self._new_times: list[LayerTime] = []
         self._expected: dict[CompressionPolicy, float] = {}
-        self._misses: deque[float] = deque(maxlen=_LAST)
-        self._baselines: deque[float] = deque(maxlen=_RECENT)
-        self._errors: deque[float] = deque(maxlen=_RECENT)
+        self._misses: deque[tuple[Measurement, float]] = deque(maxlen=_LAST)
+        self._errors: deque[tuple[Measurement, float]] = deque(maxlen=_RECENT)
         self._left_out: tuple[int, float] = (-1, 1.0)
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -113,33 +119,46 @@ class Screen:
         found = record.measurement
         assert found is not None
         self.taken.add(record.policy)
-        self._new.append(Observation.of(record.policy, found.ratio, found.ratio_low, found.ratio_high))
+        self._seen.append(record)
+        self.pace = Pace.of(self._seen, found.baseline_ms)
+        self._new.append((record.policy, found))
+        level = self.pace.level(found) / found.baseline_ms
         for unit in self.predictor.layout.units(record.policy) if record.layer_ms else ():
             if unit.layer in record.layer_ms:
                 time_ms = record.layer_ms[unit.layer]
-                self._new_times.append(LayerTime(unit, time_ms / found.baseline_ms, time_ms, record.policy.hash))
-        self._baselines.append(found.baseline_ms)
+                self._new_times.append(LayerTime(unit, level * time_ms, time_ms, record.policy.hash))
         if record.predicted_ratio is not None:
-            self._errors.append(abs(record.predicted_ratio / found.ratio - 1))
+            self._errors.append((found, record.predicted_ratio))
         expected = self._expected.pop(record.policy, None)
         if expected is not None:
-            self._misses.append(found.ratio_high / expected)
+            self._misses.append((found, expected))
         # Learning is cubic in what is known: one more network out of hundreds can wait for the next few.
         if 64 * len(self._new) >= self.predictor.size:
-            self.predictor.observe(self._new)
-            self.predictor.observe_layers(self._new_times)
-            self._new, self._new_times = [], []
+            self._learn()
+
+    def _learn(self) -> None:
+        """Tell the predictor what is new, and what is known otherwise than it was told."""
+        kept = []
+        for policy, found, level in self._learned:
+            if abs(self.pace.level(found) / level - 1) > _STALE:
+                self._new.append((policy, found))
+            else:
+                kept.append((policy, found, level))
+        self._learned = kept + [(policy, found, self.pace.level(found)) for policy, found in self._new]
+        self.predictor.observe(
+            Observation.of(policy, *(level * ratio for ratio in (found.ratio, found.ratio_low, found.ratio_high)))
+            for policy, found, level in self._learned[len(kept) :]
+        )
+        self.predictor.observe_layers(self._new_times)
+        self._new, self._new_times = [], []
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
     @property
     def limit(self) -> float | None:
-        """The latency limit as a ratio to the baseline; one in ms by what the baseline takes at present."""
+        """The ratio to the baseline, at the usual pace, that meets the latency limit at every pace of the machine."""
         latency = self._constraints.latency
-        if latency is None or latency.relative:
-            return None if latency is None else latency.value
-        baseline = median(self._baselines) if self._baselines else self._constraints.baseline_ms
-        return None if baseline is None else latency.value / baseline
+        return None if latency is None else self.pace.limit(latency)
 
     @property
     def trusted(self) -> bool:
@@ -151,7 +170,8 @@ class Screen:
         """Whether predictions are good enough to act on."""
         if not self.predictor.ready:
             return False
-        if len(self._errors) == _RECENT and fmean(self._errors) > TRUSTED:
+        errors = [abs(predicted / (self.pace.level(found) * found.ratio) - 1) for found, predicted in self._errors]
+        if len(errors) == _RECENT and fmean(errors) > TRUSTED:
             return False
         return self._error() <= TRUSTED
 
@@ -196,7 +216,8 @@ class Screen:
     def aim(self) -> tuple[float, float]:
         """Return the lowest and the highest cautiously predicted ratio that is just inside the limit."""
         assert self.limit is not None
-        known = [*self._misses, *(_ASSUMED if len(self._misses) < _ENOUGH else ())]
+        known = [self.pace.level(found) * found.ratio_high / expected for found, expected in self._misses]
+        known += _ASSUMED if len(known) < _ENOUGH else ()
         miss = min(max(float(np.quantile(known, _INSIDE)), _LEAST_MISS), _MOST_MISS)
         return self.limit * (1 / miss - _NEAR), self.limit / miss
 
@@ -243,9 +264,12 @@ class Screen:
             return None
         choices, record = self.best
         expected, measured = self.predict(record.policy), record.measurement
-        if expected is None or measured is None or measured.ratio_high > limit * (1 - _WORTH):
+        if expected is None or measured is None:
             return None
-        off = measured.ratio_high / expected.ratio
+        taken = self.pace.level(measured) * measured.ratio_high
+        if taken > limit * (1 - _WORTH):
+            return None
+        off = taken / expected.ratio
 
         def corrected(policy: CompressionPolicy) -> float:
             found = self.predict(policy)

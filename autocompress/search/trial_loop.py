@@ -109,7 +109,10 @@ class TrialLoop:
     def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
         """Return choices and record of the best trial; None while none is inside the limits."""
         assert self.pipeline.baseline is not None
-        best = best_record(self.records.values(), self.constraints, self.pipeline.baseline)
+        records = list(self.records.values())
+        if self.screen is not None:
+            records = self.constraints.steady(records, self.screen.pace) or records
+        best = best_record(records, self.constraints, self.pipeline.baseline)
         if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
             return None
         return self._choices[best.number], best
@@ -118,6 +121,8 @@ class TrialLoop:
         """Take a trial's record as it is after another measurement."""
         self.records[record.number] = record
         if self.screen is not None:
+            if record.measurement is not None and record.measurement.source == MEASURED:
+                self.screen.observe(record)
             self.screen.best = self._best()
 
     def finish(self) -> None:
@@ -250,7 +255,7 @@ class TrialLoop:
         single = len(self.study.directions) == 1
         values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
         trial.set_user_attr("policy_hash", policy.hash)
-        trial.set_user_attr(COST_ATTRIBUTE, self.constraints.cost(record))
+        trial.set_user_attr(COST_ATTRIBUTE, self.constraints.cost(record, self.screen.pace if self.screen else None))
         if known is None:
             self.pipeline.run.append(record)
             self.records[number] = record

@@ -8,6 +8,7 @@ import pytest
 from autocompress.config import RunConfig
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
+from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
 from tests.search.conftest import BASELINE, make_measurement, record
 
@@ -169,7 +170,8 @@ def test_of_fine_tuned_ones_as_good_the_longest_trained_is_offered() -> None:
 
 
 def finalist_numbers(records: list[TrialRecord], count: int = 3, **changes: str) -> list[int]:
-    return [r.number for r in finalists(records, limits(**changes), BASELINE, count)]
+    pace = Pace.of(records, 11.5)
+    return [r.number for r in finalists(records, limits(**changes), BASELINE, count, pace)]
 
 
 def test_finalists_are_accurate_or_large_and_within_the_budget() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search import recover
 from autocompress.search.observer import Observer
+from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints
-from tests.search.conftest import BASELINE, record
+from tests.search.conftest import BASELINE, make_measurement, record
 
 
 class FakePipeline:
@@ -83,6 +85,23 @@ def test_every_record_is_told_before_its_files_are_overwritten(bench: Bench) -> 
     """The second round writes where the first did: what was better in the first must have been copied by then."""
     bench.run({1: [0.9, 0.8], 2: [0.5]}, target_latency="0.5x")
     assert bench.improved == [(1, 0.9), (2, 0.5), (1, 0.8)]
+
+
+def test_who_trains_on_stays_inside_the_limit_at_every_pace_of_the_machine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The better one was measured beside a slow baseline, and is over the limit beside a fast one.
+    pace = Pace(11.0, (9.6, 11.5), -1.0)
+    monkeypatch.setattr(Pace, "of", lambda records, baseline_ms: pace)
+    taken = iter([(5.3, 11.5), (5.0, 9.6), (5.0, 9.6)])
+    whole = FakePipeline.score
+
+    def score(self: FakePipeline, *given: Any, **named: Any) -> TrialRecord:
+        return replace(whole(self, *given, **named), measurement=make_measurement(*next(taken)))
+
+    monkeypatch.setattr(FakePipeline, "score", score)
+    found = bench.run({1: [0.9], 2: [0.8, 0.85]}, target_latency="0.53x")
+    assert [(r.number, r.accuracy) for r in found] == [(1, 0.9), (2, 0.8), (2, 0.85)]
 
 
 def test_one_candidate_gets_everything(bench: Bench) -> None:
