@@ -87,7 +87,6 @@ class Screen:
         best: Choices and record of the best network so far; None while none is inside the limit.
         finishing: Whether every trial starts from it, as long as it leaves room below the limit.
         reachable: Whether some network is predicted to meet the limit, as far as the last `fit` saw.
-        pace: Of the machine so far. Ratios are learned, and predicted, at its usual one.
     """
 
     def __init__(
@@ -103,10 +102,10 @@ class Screen:
         self.reachable = True
         self._constraints = constraints
         self._seen: list[TrialRecord] = []
-        self.pace = Pace.of((), constraints.baseline_ms or 1.0)
-        self._learned: list[tuple[CompressionPolicy, Measurement, float]] = []
-        self._new: list[tuple[CompressionPolicy, Measurement]] = []
-        self._new_times: list[LayerTime] = []
+        self._pace = 0, Pace.of((), constraints.baseline_ms or 1.0)
+        # What the predictor was told, and what ratios were multiplied by then; what it has not been told yet.
+        self._told: dict[CompressionPolicy, tuple[Measurement, float]] = {}
+        self._new: dict[CompressionPolicy, TrialRecord] = {}
         self._expected: dict[CompressionPolicy, float] = {}
         self._misses: deque[tuple[Measurement, float]] = deque(maxlen=_LAST)
         self._errors: deque[tuple[Measurement, float]] = deque(maxlen=_RECENT)
@@ -120,13 +119,7 @@ class Screen:
         assert found is not None
         self.taken.add(record.policy)
         self._seen.append(record)
-        self.pace = Pace.of(self._seen, found.baseline_ms)
-        self._new.append((record.policy, found))
-        level = self.pace.level(found) / found.baseline_ms
-        for unit in self.predictor.layout.units(record.policy) if record.layer_ms else ():
-            if unit.layer in record.layer_ms:
-                time_ms = record.layer_ms[unit.layer]
-                self._new_times.append(LayerTime(unit, level * time_ms, time_ms, record.policy.hash))
+        self._new[record.policy] = record
         if record.predicted_ratio is not None:
             self._errors.append((found, record.predicted_ratio))
         expected = self._expected.pop(record.policy, None)
@@ -136,21 +129,39 @@ class Screen:
         if 64 * len(self._new) >= self.predictor.size:
             self._learn()
 
+    @property
+    def pace(self) -> Pace:
+        """The machine's, going by what was measured so far. Ratios are learned, and predicted, at its usual one."""
+        if self._pace[0] != len(self._seen):
+            self._pace = len(self._seen), Pace.of(self._seen, self._pace[1].usual_ms)
+        return self._pace[1]
+
     def _learn(self) -> None:
         """Tell the predictor what is new, and what is known otherwise than it was told."""
-        kept = []
-        for policy, found, level in self._learned:
-            if abs(self.pace.level(found) / level - 1) > _STALE:
-                self._new.append((policy, found))
-            else:
-                kept.append((policy, found, level))
-        self._learned = kept + [(policy, found, self.pace.level(found)) for policy, found in self._new]
-        self.predictor.observe(
-            Observation.of(policy, *(level * ratio for ratio in (found.ratio, found.ratio_low, found.ratio_high)))
-            for policy, found, level in self._learned[len(kept) :]
-        )
-        self.predictor.observe_layers(self._new_times)
-        self._new, self._new_times = [], []
+        pace, observations, times = self.pace, [], []
+        fresh = {policy: record.measurement for policy, record in self._new.items()}
+        known = {policy: found for policy, (found, _) in self._told.items()}
+        for policy, found in {**known, **fresh}.items():
+            assert found is not None
+            level = pace.level(found)
+            if policy not in fresh and abs(level / self._told[policy][1] - 1) <= _STALE:
+                continue
+            # A network that is measured again was profiled beside its first measurement.
+            if policy in fresh and policy not in known:
+                times += self._layer_times(self._new[policy], level)
+            self._told[policy] = found, level
+            ratios = (level * ratio for ratio in (found.ratio, found.ratio_low, found.ratio_high))
+            observations.append(Observation.of(policy, *ratios))
+        self.predictor.observe(observations)
+        self.predictor.observe_layers(times)
+        self._new = {}
+
+    def _layer_times(self, record: TrialRecord, level: float) -> list[LayerTime]:
+        assert record.measurement is not None
+        scale, taken = level / record.measurement.baseline_ms, record.layer_ms
+        units = [unit for unit in self.predictor.layout.units(record.policy) if unit.layer in taken] if taken else []
+        network = record.policy.hash
+        return [LayerTime(unit, scale * taken[unit.layer], taken[unit.layer], network) for unit in units]
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
