@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.calibration import calibration
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
+from autocompress.compress.rounding import fake_quantize
 from autocompress.errors import CompressionError
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
@@ -51,7 +52,7 @@ class ActivationRange:
     def rounded(self, x: Tensor) -> Tensor:
         """Return `x` quantized and dequantized, same shape, in fp32."""
         low, high = (-128, 127) if self.signed else (0, 255)
-        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, 0, low, high)
+        return fake_quantize(x.float(), torch.tensor(self.scale), low, high)
 
 
 class ActivationQuantizer(nn.Module):
@@ -94,7 +95,7 @@ class ActivationQuantizer(nn.Module):
         low, high = (-128, 127) if self.signed else (0, 255)
         if self.learned is not None:
             return learned_step(x.float(), self.learned, low, high, features=x[0].numel()).to(x.dtype)
-        return torch.fake_quantize_per_tensor_affine(x.float(), self.scale, _ZERO_POINT, low, high).to(x.dtype)
+        return fake_quantize(x, self.scale, low, high)
 
     def _observe(self, x: Tensor) -> None:
         self._lowest = min(self._lowest, float(x.min()))
@@ -138,15 +139,15 @@ class ActivationQuantizer(nn.Module):
         self._histogram, self._top, self._lowest = torch.zeros(_BINS), 0.0, 0.0
 
 
-_ZERO_POINT = torch.tensor(0, dtype=torch.int32)
-
-
 def fake_quantize_weight(weight: Tensor) -> Tensor:
     """Return `weight` ``(out, ...)`` rounded to int8 steps per output channel."""
-    scale = weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    zero_points = torch.zeros_like(scale, dtype=torch.int32)
-    rounded: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -127, 127)
-    return rounded
+    return fake_quantize(weight, largest_step(weight).view(-1, *[1] * (weight.ndim - 1)), -127, 127)
+
+
+def largest_step(weight: Tensor) -> Tensor:
+    """Return the step of each output channel ``(out,)`` with which nothing of `weight` ``(out, ...)`` is cut off."""
+    # Of a channel that is all zeros any step will do whose inverse is finite.
+    return (weight.detach().flatten(1).abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def learned_step(x: Tensor, step: Tensor, low: int, high: int, *, features: int) -> Tensor:
@@ -180,7 +181,7 @@ class _Int8Layer:
 
     def largest_step(self) -> Tensor:
         """Return the step of each output channel ``(out,)`` with which no weight is cut off."""
-        return self.weight.detach().flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        return largest_step(self.weight)
 
     def used_weight(self) -> Tensor:
         """Return the weight that the layer computes with."""
