@@ -162,3 +162,18 @@ def test_where_the_baseline_alone_is_slowed_what_is_fitted_leaves_room(bench: Be
         moving.observe(found)
     tops = [each.aim()[1] for each in (still, moving)]
     assert tops[1] < 0.96 * tops[0]
+
+
+def test_a_network_measured_again_is_known_by_that_and_its_layers_once(bench: Bench) -> None:
+    known = Known()
+    made_screen = screen(bench, known)
+    first = record(1, 0.9, 5, policy=CompressionPolicy(pruning={"c1": 0.5}), layer_ms={"c1": 0.5})
+    made_screen.observe(first)
+    made_screen.observe(replace(first, measurement=make_measurement(6.0)))
+    assert [observation.ratio for observation in known.learned] == [5 / 11.5, 6 / 11.5]
+    assert len(known.learned_times) == 1
+    # Learned anew when the pace is understood: the latest figure is what is told again.
+    for found in made(-0.8, error=0.0):
+        made_screen.observe(found)
+    again = [observation.ratio for observation in known.learned if observation.policy == first.policy]
+    assert again[-1] == pytest.approx(6 / 11.5 * made_screen.pace.level(make_measurement(6.0)), rel=0.01)
