@@ -208,8 +208,37 @@ def test_options_and_sets_lie_over_the_file(tmp_path: Path) -> None:
 def test_shortfall_says_which_limit_is_missed_and_by_how_much(best: dict[str, float], said: str) -> None:
     figures = {"trial": 3, "latency_ms": 4.0, "accuracy_drop_pp": 0.5, "size_bytes": 90, **best}
     limits = {"latency_ms": 5.0, "max_drop": 0.01, "size_bytes": 100}
-    text = summary.shortfall({"best": figures, "constraints": limits, "run_dir": "runs/x"})
+    text = summary.shortfall(finished(best=figures, constraints=limits))
     assert said in text and "trial 3" in text and "runs/x/best" in text
+
+
+def finished(**changes: Any) -> dict[str, Any]:
+    found = {
+        "best": {"trial": 3, "latency_ms": 6.0, "accuracy_drop_pp": 0.5, "size_bytes": 90},
+        "constraints": {"latency_ms": 5.0, "max_drop": 0.01, "size_bytes": None},
+        "run_dir": "runs/x",
+        "n_trials": 40,
+        "budget": {"epochs": 24.0, "seconds_left": 3.0},
+        "seconds": {"total": 600.0},
+    }
+    return {**found, **changes}
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"epochs": 24.0, "seconds_left": 3.0}, "Give it more --timeout with --resume"),
+        (
+            {"epochs": 24.0, "seconds_left": 500.0},
+            "It ended with its 40 trials and 24 epochs of fine-tuning, 500 s before its time was up: give it more "
+            "(--n-trials or --set recovery.epochs=N) with --resume",
+        ),
+        ({"epochs": 24.0, "seconds_left": None}, "40 trials and 24 epochs of fine-tuning: give it more (--n-trials or"),
+        ({"epochs": None, "seconds_left": None}, "It ended with its 40 trials: give it more (--n-trials) with"),
+    ],
+)
+def test_shortfall_names_what_there_was_too_little_of(budget: dict[str, Any], said: str) -> None:
+    assert said in summary.shortfall(finished(budget=budget))
 
 
 def test_seconds_are_grouped_and_add_up() -> None:

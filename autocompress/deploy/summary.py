@@ -27,6 +27,8 @@ _GROUPS = {
     "recovery": ("recovery",),
     "test": ("test",),
 }
+# A run that left more than this share of its time unused was not short of time.
+_SPARE = 0.1
 
 
 def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     baseline = pipeline.baseline
     assert baseline is not None and baseline.accuracy is not None
     assert baseline.latency_ms is not None and baseline.size_bytes is not None
+    reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)
     with pipeline.ledger.spend("test"):
@@ -93,6 +96,11 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "max_drop": limits.max_drop,
             "size_bytes": limits.size_bytes,
         },
+        # What ended it: the time, or as many trials and epochs as were asked for.
+        "budget": {
+            "epochs": session.config.recovery.epochs if session.config.recovery.enabled else None,
+            "seconds_left": None if session.deadline is None else max(0.0, session.deadline - reached),
+        },
         "n_trials": len(records),
         "n_failed": sum(r.state == "failed" for r in records.values()),
         "prediction": session.loop.prediction(),
@@ -136,5 +144,17 @@ def shortfall(summary: Mapping[str, Any]) -> str:
     said = "; ".join(missed) or "the measurement is too close to the target to be sure of it"
     return (
         f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in "
-        f"{summary['run_dir']}/best. Give it more --timeout with --resume, a wider --space, or a looser limit."
+        f"{summary['run_dir']}/best. {_more(summary)} with --resume, a wider --space, or a looser limit."
     )
+
+
+def _more(summary: Mapping[str, Any]) -> str:
+    """Say what a run that fell short had too little of."""
+    budget = summary["budget"]
+    left, epochs = budget["seconds_left"], budget["epochs"]
+    if left is not None and left < _SPARE * summary["seconds"]["total"]:
+        return "Give it more --timeout"
+    tuned = "" if epochs is None else f" and {epochs:g} epochs of fine-tuning"
+    spare = "" if left is None else f", {left:.0f} s before its time was up"
+    options = "--n-trials" if epochs is None else "--n-trials or --set recovery.epochs=N"
+    return f"It ended with its {summary['n_trials']} trials{tuned}{spare}: give it more ({options})"
