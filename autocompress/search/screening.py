@@ -42,9 +42,9 @@ _INSIDE = 0.75
 # how many on they count alone, and between which bounds what follows from them is believed.
 _ASSUMED = (0.98, 1.0, 1.02, 1.03)
 _LAST, _ENOUGH = 16, 8
+_LEAST_MISS, _MOST_MISS = 0.95, 1.08
 # Known networks' ratios are learned anew where what the machine's pace is thought to do to them moved by more.
 _STALE = 0.003
-_LEAST_MISS, _MOST_MISS = 0.95, 1.08
 # What is this far below the aim, as a share of the limit, is near enough.
 _NEAR = 0.02
 # What is to be gained by using what the best network left of the limit, and what is left when it has been used.
