@@ -30,7 +30,7 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 
 
 def _multiples(x: Tensor, step: Tensor) -> Tensor:
-    # By the inverse, as the engines do: a division rounds the odd value otherwise.
+    # By the inverse, as torch does: a division rounds the odd value otherwise.
     inverse = 1 / step
     return (x * inverse if x.dtype == torch.float32 else x.float().mul_(inverse)).round_()
 

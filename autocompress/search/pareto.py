@@ -103,6 +103,10 @@ class Constraints:
         """Whether latency and size are within their bounds; the metric is left out."""
         return all(value <= 0 for value in self.violations(record).values())
 
+    def pace(self, records: Sequence[TrialRecord]) -> Pace:
+        """Return the machine's pace, going by a run's records, oldest first; by the baseline's where there are none."""
+        return Pace.of(records, self.baseline_ms or 1.0)
+
     def steady(self, records: Sequence[TrialRecord], pace: Pace) -> list[TrialRecord]:
         """Return the finished records that are within latency and size and stay so at every pace of the machine.
 

@@ -20,7 +20,6 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
-from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints, best_record
 from autocompress.search.promotion import Promotion
 
@@ -94,8 +93,7 @@ class Recovery:
     def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
         assert self.pipeline.baseline is not None
-        pace = Pace.of(self.pipeline.run.history(), self.pipeline.baseline.latency_ms or 1.0)
-        inside = self.constraints.steady(records, pace)
+        inside = self.constraints.steady(records, self.constraints.pace(self.pipeline.run.history()))
         best = best_record(inside or records, self.constraints, self.pipeline.baseline)
         assert best is not None
         ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]

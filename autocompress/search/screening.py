@@ -102,7 +102,7 @@ class Screen:
         self.reachable = True
         self._constraints = constraints
         self._seen: list[TrialRecord] = []
-        self._pace = 0, Pace.of((), constraints.baseline_ms or 1.0)
+        self._pace = 0, constraints.pace(())
         # What the predictor was told, and what ratios were multiplied by then; what it has not been told yet.
         self._told: dict[CompressionPolicy, tuple[Measurement, float]] = {}
         self._new: dict[CompressionPolicy, TrialRecord] = {}
@@ -133,7 +133,7 @@ class Screen:
     def pace(self) -> Pace:
         """The machine's, going by what was measured so far. Ratios are learned, and predicted, at its usual one."""
         if self._pace[0] != len(self._seen):
-            self._pace = len(self._seen), Pace.of(self._seen, self._pace[1].usual_ms)
+            self._pace = len(self._seen), self._constraints.pace(self._seen)
         return self._pace[1]
 
     def _learn(self) -> None:

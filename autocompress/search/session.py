@@ -30,7 +30,6 @@ from autocompress.search import ranks
 from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.observer import Observer
-from autocompress.search.pace import Pace
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
 from autocompress.search.requantize import Requantization
@@ -144,7 +143,8 @@ class SearchSession:
 
             def choose() -> list[TrialRecord]:
                 records = list(self.loop.records.values())
-                return finalists(records, self.constraints, baseline, recovery.candidates, self._pace())
+                pace = self.constraints.pace(self.run.history())
+                return finalists(records, self.constraints, baseline, recovery.candidates, pace)
 
             chosen = self._confirm(choose)
             tuning = Recovery(
@@ -156,7 +156,8 @@ class SearchSession:
                 self.pipeline, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
             )
             records = list(self.loop.records.values())
-            chosen = finalists(records, self.constraints, baseline, recovery.candidates, self._pace())
+            pace = self.constraints.pace(self.run.history())
+            chosen = finalists(records, self.constraints, baseline, recovery.candidates, pace)
             mending.run(chosen, recovery.candidates, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
@@ -308,10 +309,6 @@ class SearchSession:
                     self._best = None
                 self._improve(again)
         return choose()
-
-    def _pace(self) -> Pace:
-        assert self.constraints.baseline_ms is not None
-        return Pace.of(self.run.history(), self.constraints.baseline_ms)
 
     def _baseline(self) -> TrialRecord:
         self.observer.stage("Measuring the baseline")

@@ -152,7 +152,6 @@ def test_what_is_known_is_learned_anew_once_the_pace_is_understood(bench: Bench)
     off = [np.log(latest[r.policy] / (r.predicted_ratio or 1)) for r in records]
     assert float(np.std(off)) < 0.01
     assert made_screen.limit is not None and made_screen.limit < 0.47
-    # Errors are those of one pace: by those measured the table would look as if it did not fit.
     assert made_screen.trusted
 
 
