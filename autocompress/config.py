@@ -33,7 +33,8 @@ class TaskConfig(_Section):
     model: str | None = None
     weights: str | None = None
     data: str | None = None
-    metric: Literal["agreement", "top1", "cosine", "kl"] | None = None
+    metric: Literal["agreement", "top1", "cosine", "kl", "r2"] | None = None
+    outputs: str | dict[str, str] | None = None
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     calibration_size: int = Field(default=1024, ge=16)
     seed: int = 0

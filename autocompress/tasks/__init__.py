@@ -13,12 +13,14 @@ from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
+from autocompress.tasks.divergence import KINDS, check_kind
 from autocompress.tasks.label_free import LabelFreeTask, UnlabelledTask
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples
 from autocompress.tasks.user_code import from_user
 from autocompress.tasks.weights import load_weights
 
 __all__ = [
+    "KINDS",
     "Adapter",
     "Augmentation",
     "Batch",
@@ -54,12 +56,18 @@ def load_task(config: TaskConfig) -> Task:
 
     ``digits`` and ``cifar10`` are built in, ``torchvision:<model>``, ``timm:<model>`` and ``transformers:<folder>``
     take the models of these libraries, and ``package.module:factory`` calls the user's own factory, with the
-    `TaskConfig` if it takes an argument. With `TaskConfig.metric`, labels are not looked at: see `LabelFreeTask`.
+    `TaskConfig` if it takes an argument. `TaskConfig.outputs` stands in for the task's own `Task.outputs`. With
+    `TaskConfig.metric`, labels are not looked at: see `LabelFreeTask`.
 
     Raises:
         ConfigError: The name is unknown, or model, weights or data cannot be used.
     """
-    return measured_by(config.metric, _named(config))
+    task = _named(config)
+    if config.outputs is not None:
+        for kind in (config.outputs,) if isinstance(config.outputs, str) else config.outputs.values():
+            check_kind(kind, "task.outputs")
+        task.outputs = config.outputs
+    return measured_by(config.metric, task)
 
 
 def measured_by(metric: str | None, task: Task) -> Task:

@@ -8,7 +8,7 @@ either. Float32 holds every integer up to 2**24 exactly, so token numbers and ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,19 @@ class InputSpec:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output of a model.
+
+    Attributes:
+        name: The model's own, a number where it has none; empty for a model that gives a tensor.
+        shape: Of one sample, without the batch axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
 def pack(inputs: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> Tensor:
     """Return named inputs ``(N, ...)`` as one float tensor ``(N, total)``, in the order of `specs`.
 
@@ -71,32 +84,51 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
     Raises:
         ConfigError: There is no such output, or no tensor at all.
     """
+    tensors = [tensor for _, tensor in _kept(outputs, keep)]
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+
+
+def output_specs(outputs: object, keep: Sequence[str] = ()) -> tuple[OutputSpec, ...]:
+    """Return what `as_tensor` puts behind each other, in its order.
+
+    Raises:
+        ConfigError: See `as_tensor`.
+    """
+    return tuple(OutputSpec(name, tuple(tensor.shape[1:])) for name, tensor in _kept(outputs, keep))
+
+
+def _kept(outputs: object, keep: Sequence[str]) -> list[tuple[str, Tensor]]:
     if keep:
         named = _mapping(outputs)
         missing = [name for name in keep if named.get(name) is None]
         if missing:
             known = ", ".join(named) or "none with a name"
             raise ConfigError(f"The model has no output {missing[0]!r}; it has {known}.")
-        outputs = [named[name] for name in keep]
+        outputs = {name: named[name] for name in keep}
     tensors = _tensors(outputs)
     if not tensors:
         raise ConfigError(f"The model gives no tensor, but {type(outputs).__name__}.")
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+    return tensors
 
 
 def _mapping(outputs: object) -> Mapping[str, object]:
     return outputs if isinstance(outputs, Mapping) else dict(getattr(outputs, "__dict__", {}))
 
 
-def _tensors(outputs: object) -> list[Tensor]:
+def _tensors(outputs: object, name: str = "") -> list[tuple[str, Tensor]]:
+    """Return the floating-point tensors in a model's outputs with their names, dotted where they lie deeper."""
     if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() and outputs.ndim > 0 else []
+        return [(name, outputs)] if outputs.is_floating_point() and outputs.ndim > 0 else []
+    inner: Iterable[tuple[object, object]]
     if isinstance(outputs, Mapping):
-        return [tensor for value in outputs.values() for tensor in _tensors(value)]
-    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
-        return [tensor for value in outputs for tensor in _tensors(value)]
-    named = getattr(outputs, "__dict__", None)
-    return [] if named is None or isinstance(outputs, nn.Module) else _tensors(named)
+        inner = outputs.items()
+    elif isinstance(outputs, Sequence) and not isinstance(outputs, str):
+        fields = getattr(outputs, "_fields", range(len(outputs)))  # a named tuple's names
+        inner = zip(fields, outputs, strict=True)
+    else:
+        named = getattr(outputs, "__dict__", None)
+        inner = () if named is None or isinstance(outputs, nn.Module) else named.items()
+    return [pair for key, value in inner for pair in _tensors(value, f"{name}.{key}" if name else str(key))]
 
 
 class Adapter(nn.Module):
@@ -116,14 +148,21 @@ class Adapter(nn.Module):
 
     def forward(self, packed: Tensor) -> Tensor:
         """Map ``(N, total)``, or the model's own input ``(N, ...)``, to ``(N, ...)``."""
+        return as_tensor(self._outputs(packed), self.keep)
+
+    def _outputs(self, packed: Tensor) -> object:
         if self.inputs is None:
-            return as_tensor(self.model(packed), self.keep)
+            return self.model(packed)
         parts = torch.split(packed, [spec.size for spec in self.inputs], 1)
         given = {
             spec.name: part.reshape(-1, *spec.shape).to(DTYPES[spec.dtype])
             for spec, part in zip(self.inputs, parts, strict=True)
         }
-        return as_tensor(self.model(**given), self.keep)
+        return self.model(**given)
+
+    def output_specs(self, packed: Tensor) -> tuple[OutputSpec, ...]:
+        """Return the outputs that `forward` makes one tensor of, in their order."""
+        return output_specs(self._outputs(packed), self.keep)
 
 
 class DetectorNetwork(nn.Module):

@@ -9,9 +9,19 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from autocompress.errors import ConfigError
+from autocompress.tasks.adapters import Adapter
+from autocompress.tasks.divergence import Divergence, divergence_of
+
 Batch = tuple[Tensor, Tensor]
+
+# Samples that tell what kind of outputs a network gives, and from which variances are taken; in parts.
+_SAMPLES, _PART = 64, 8
+# Numbers of the outputs of these samples at most.
+_MOST_NUMBERS = 2**24
 
 
 class Task(abc.ABC):
@@ -23,11 +33,21 @@ class Task(abc.ABC):
 
     Attributes:
         name: Short name for tables and folders.
-        outputs: ``"classes"`` where axis 1 of the outputs holds class scores, else ``"values"``.
+        outputs: What the model gives: one of `autocompress.tasks.divergence.KINDS`, or for the several outputs of an
+            `Adapter` a mapping of their names to kinds. ``"classes"``: axis 1 holds class scores. ``"classes_last"``:
+            the last axis does. ``"labels"``: each is the score of a yes or no. ``"embedding"``: vectors.
+            ``"regression"``: numbers. ``"values"``: no class scores; which of the others, is found.
+        metric_name: What `metric` returns, for people.
+        metric_is_share: Whether it is a share of samples, written as a percentage; else it is written as a number.
+        labelled: Whether targets are labels; else nobody looks at them but `metric` and `loss`.
     """
 
     name: str
-    outputs: str = "classes"
+    outputs: str | Mapping[str, str] = "classes"
+    metric_name: str = "metric"
+    metric_is_share: bool = False
+    labelled: bool = True
+    _found_divergence: tuple[object, Divergence] | None = None
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
@@ -64,6 +84,68 @@ class Task(abc.ABC):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the scalar training loss on labels; cross-entropy unless a task says otherwise."""
         return nn.functional.cross_entropy(outputs, targets)
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        """Return how far `outputs` have moved from `reference`; everything that steers asks this.
+
+        What fits the kind of the outputs: see `autocompress.tasks.divergence`. A task may have its own.
+
+        Args:
+            outputs: Of a compressed network ``(N, ...)``.
+            reference: Of the uncompressed one for the same inputs ``(N, ...)``.
+
+        Returns:
+            A scalar that can be differentiated, mean over samples, at least 0; 0 for equal outputs.
+
+        Raises:
+            ConfigError: `Task.outputs` does not fit what the model gives.
+        """
+        return self.found_divergence()(outputs, reference)
+
+    @property
+    def divergence_name(self) -> str:
+        """What `divergence` measures, for the sentence "steered by ..."."""
+        if self.has_own_divergence:
+            return "the task's own divergence"
+        return self.found_divergence().name
+
+    @property
+    def has_own_divergence(self) -> bool:
+        """Whether `divergence` is the task's own and not what fits its outputs."""
+        return type(self).divergence is not Task.divergence
+
+    def found_divergence(self) -> Divergence:
+        """Return what fits the kind of the outputs, found once by what the uncompressed model gives for some samples.
+
+        Raises:
+            ConfigError: `Task.outputs` does not fit what the model gives.
+        """
+        kind = self.outputs if isinstance(self.outputs, str) else tuple(self.outputs.items())
+        if self._found_divergence is None or self._found_divergence[0] != kind:
+            self._found_divergence = kind, self._find_divergence()
+        return self._found_divergence[1]
+
+    def _find_divergence(self) -> Divergence:
+        model = self.model()
+        inputs = next(iter(self.calibration(_SAMPLES)), None)
+        inputs = self.example_inputs(_PART) if inputs is None else inputs[:_SAMPLES]
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for part in torch.split(inputs, _PART):
+                outputs = model(part)
+                if not isinstance(outputs, Tensor):
+                    raise ConfigError(
+                        f"Task {self.name!r}: the model must return one tensor (N, ...), found "
+                        f"{type(outputs).__name__}. Wrap it in autocompress.tasks.Adapter."
+                    )
+                found.append(outputs)
+                if sum(tensor.numel() for tensor in found) > _MOST_NUMBERS:
+                    break
+            specs = model.output_specs(inputs[:1]) if isinstance(model, Adapter) else ()
+        labels = next(iter(self.validation(_SAMPLES)), None) if self.labelled else None
+        return divergence_of(
+            torch.cat(found), self.outputs, None if labels is None else labels[1], [(s.name, s.shape) for s in specs]
+        )
 
     @abc.abstractmethod
     def fingerprint(self) -> Mapping[str, str | int | float]:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.errors import ConfigError
+from autocompress.tasks.base import Task
 from autocompress.tasks.split import Data, SplitTask
 
 
@@ -20,6 +21,15 @@ class ClassificationTask(SplitTask):
     """
 
     classes: int
+    metric_name = "accuracy"
+    metric_is_share = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A metric of the user's own is not called accuracy.
+        if "metric" in vars(cls):
+            cls.metric_name = vars(cls).get("metric_name", Task.metric_name)
+            cls.metric_is_share = vars(cls).get("metric_is_share", Task.metric_is_share)
 
     def __init__(
         self,

@@ -1,11 +1,13 @@
 """Quality without labels: how far the compressed model's outputs agree with those of the uncompressed one.
 
-``agreement`` takes what fits the model: ``top1`` where it gives class scores, else ``cosine``.
+``agreement`` takes what fits the model: ``top1`` where it gives class scores, ``r2`` where it gives one number (whose
+cosine with another is its sign), else ``cosine``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,14 +17,16 @@ from torch.utils.data import Dataset
 
 from autocompress.errors import ConfigError
 from autocompress.tasks.base import Batch, Task
+from autocompress.tasks.divergence import ClassScores, Divergence, check_kind, divergence_of
 from autocompress.tasks.split import Data, SplitTask
 
 # Name to what it measures, each in [0, 1] and 1 for equal outputs.
 METRICS = {
-    "agreement": "top1 for class scores, else cosine",
+    "agreement": "top1 for class scores, r2 for a single number, else cosine",
     "top1": "share of samples (pixels, in segmentation) that get the same class",
     "cosine": "mean cosine similarity of a sample's outputs, at least 0",
     "kl": "exp(-KL divergence) of the class probabilities, mean over samples",
+    "r2": "1 - squared difference over variance of the uncompressed model's outputs, at least 0",
 }
 
 
@@ -34,14 +38,16 @@ class LabelFreeTask(Task):
         metric: One of `METRICS`.
     """
 
+    labelled = False
+
     def __init__(self, task: Task, metric: str = "agreement") -> None:
         if metric not in METRICS:
             raise ConfigError(f"Unknown metric {metric!r}; without labels there are {', '.join(METRICS)}.")
         self._task = task
         self._teacher = task.model().requires_grad_(False)
         self.name, self.outputs = task.name, task.outputs
-        fitting = "top1" if task.outputs == "classes" else "cosine"
-        self.kind = fitting if metric == "agreement" else metric
+        self.kind = self._fitting() if metric == "agreement" else metric
+        self.metric_name, self.metric_is_share = self.kind, self.kind == "top1"
 
     def model(self) -> nn.Module:
         """See `Task.model`."""
@@ -77,17 +83,45 @@ class LabelFreeTask(Task):
             return float((outputs.argmax(1) == targets).double().mean())
         if self.kind == "cosine":
             return max(0.0, float(_cosine(outputs.double(), targets.double())))
-        return float(torch.exp(-_divergence(outputs.double(), targets.double()).clamp_min(0)))
+        if self.kind == "r2":
+            return max(0.0, 1 - float(self._r2(outputs.double(), targets.double())))
+        found = self.found_divergence()
+        scores = found if isinstance(found, ClassScores) else ClassScores()
+        return float(torch.exp(-scores(outputs.double(), targets.double())))
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        """See `Task.divergence`."""
+        if self._task.has_own_divergence:
+            return self._task.divergence(outputs, reference)
+        return self.found_divergence()(outputs, reference)
+
+    @property
+    def has_own_divergence(self) -> bool:
+        """See `Task.has_own_divergence`."""
+        return self._task.has_own_divergence
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how far `outputs` are from the uncompressed model's; lower is closer."""
-        if self.kind == "top1":
-            return F.cross_entropy(outputs, targets)
-        return 1 - _cosine(outputs, targets) if self.kind == "cosine" else _divergence(outputs, targets)
+        return F.cross_entropy(outputs, targets) if self.kind == "top1" else self.divergence(outputs, targets)
 
     def fingerprint(self) -> Mapping[str, str | int | float]:
         """See `Task.fingerprint`."""
         return {**self._task.fingerprint(), "metric": self.kind}
+
+    def _fitting(self) -> str:
+        """Return the metric that fits what the model gives."""
+        with torch.no_grad():
+            outputs = self._teacher(self._task.example_inputs(2))
+        if outputs[0].numel() == 1:
+            return "r2"
+        return "top1" if self.outputs == "classes" and outputs.shape[1] > 1 else "cosine"
+
+    @cached_property
+    def _r2(self) -> Divergence:
+        """Squared error over variance, whatever the divergence is."""
+        with torch.no_grad():
+            inputs = next(iter(self.calibration(_ROWS)))
+            return divergence_of(self._teacher(inputs), "regression")
 
     def _answered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for inputs, _ in batches:
@@ -102,12 +136,6 @@ _ROWS = 64
 
 def _cosine(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cosine_similarity(outputs.flatten(1), targets.flatten(1)).mean()
-
-
-def _divergence(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean KL divergence over samples (and pixels) of class scores ``(N, classes, ...)``."""
-    found = F.kl_div(F.log_softmax(outputs, 1), F.log_softmax(targets, 1), log_target=True, reduction="none")
-    return found.sum(1).mean()
 
 
 class Unlabelled(Dataset[tuple[Tensor, int]]):
@@ -132,9 +160,11 @@ class UnlabelledTask(SplitTask):
             not looked at.
         test: Test inputs.
         name: Short name for tables and folders.
-        outputs: ``"classes"`` where axis 1 of the outputs holds class scores, else ``"values"``.
+        outputs: See `Task`.
         options: Those of `SplitTask`.
     """
+
+    labelled = False
 
     def __init__(
         self,
@@ -143,11 +173,11 @@ class UnlabelledTask(SplitTask):
         test: Tensor | Data,
         *,
         name: str = "unlabelled",
-        outputs: str = "values",
+        outputs: str | Mapping[str, str] = "values",
         **options: Any,
     ) -> None:
-        if outputs not in ("classes", "values"):
-            raise ConfigError(f"outputs is {outputs!r}; it must be 'classes' or 'values'.")
+        for kind in (outputs,) if isinstance(outputs, str) else outputs.values():
+            check_kind(kind, "outputs")
         self.outputs = outputs
         super().__init__(model, _labelled(train), _labelled(test), name=name, **options)
 
@@ -163,7 +193,7 @@ class UnlabelledTask(SplitTask):
         )
 
     def _check_outputs(self, outputs: object) -> None:
-        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        if not isinstance(outputs, Tensor) or outputs.ndim < 1:
             found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(
                 f"Task {self.name!r}: the model must return one tensor (N, ...), found {found}. "

@@ -93,8 +93,8 @@ def test_without_labels_the_metric_must_be_given() -> None:
     task = unlabelled()
     with pytest.raises(ConfigError, match="--metric agreement"):
         task.metric(torch.ones(1, 2), torch.zeros(1))
-    with pytest.raises(ConfigError, match="'classes' or 'values'"):
-        unlabelled("labels")
+    with pytest.raises(ConfigError, match=r"outputs is 'label'.*Did you mean 'labels'"):
+        unlabelled("label")
     with pytest.raises(ConfigError, match="found tuple"):
         UnlabelledTask(Tupled(), inputs(40), inputs(10))
 
