@@ -109,6 +109,7 @@ class RunConfig(_Section):
     n_trials: int = Field(default=100, ge=1)
     timeout: str | None = None
     sampler: str = "knapsack"
+    first_candidates: bool = True
     seed: int = 0
     table: str = ANY_TABLE
     allow_foreign_table: bool = False

@@ -6,6 +6,8 @@ the order of the stations, the check that all forms of a model agree, and where 
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +48,11 @@ _BATCH = 256
 # Measurements that say what is usual of the baseline.
 _RECENT = 15
 _KERNEL_SECONDS = 0.2
+# What making a candidate takes, over reading calibration data and one pass of the uncompressed network.
+_PASSES = 2.0
 _NO_ASIDE = Aside()
+# Dense dtypes whose rounding torch can show.
+_TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -92,15 +98,20 @@ class Pipeline:
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
-            self._oneshot = OneShot(
+            begun = time.monotonic()
+            self.oneshot = OneShot(
                 self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration(),
                 quantization=config.quantization,
             )  # fmt: skip
+            # A candidate is made in as many passes over the same data, and a few solutions.
+            self.compress_seconds = _PASSES * (time.monotonic() - begun)
         self.data = self._validation()
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
+        # Dense dtypes that the baseline was built for.
+        self.dtypes = 1
         self._prepared: _Prepared | None = None
         # What latencies are taken from when the device is not here; to be set before anything is scored then.
         self.forecast: Forecast | None = None
@@ -117,27 +128,52 @@ class Pipeline:
             given = self.base(self.inputs)[0].nbytes
         return write_validation(self.task, self.run.path / "validation.npy", self._config.validation_limit, given)
 
+    def validation_inputs(self, count: int) -> Tensor:
+        """Return the first `count` validation inputs ``(N, ...)``, which no compressed form was fitted to."""
+        stored = np.load(self.data.inputs, mmap_mode="r", allow_pickle=False)
+        return torch.from_numpy(stored[:count].copy())
+
+    def test_share(self) -> float:
+        """Return the samples of the test data over those of the validation data; 1 where that is not known."""
+        size = self.task.test_size()
+        return 1.0 if size is None else size / max(len(self.data.targets), 1)
+
     def calibration(self) -> Iterator[Tensor]:
         """Yield calibration batches."""
         return self.task.calibration(_BATCH)
 
     # -- baseline -------------------------------------------------------------------------------------------------
 
-    def open_baseline(self) -> TrialRecord:
+    def open_baseline(self, said: Callable[[str], None] = lambda text: None) -> TrialRecord:
         """Build, check and measure the uncompressed model at every dense dtype; keep the fastest as the baseline.
+
+        Args:
+            said: Called with what a dtype that the model cannot run in is left out for.
 
         Raises:
             ConfigError: The dtype that the user fixed does not run here.
+            EngineError, VerificationError: The model runs in none of them.
         """
         folder = self.run.baseline
         ledger = Ledger()
-        files = []
+        files: list[tuple[CompressionPolicy, EngineFile]] = []
         where = f"{self.engine} ({self.device})"
         wanted = self._config.dense_dtype if self.forecast is None else self.forecast.dense_dtype
-        for dtype in dense_dtypes(self.capabilities, wanted, where):
+        dtypes = dense_dtypes(self.capabilities, wanted, where)
+        failed: EngineError | VerificationError | None = None
+        for dtype in dtypes:
             policy = CompressionPolicy(dense_dtype=dtype)
-            target = folder / dtype
-            files.append((policy, self.build(self.original, policy, target, ledger)))
+            try:
+                files.append((policy, self.build(self.original, policy, folder / dtype, ledger)))
+            except (EngineError, VerificationError) as error:
+                # Another dtype may do: token ids above 256 are none in bf16.
+                failed = error
+                if len(dtypes) > 1:
+                    said(f"{dtype} is left out, as the uncompressed model cannot run in it: {error}")
+                shutil.rmtree(folder / dtype, ignore_errors=True)
+        if failed is not None and not files:
+            raise failed
+        self.dtypes = len(dtypes)
         policy, file = files[0] if len(files) == 1 else self._fastest(files, ledger)
         for path in (folder / policy.dense_dtype).iterdir():
             path.replace(folder / path.name)
@@ -193,7 +229,7 @@ class Pipeline:
         Raises:
             CompressionError: The policy does not fit the model.
         """
-        return self._oneshot.model(policy, ledger)
+        return self.oneshot.model(policy, ledger)
 
     def build(
         self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger, aside: Aside = _NO_ASIDE
@@ -227,7 +263,7 @@ class Pipeline:
         onnx = folder / "model.onnx"
         options = engine_options(policy, self._config, self.capabilities)
         with ledger.spend("proxy"):
-            ranges = self.graphs.ranges(model, [self._oneshot.data], self._config.quantization)
+            ranges = self.graphs.ranges(model, [self.oneshot.data], self._config.quantization)
         with ledger.spend("export"):
             graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
@@ -254,14 +290,23 @@ class Pipeline:
             with torch.no_grad(), quantization_mode(model, "off"):
                 return relative_error(model(reference).float().numpy(), expected)
 
+        def rounding_error() -> float:
+            # Of int8, a code that falls to the other side of a step: what bf16 does shows how far that leads.
+            dtype = _TORCH_DTYPES.get(file.options.dtype, torch.bfloat16)
+            with torch.no_grad(), simulated(model, roundings), torch.autocast("cpu", dtype):
+                return relative_error(expected, model(reference.clone()).float().numpy())
+
         inputs = reference.numpy()
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
         agree(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_error=int8_error,
+            dense_dtype="fp32", int8_error=int8_error, rounding_error=rounding_error if policy.int8_layers else None,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree("the engine", expected, outputs, policy, onnx, int8_error=int8_error)
+        agree(
+            "the engine", expected, outputs, policy, onnx, int8_error=int8_error,
+            rounding_error=rounding_error if policy.int8_layers or file.options.dtype in _TORCH_DTYPES else None,
+        )  # fmt: skip
         write_bytes(onnx.parent / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
 
     def _runnable(self, file: EngineFile) -> EngineFile:

@@ -30,3 +30,13 @@ def test_where_int8_moves_much_rounding_may_move_half_of_it() -> None:
 def test_without_int8_there_is_no_such_allowance() -> None:
     with pytest.raises(VerificationError, match=r"allowed 0.002 for fp32"):
         agree("the engine", EXPECTED, EXPECTED * 1.2, CompressionPolicy(), ONNX, int8_error=lambda: 0.5)
+
+
+def test_what_rounding_does_to_a_broken_network_is_no_fault_of_the_engine() -> None:
+    half = CompressionPolicy(dense_dtype="bf16")
+    agree("the engine", EXPECTED, EXPECTED * 1.2, half, ONNX, rounding_error=lambda: 0.12)
+    with pytest.raises(VerificationError, match=r"relative error 0.2, allowed 0.1 for bf16"):
+        agree("the engine", EXPECTED, EXPECTED * 1.2, half, ONNX, rounding_error=lambda: 0.02)
+    # However far rounding leads, a wrong graph does not pass.
+    with pytest.raises(VerificationError, match=r"allowed 0.5"):
+        agree("the engine", EXPECTED, EXPECTED * 1.9, half, ONNX, rounding_error=lambda: 5.0)

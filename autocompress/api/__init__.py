@@ -321,10 +321,10 @@ def sensitivity(
     if observer is not None:
         observer.stage("Measuring what each choice costs in accuracy")
     found = of_task(loaded, resolved, observer.progress if observer is not None else _silent)
-    if found is None:
+    if found.note is not None:
         raise ConfigError(
-            f"No choice moves the outputs of task {loaded.name!r}, or they are not finite: check that its model is "
-            "trained, and its calibration data."
+            f"Nothing is known of the choices of task {loaded.name!r}: {found.note}. Check that its model is trained, "
+            "and its calibration data."
         )
     return found
 

@@ -99,6 +99,12 @@ class Constraints:
             found["size"] = record.size_bytes / self.size_bytes - 1
         return found
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of `violations`."""
+        found = {"latency": self.latency, "size": self.size_bytes}
+        return tuple(name for name, limit in found.items() if limit is not None)
+
     def within_budget(self, record: TrialRecord) -> bool:
         """Whether latency and size are within their bounds; the metric is left out."""
         return all(value <= 0 for value in self.violations(record).values())

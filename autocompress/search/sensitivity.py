@@ -1,20 +1,18 @@
-"""What each choice costs in quality, on its own and without labels: how far the outputs move.
+"""What choices cost in quality, without labels: how far the outputs move, by the task's own divergence.
 
 For every (parameter, choice) the network with that choice alone, reconstructed as a candidate is, is compared with the
-uncompressed one, recalibrated likewise, by the Kullback-Leibler divergence of their outputs on calibration data. The
-strongest choices come first; what there is no time for follows from them. Figures are kept in the user's cache, so that
-another target or an interrupted pass begins with what is known.
+uncompressed one, recalibrated likewise. What int8 does is attributed to the layers by one network. Where there is less
+time than that takes, whole networks, stages and layers are measured in this order, and what is left follows from them.
+`SensitivityCache` keeps what single choices lose.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,25 +23,26 @@ from autocompress.compress import rewrite
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import QuantizationConfig, RunConfig
 from autocompress.engines.base import dense_dtypes
-from autocompress.environment import cache_directory
-from autocompress.errors import CompressionError, ConfigError
+from autocompress.errors import CompressionError
 from autocompress.inventory import Inventory, take_inventory
-from autocompress.latency.table_file import append_text
-from autocompress.policy import CompressionPolicy
+from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot, fast_dtype
-from autocompress.recovery.distillation import distillation_loss
 from autocompress.search.fitting import severity
+from autocompress.search.int8_sensitivity import Int8Sensitivity
+from autocompress.search.loss_curve import at_severity, completed
+from autocompress.search.sensitivity_cache import SensitivityCache
 from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
-# Calibration samples that a choice is judged on.
-SAMPLES = 256
+# Samples that a choice is judged on, those of a forward and backward pass, and of a forward pass at once.
+SAMPLES, _INT8_SAMPLES, _ROWS = 256, 64, 64
 # Of what is kept in the cache: losses after reconstruction, of layers factorized along their outputs.
 _METHOD = "reconstructed, ranks of outputs, against what is recalibrated"
-# How a loss grows with what is taken away, where only one choice of a parameter was measured.
-_USUAL_POWER, _POWERS = 2.0, (0.5, 5.0)
+# In any unit, what is no loss.
 _SMALLEST = 1e-9
+# Stages of a network that are measured together, and layers whose int8 is measured before anything else of its kind.
+_STAGES, _URGENT = 4, 8
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,14 @@ class Sensitivity:
     """Losses of all choices of a space.
 
     Attributes:
-        losses: Parameter to its choices to their loss in nats, 0 for what does nothing.
+        losses: Parameter to its choices to their loss, in the unit of the task's divergence, 0 for what does nothing;
+            empty where nothing is known.
         measured: Choices measured, those of the cache included; the others are estimated from them.
         choices: All choices that do something.
-        samples: Calibration samples they were compared on.
+        samples: Samples they were compared on.
         seconds: Spent in this pass.
+        note: Why nothing is known; None otherwise.
+        unit: What losses are.
     """
 
     losses: Mapping[str, Mapping[Choice, float]]
@@ -63,85 +65,221 @@ class Sensitivity:
     choices: int
     samples: int
     seconds: float
+    note: str | None = None
+    unit: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; choices are in the order they are offered."""
         rows = {n: [{"choice": c, "loss": loss} for c, loss in found.items()] for n, found in self.losses.items()}
         return {
-            "unit": "nats", "samples": self.samples, "choices": self.choices, "measured": self.measured,
+            "unit": self.unit, "samples": self.samples, "choices": self.choices, "measured": self.measured,
             "seconds": self.seconds, "losses": rows,
         }  # fmt: skip
 
 
 class SensitivityPass:
-    """Measure what single choices do to one model.
+    """Measure what choices do to one model, coarse first where there is little time.
 
     Args:
         base: The uncompressed model, rewritten, in eval mode; not changed.
         inventory: Of this model.
         scores: Of channels, as `CompressionContext` takes them.
-        task: Gives calibration data, and names the model for the cache.
+        task: Gives calibration data and the divergence, and names the model for the cache.
         space: What may be chosen.
         quantization: How ranges of activations are set.
+        oneshot: Makes compressed forms of `base`; None makes one of the task's calibration data.
+        inputs: What networks are compared on ``(N, ...)``; None takes calibration data. Samples that `oneshot` has not
+            fitted anything to tell more.
     """
 
     def __init__(
         self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], task: Task, space: SearchSpace, *,
-        quantization: QuantizationConfig | None = None,
+        quantization: QuantizationConfig | None = None, oneshot: OneShot | None = None, inputs: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self._base, self._space = base, space
-        self._inputs = next(iter(task.calibration(SAMPLES)))
-        inputs, quantization = task.example_inputs(2), quantization or QuantizationConfig()
-        self._oneshot = OneShot(base, inventory, scores, inputs, [self._inputs], quantization=quantization)
-        self.path = cache_directory() / "sensitivity" / f"{_key(base, task, space, quantization)}.jsonl"
+        self._base, self._space, self._task = base, space, task
+        quantization = quantization or QuantizationConfig()
+        if inputs is None:
+            inputs = next(iter(task.calibration(SAMPLES)))
+        self._inputs = inputs[:SAMPLES]
+        self._oneshot = oneshot or OneShot(
+            base, inventory, scores, task.example_inputs(2), [self._inputs], quantization=quantization
+        )
+        self.cache = SensitivityCache(base, task, [space.file.importance, SAMPLES, _METHOD], quantization, self._inputs)
+        self._int8: tuple[Int8Sensitivity, Mapping[str, float]] | None = None
+        self._int8_made = False
 
     def run(
         self, deadline: float = math.inf, progress: Callable[[float, str], None] = lambda share, text: None
-    ) -> Sensitivity | None:
-        """Measure until all is measured or `time.monotonic()` is `deadline`; None where the outputs say nothing.
+    ) -> Sensitivity:
+        """Measure until all is measured or `time.monotonic()` is `deadline`.
 
-        That is the case when the uncompressed model's outputs are not finite, or no choice moves them.
+        int8 comes first: one network tells of all its layers. Where there is no time for every single choice, whole
+        networks, then stages, then layers are measured, mild choices before harsh ones, spread over the network.
         """
         started = time.monotonic()
-        known = self._stored()
+        clock = _Clock(deadline)
+        single = self.cache.read()
         with torch.no_grad():
-            expected = self._outputs(self._base)
-        if not bool(torch.isfinite(expected).all()):
-            return None
-        with torch.no_grad():
-            # What changes the structure has its batch-norms recalibrated, which moves the outputs by itself: counted to
-            # every choice alike, that hid what the mild ones lose.
-            recalibrated = self._outputs(self._oneshot.recalibrated())
-        wanted = self._order()
-        for number, (name, choice) in enumerate(wanted):
-            if choice in known.get(name, {}):
-                continue
-            if time.monotonic() >= deadline:
-                break
-            progress(number / len(wanted), name)
-            policy = self._space.policy({name: choice})
-            loss = self._loss(policy, expected if policy.is_structural_identity else recalibrated)
-            known.setdefault(name, {})[choice] = loss
-            self._store(name, choice, loss)
-        if not any(loss > _SMALLEST for found in known.values() for loss in found.values() if math.isfinite(loss)):
-            return None
-        measured = sum(choice in known.get(name, {}) for name, choice in wanted)
+            reference = self._outputs(self._base)
+        if not bool(torch.isfinite(reference).all()):
+            return self._result({}, 0, 0, started, "the uncompressed model's outputs are not finite")
+        wanted = self._singles()
+        missing = [pair for pair in wanted if pair[1] not in single.get(pair[0], {})]
+        shared: dict[str, dict[Choice, float]] = {}
+        if missing:
+            progress(0.0, "int8")
+            with clock.measuring():
+                shared |= {name: {"int8": part} for name, part in self._int8_choices().items()}
+        if missing and not clock.over():
+            with torch.no_grad():
+                # What changes the structure has its batch-norms recalibrated, which moves the outputs by itself:
+                # counted to every choice alike, that hid what the mild ones lose.
+                recalibrated = self._outputs(self._oneshot.recalibrated())
+            order = missing
+            if math.isfinite(deadline):
+                first = self._one(missing[0], reference, recalibrated, single, clock)
+                order = missing[1:]
+                if first * len(order) > clock.left:
+                    shared |= self._coarse(reference, recalibrated, clock, progress)
+                    order = [pair for pair in self._hurried(missing) if pair != missing[0]]
+            for number, pair in enumerate(order):
+                if clock.over():
+                    break
+                progress(number / len(order), pair[0])
+                self._one(pair, reference, recalibrated, single, clock)
+        measured = sum(choice in single.get(name, {}) for name, choice in wanted)
+        known = [loss for found in (*single.values(), *shared.values()) for loss in found.values()]
+        note: str | None = None
+        if not known:
+            note = "there was no time to measure any choice"
+        elif not any(loss > _SMALLEST for loss in known if math.isfinite(loss)):
+            note = "no choice moves the model's outputs"
+        losses = {} if note else self._complete(single, shared)
+        return self._result(losses, measured, len(wanted), started, note)
+
+    def _result(
+        self, losses: Mapping[str, Mapping[Choice, float]], measured: int, choices: int, started: float,
+        note: str | None,
+    ) -> Sensitivity:  # fmt: skip
         seconds = time.monotonic() - started
-        return Sensitivity(self._complete(known), measured, len(wanted), len(self._inputs), seconds)
+        return Sensitivity(losses, measured, choices, len(self._inputs), seconds, note, self._task.divergence_name)
 
-    # -- measuring ----------------------------------------------------------------------------------------------------
+    # -- what is measured, in which order -----------------------------------------------------------------------------
 
-    def _order(self) -> list[tuple[str, Choice]]:
+    def _singles(self) -> list[tuple[str, Choice]]:
         """Return every choice that does something: each parameter's strongest, then its middle, then the others."""
         rounds: dict[int, list[tuple[str, Choice]]] = {}
-        for name, offered in self._space.parameters.items():
-            steps = sorted(offered, key=lambda choice: severity(name, choice))
-            steps = [choice for choice in steps if choice != offered[0]]
+        for name in self._space.parameters:
+            steps = self._steps(name)
             middle = (len(steps) - 1) // 2
             for place, choice in enumerate(steps):
                 turn = 0 if place == len(steps) - 1 else 1 if place == middle else 2
                 rounds.setdefault(turn, []).append((name, choice))
         return [pair for _, pairs in sorted(rounds.items()) for pair in pairs]
+
+    def _hurried(self, pairs: Sequence[tuple[str, Choice]]) -> list[tuple[str, Choice]]:
+        """Return choices in the order that tells most when it is cut short.
+
+        int8 of the layers that it harms most; then of every parameter the mildest choice, the next one and so on, far
+        apart in the network first.
+        """
+        place = {name: number for number, name in enumerate(spread(list(self._space.parameters)))}
+        parts = self._int8_parts()
+        worst = sorted(parts.values(), reverse=True)
+        urgent = worst[min(len(worst) - 1, _URGENT)] if worst else math.inf
+
+        def key(pair: tuple[str, Choice]) -> tuple[float, float]:
+            name, choice = pair
+            kind, _, layer = name.partition("/")
+            if kind == "dtype":
+                return (-1.0 if parts.get(layer, 0.0) >= urgent else 99.0), place[name]
+            return float(self._steps(name).index(choice)), place[name]
+
+        return sorted(pairs, key=key)
+
+    def _steps(self, name: str) -> list[Choice]:
+        """Return a parameter's choices that do something, mildest first."""
+        offered = self._space.parameters[name]
+        return [c for c in sorted(offered, key=lambda choice: severity(name, choice)) if c != offered[0]]
+
+    def _coarse(
+        self, reference: Tensor, recalibrated: Tensor, clock: _Clock, progress: Callable[[float, str], None]
+    ) -> dict[str, dict[Choice, float]]:
+        """Measure the mildest choices of whole networks, then of their stages; return what each parameter loses."""
+        found: dict[str, dict[Choice, float]] = {}
+        kinds: dict[str, list[str]] = {}
+        for name in self._space.parameters:
+            kind = name.partition("/")[0]
+            # A network without any of its blocks tells nothing of one of them; int8 is known.
+            if kind not in ("block", "dtype"):
+                kinds.setdefault(kind, []).append(name)
+        sets = list(kinds.items())
+        for kind, names in kinds.items():
+            size = math.ceil(len(names) / _STAGES)
+            if size < len(names):
+                sets += [(kind, names[start : start + size]) for start in range(0, len(names), size)]
+        for number, (kind, names) in enumerate(sets):
+            if clock.over():
+                break
+            progress(number / len(sets), f"{kind}, {len(names)} together")
+            choices = {name: self._steps(name)[0] for name in names}
+            policy = self._space.policy(choices)
+            with clock.measuring():
+                loss = self._loss(policy, reference if policy.is_structural_identity else recalibrated)
+            if math.isfinite(loss):
+                found |= {name: {choice: max(loss, 0.0) / len(names)} for name, choice in choices.items()}
+        return found
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def int8(self) -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
+        """Return the network with every layer in int8, and each layer's part of what that does; made once.
+
+        None where int8 is no choice, or the network cannot be made.
+        """
+        if not self._int8_made:
+            self._int8_made = True
+            layers = self._space.int8_layers
+            policy = CompressionPolicy(self._space.dense_dtype, layers=dict.fromkeys(layers, LayerPolicy("int8")))
+            try:
+                if layers:
+                    with torch.no_grad():
+                        reference = self._outputs(self._base, _INT8_SAMPLES)
+                    inputs, model = self._inputs[:_INT8_SAMPLES], self._oneshot.model(policy)
+                    found = Int8Sensitivity(model, layers, inputs, reference, self._task.divergence)
+                    self._int8 = found, found.attributed()
+            except CompressionError:
+                # Calibration saw only zeros somewhere, say: single layers will tell which.
+                self._int8 = None
+        return self._int8
+
+    def _int8_parts(self) -> Mapping[str, float]:
+        found = self.int8()
+        return {} if found is None else found[1]
+
+    def _int8_choices(self) -> dict[str, float]:
+        """Return what int8 loses, by parameter of the space."""
+        parts = self._int8_parts()
+        if "dtype/*" in self._space.parameters:
+            return {"dtype/*": sum(parts.values())} if parts else {}
+        return {f"dtype/{layer}": part for layer, part in parts.items()}
+
+    def _one(
+        self, pair: tuple[str, Choice], reference: Tensor, recalibrated: Tensor,
+        single: dict[str, dict[Choice, float]], clock: _Clock,
+    ) -> float:  # fmt: skip
+        """Measure one choice, note what it loses, and return the seconds that took."""
+        name, choice = pair
+        policy = self._space.policy({name: choice})
+        with clock.measuring():
+            int8 = self.int8() if choice == "int8" else None
+            if int8 is not None and policy.int8_layers == (name.partition("/")[2],):
+                loss = int8[0].alone(policy.int8_layers[0])
+            else:
+                loss = self._loss(policy, reference if policy.is_structural_identity else recalibrated)
+        single.setdefault(name, {})[choice] = loss
+        self.cache.add(name, choice, loss)
+        return clock.last
 
     def _loss(self, policy: CompressionPolicy, expected: Tensor) -> float:
         try:
@@ -149,116 +287,82 @@ class SensitivityPass:
         except CompressionError:
             return math.inf
         with torch.no_grad():
-            return float(distillation_loss(self._outputs(model), expected, 1.0))
+            return float(self._task.divergence(self._outputs(model), expected))
 
-    def _outputs(self, model: nn.Module) -> Tensor:
+    def _outputs(self, model: nn.Module, samples: int = SAMPLES) -> Tensor:
         dtype = fast_dtype()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return model(self._inputs).float()  # type: ignore[no-any-return]
+            return torch.cat([model(rows).float() for rows in torch.split(self._inputs[:samples], _ROWS)])
 
     # -- what is not measured -----------------------------------------------------------------------------------------
 
-    def _complete(self, known: Mapping[str, Mapping[Choice, float]]) -> dict[str, dict[Choice, float]]:
-        """Return a loss for every choice; what could not be computed loses twice the most that any other does."""
+    def _complete(
+        self, single: Mapping[str, Mapping[Choice, float]], shared: Mapping[str, Mapping[Choice, float]]
+    ) -> dict[str, dict[Choice, float]]:
+        """Return a loss for every choice; what could not be computed loses twice the most that any other does.
+
+        `shared` counts where nothing was measured of a parameter on its own.
+        """
+        known = {**shared, **single}
         finite = [loss for found in known.values() for loss in found.values() if math.isfinite(loss)]
         most = 2 * max(finite)
+        clean = {
+            name: {c: max(loss, 0.0) if math.isfinite(loss) else most for c, loss in found.items()}
+            for name, found in known.items()
+        }
         usual: dict[str, list[float]] = {}
-        clean: dict[str, dict[Choice, float]] = {}
-        for name, found in known.items():
-            clean[name] = {c: max(loss, 0.0) if math.isfinite(loss) else most for c, loss in found.items()}
-            strongest = max(clean[name].values(), default=0.0)
-            usual.setdefault(name.partition("/")[0], []).append(strongest)
-        everything = [loss for found in usual.values() for loss in found]
+        for name, found in clean.items():
+            # Of what loses so much at the strength that was measured, all of it.
+            points = sorted((severity(name, c), loss) for c, loss in found.items() if severity(name, c) > 0)
+            strongest = max(severity(name, c) for c in self._space.parameters.get(name, (0.0,)))
+            if points and strongest > 0:
+                usual.setdefault(name.partition("/")[0], []).append(at_severity(points, strongest))
+        everything = [loss for found in usual.values() for loss in found] or [max(finite)]
         losses = {}
         for name, offered in self._space.parameters.items():
-            typical = median(usual.get(name.partition("/")[0], everything))
+            kind = name.partition("/")[0]
+            # A whole block is worth more than the harshest choice of one layer.
+            typical = median(usual[kind]) if kind in usual else max(everything)
             losses[name] = completed(name, offered, clean.get(name, {}), typical)
         return losses
 
-    # -- the cache ----------------------------------------------------------------------------------------------------
 
-    def _stored(self) -> dict[str, dict[Choice, float]]:
-        """Return what earlier passes measured; a line cut short by a crash is left out."""
-        found: dict[str, dict[Choice, float]] = {}
+class _Clock:
+    """Tells whether there is time for another measurement as long as the last one."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline, self.last = deadline, 0.0
+
+    @property
+    def left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def over(self) -> bool:
+        return math.isfinite(self._deadline) and self.left <= self.last
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        begun = time.monotonic()
         try:
-            lines = self.path.read_text().splitlines()
-        except OSError:
-            return found
-        for line in lines:
-            try:
-                row = json.loads(line)
-                loss = math.inf if row["loss"] is None else float(row["loss"])
-                found.setdefault(row["parameter"], {})[row["choice"]] = loss
-            except (ValueError, KeyError, TypeError):
-                continue
-        return found
-
-    def _store(self, name: str, choice: Choice, loss: float) -> None:
-        row = {"parameter": name, "choice": choice, "loss": loss if math.isfinite(loss) else None}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # A line that a crash cut short must not swallow this one.
-            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            append_text(self.path, ("" if whole else "\n") + json.dumps(row) + "\n")
-        except (OSError, ConfigError):
-            # The cache is a convenience: what cannot be kept is measured again.
-            return
+            yield
+        finally:
+            self.last = time.monotonic() - begun
 
 
-def completed(
-    name: str, offered: Sequence[Choice], known: Mapping[Choice, float], typical: float
-) -> dict[Choice, float]:
-    """Return the loss of every choice of a parameter: measured ones, and a power law of severity between them.
-
-    Args:
-        name: The parameter.
-        offered: Its choices, the first does nothing.
-        known: Losses that were measured.
-        typical: Loss of the strongest choice where none was.
-    """
-    points = sorted((severity(name, choice), loss) for choice, loss in known.items() if severity(name, choice) > 0)
-    strongest = max(severity(name, choice) for choice in offered)
-    points = points or [(strongest, typical)]
-    found: dict[Choice, float] = {offered[0]: 0.0}
-    for choice in offered[1:]:
-        found[choice] = known[choice] if choice in known else _between(points, severity(name, choice))
-    return found
-
-
-def _between(points: Sequence[tuple[float, float]], place: float) -> float:
-    """Return the loss at a severity, by the power law through the two nearest measured ones."""
-    above = [number for number, point in enumerate(points) if point[0] > place]
-    at = above[0] if above else len(points) - 1
-    near = points[at]
-    power = _USUAL_POWER
-    if len(points) > 1:
-        other = points[at - 1] if at else points[1]
-        if min(other[1], near[1]) > _SMALLEST:
-            power = math.log(near[1] / other[1]) / math.log(near[0] / other[0])
-    power = min(max(power, _POWERS[0]), _POWERS[1])
-    return float(near[1] * (place / near[0]) ** power)
-
-
-def _key(base: nn.Module, task: Task, space: SearchSpace, quantization: QuantizationConfig) -> str:
-    # What is the default is left out, so that what was measured before it could be chosen is still known.
-    said = quantization.model_dump(exclude_defaults=True)
-    parts = [task.fingerprint(), space.file.importance, SAMPLES, _METHOD, *([said] if said else [])]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for name, tensor in base.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def cached_at() -> Path:
-    """Return the folder that losses are kept in."""
-    return cache_directory() / "sensitivity"
+def spread(names: Sequence[str]) -> list[str]:
+    """Return names so that the first few of them lie far apart: halves, quarters, eighths."""
+    found: list[str] = []
+    step = 1 << max(len(names) - 1, 1).bit_length()
+    while step >= 1:
+        found += [names[at] for at in range(step // 2, len(names), step)]
+        step //= 2
+    return list(dict.fromkeys([*found, *names]))
 
 
 def of_task(
     task: Task, config: RunConfig, progress: Callable[[float, str], None] = lambda share, text: None
-) -> Sensitivity | None:
-    """Return the losses of all choices that a search of this task would have; None as `SensitivityPass.run`.
+) -> Sensitivity:
+    """Return the losses of all choices that a search of this task would have.
 
     Raises:
         ConfigError: The space leaves nothing to choose.
@@ -273,6 +377,5 @@ def of_task(
     file = configured_space(config)
     space = bind(file, base, inventory, dense_dtype, capabilities)
     scores = channel_scores(task, base, inventory, file.importance)
-    return SensitivityPass(base, inventory, scores, task, space, quantization=config.quantization).run(
-        progress=progress
-    )
+    measuring = SensitivityPass(base, inventory, scores, task, space, quantization=config.quantization)
+    return measuring.run(progress=progress)

@@ -6,9 +6,10 @@ Owns the order of the stages and the time each may take. What is reported and de
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,31 +24,32 @@ from autocompress.latency.predictor import LatencyPredictor
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery.distillation import distillation_loss, taught_by
+from autocompress.recovery.distillation import taught_by
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search import ranks
+from autocompress.search.choice_path import Choices
 from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
+from autocompress.search.first_candidates import FirstCandidates, Knowns
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
 from autocompress.search.requantize import Requantization
 from autocompress.search.sampler import FORESIGHTED, Knowledge
 from autocompress.search.screening import TRUSTED
-from autocompress.search.sensitivity import SensitivityPass
+from autocompress.search.sensitivity import SAMPLES, SensitivityPass
 from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import open_study
 from autocompress.search.tables import open_ahead, open_predictor
+from autocompress.search.time_plan import TimePlan
 from autocompress.search.trial_loop import TrialLoop
 from autocompress.tasks import Task
 from autocompress.worker.client import EngineWorker
 
 # What a latency table left of the space's choices, in the run directory.
 _OFFERED = "offered.json"
-# Of the time that is left, for measuring what single choices do to accuracy.
-_SENSITIVITY_SHARE = 0.1
 # Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
 _LAST_SHARE = 0.12
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
@@ -75,6 +77,7 @@ class SearchSession:
     observer: Observer
     started: float
     predictor: LatencyPredictor | None = None
+    plan: TimePlan | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         environment.seed_everything(self.config.seed)
@@ -95,6 +98,8 @@ class SearchSession:
     @property
     def deadline(self) -> float | None:
         """`time.monotonic()` at which search and recovery must have ended, or None."""
+        if self.plan is not None and self.config.timeout_seconds is not None:
+            return self.plan.deadline
         seconds = self.config.working_seconds
         return None if seconds is None else self.started + seconds
 
@@ -108,6 +113,9 @@ class SearchSession:
         baseline = self._baseline()
         self.observer.baseline(baseline)
         self.constraints = Constraints.of(self.config, baseline)
+        self.plan = self._plan(baseline)
+        self.observer.warn(self.plan.describe())
+        self.observer.warn(f"Steered by {self.task.divergence_name}")
         if self.predictor is None:
             self.predictor = self._open_predictor(baseline.policy.dense_dtype)
         space = self._space(baseline)
@@ -118,21 +126,17 @@ class SearchSession:
         self.loop = TrialLoop(
             self.pipeline, space, study, self.constraints, self._finished,
             predictor=self.predictor, seed=self.config.seed, finalists=self.config.recovery.candidates,
-            ahead=self.config.sampler in FORESIGHTED,
+            ahead=self.config.sampler in FORESIGHTED, cost=self._knowns.cost, said=self.observer.warn,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
-        self.observer.stage("Ordering the blocks")
-        with self.pipeline.ledger.spend("profile"):
-            order = self._block_order() if self._space_file.blocks.remove else []
-        # The knapsack sampler's own first proposals know more than these.
-        self.loop.enqueue_seeds([b for b in order if f"block/{b}" in space.parameters], queue=knowledge is None)
-        self.observer.stage("Searching")
         recovery = self.config.recovery
-        now = time.monotonic()
-        until = float("inf")
-        if self.deadline is not None:
-            until = self.deadline if not recovery.enabled else now + (1 - recovery.share) * (self.deadline - now)
-        begun = time.monotonic()
+        begun, until = time.monotonic(), self.plan.candidates_until()
+        if self.config.first_candidates:
+            self._try_first(space, baseline, until)
+        order = self._block_order(space) if self._space_file.blocks.remove else []
+        # The knapsack sampler's own first proposals know more than these.
+        self.loop.enqueue_seeds(order, queue=knowledge is None)
+        self.observer.stage("Searching")
 
         def progress(done: int, total: int) -> None:
             elapsed = (time.monotonic() - begun) / (until - begun) if until != float("inf") else 0.0
@@ -234,24 +238,35 @@ class SearchSession:
                     f"{method} is not offered for {layers}: {'; or '.join(sorted(set(names.values())))}."
                 )
 
+    def _plan(self, baseline: TrialRecord) -> TimePlan:
+        config, pipeline = self.config, self.pipeline
+        recovery = config.recovery
+        return TimePlan.of(
+            self.started, config.timeout_seconds, baseline.seconds, dtypes=pipeline.dtypes,
+            compress=pipeline.compress_seconds, test_share=pipeline.test_share(),
+            recovery_share=recovery.share if recovery.enabled else 0.0,
+        )  # fmt: skip
+
     def _knowledge(self, space: SearchSpace, baseline: TrialRecord) -> Knowledge | None:
-        """Return what the knapsack sampler is told; None for the other samplers, which learn all from trials."""
-        if self.config.sampler != "knapsack":
-            return None
-        pipeline, limits = self.pipeline, self.constraints
-        assert baseline.accuracy is not None
-        self.observer.stage("Measuring what each choice costs in accuracy")
-        now, deadline = time.monotonic(), self.deadline
-        until = float("inf") if deadline is None else now + _SENSITIVITY_SHARE * (deadline - now)
+        """Find out what is known before the first trial; return what the knapsack sampler is told of it.
+
+        None for the other samplers, which learn all from trials.
+        """
+        assert baseline.accuracy is not None and self.plan is not None
+        pipeline, limits, knapsack = self.pipeline, self.constraints, self.config.sampler == "knapsack"
+        sensitivities = SensitivityPass(
+            pipeline.base, pipeline.inventory, pipeline.scores, self.task, space,
+            quantization=self.config.quantization, oneshot=pipeline.oneshot, inputs=pipeline.validation_inputs(SAMPLES),
+        )  # fmt: skip
         with pipeline.ledger.spend("profile"):
-            given = (pipeline.base, pipeline.inventory, pipeline.scores, self.task, space)
-            made = SensitivityPass(*given, quantization=self.config.quantization)
-            found = made.run(until, self.observer.progress)
-            if found is None:
-                self.observer.warn(
-                    "No choice moves the model's outputs, or they are not finite: the search begins without knowing "
-                    "what each choice costs in accuracy."
-                )
+            if knapsack:
+                self.observer.stage("Measuring what choices cost in accuracy")
+                found = sensitivities.run(self.plan.sensitivity_until, self.observer.progress)
+                self._losses = found.losses or None
+                if found.note is not None:
+                    self.observer.warn(
+                        f"The search begins without knowing what choices cost in accuracy: {found.note}."
+                    )
             predictor, layout = self.predictor, pipeline.graphs.layout
             if limits.latency is None and limits.size_bytes is not None:
                 ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
@@ -261,12 +276,24 @@ class SearchSession:
             else:
                 ratio = macs_ratio(layout)
             costs = fitted_costs(space, ratio, self.config.seed)
+        self._knowns = Knowns(costs, ratio, self._losses or {}, sensitivities.int8)
+        if not knapsack:
+            return None
         error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
-        self._losses = None if found is None else found.losses
         losses: Any = self._losses
         predict: Any = lambda choices: ratio(space.policy(choices))  # noqa: E731 - of the space's own choices alone
         # Not told how good the baseline is: it is tried, so that there is a result to deploy where nothing pays.
         return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3), predict=predict)
+
+    def _try_first(self, space: SearchSpace, baseline: TrialRecord, until: float) -> None:
+        """Run the trials that come before the sampler's."""
+        self.observer.stage("Trying what a good engineer tries first")
+        trials = self.config.n_trials
+
+        def attempt(choices: Choices) -> TrialRecord | None:
+            return self.loop.attempt(choices, until) if len(self.loop.records) < trials else None
+
+        FirstCandidates(attempt, space, self.constraints, baseline, self._knowns).run()
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""
@@ -318,7 +345,7 @@ class SearchSession:
             self.pipeline.reopen_baseline(record, read_artifact(self.run.baseline))
             return record
         try:
-            return self.pipeline.open_baseline()
+            return self.pipeline.open_baseline(self.observer.warn)
         except EngineError as error:
             raise type(error)(f"The uncompressed model cannot be measured on {self.config.engine}: {error}") from error
 
@@ -336,17 +363,25 @@ class SearchSession:
             **{f"quantization.{k}": v for k, v in config.quantization.model_dump(exclude_defaults=True).items()},
         }
 
-    def _block_order(self) -> list[str]:
+    def _block_order(self, space: SearchSpace) -> list[str]:
         """Return removable blocks, the one whose removal changes the outputs least first."""
-        pipeline = self.pipeline
-        inputs = torch.cat(list(self.task.calibration(256)))[:512]
-        with torch.no_grad():
-            expected = pipeline.base(inputs)
-        losses = {}
-        for name in pipeline.inventory.blocks:
-            model = pipeline.compress(CompressionPolicy(removed_blocks=(name,)), Ledger())
-            with torch.no_grad():
-                losses[name] = float(distillation_loss(model(inputs), expected, 1.0))
+        blocks = [name for name in self.pipeline.inventory.blocks if f"block/{name}" in space.parameters]
+        if self._losses is not None:
+            known = self._losses
+            return sorted(blocks, key=lambda name: known[f"block/{name}"]["remove"])
+        assert self.plan is not None
+        pipeline, losses = self.pipeline, dict.fromkeys(blocks, math.inf)
+        until = time.monotonic() + self.plan.sensitivity
+        inputs = pipeline.validation_inputs(SAMPLES)
+        if blocks:
+            self.observer.stage("Ordering the blocks")
+        with pipeline.ledger.spend("profile"), torch.no_grad():
+            reference = pipeline.base(inputs)
+            for name in blocks:
+                if time.monotonic() >= until:
+                    break
+                model = pipeline.compress(CompressionPolicy(removed_blocks=(name,)), Ledger())
+                losses[name] = float(self.task.divergence(model(inputs), reference))
         return sorted(losses, key=losses.__getitem__)
 
     def _finished(self, record: TrialRecord) -> None:

@@ -345,6 +345,12 @@ class SearchSpace:
         made = {name: LayerPolicy(**values) for name, values in layers.items()}
         return CompressionPolicy(self.dense_dtype, pruning, made, removed)
 
+    @property
+    def int8_layers(self) -> tuple[str, ...]:
+        """Names of the layers to which int8 is offered."""
+        found = ((name.partition("/"), offered) for name, offered in self.every.items())
+        return tuple(layer for (kind, _, layer), offered in found if kind == "dtype" and "int8" in offered)
+
     def within(self, parameter: str, block: str) -> bool:
         """Return whether a parameter's layer goes when a block is removed."""
         return parameter.partition("/")[2] in self._inventory.blocks[block].layers

@@ -15,14 +15,16 @@ from typing import Any
 
 import optuna
 
-from autocompress.errors import ConfigError, UnavailableError
+from autocompress.errors import AutoCompressError, ConfigError, UnavailableError
 from autocompress.latency.predictor import LatencyPredictor, Prediction
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.search.first_sight import behind
+from autocompress.search.fitting import Fitting
 from autocompress.search.knapsack import COST_ATTRIBUTE
-from autocompress.search.pareto import Constraints, best_record
+from autocompress.search.pareto import DEFAULT_DROP, Constraints, best_record
+from autocompress.search.refusals import Refusals
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
 from autocompress.search.space import Choice, SearchSpace
@@ -30,10 +32,14 @@ from autocompress.tasks.validation import Glance
 
 # What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
 _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
+# What a trial notes that was not proposed by the sampler, and runs whatever is predicted of it; one that was refused.
+_FIRST, _REFUSED = "first", "refused"
+# Of the latency limit: a network this far inside it that is not accurate enough is followed by a milder one.
+_FAR_INSIDE, _AIM = 0.07, 0.97
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 # What these first trials tell is worth more to a sampler than the time that asking ahead saves.
-_FIRST = 3
+_FIRST_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class TrialLoop:
         seed: Of what is decided at random between proposal and trial.
         finalists: Candidates that are fine-tuned in the end; what cannot become one is not built. 0 builds all.
         ahead: Whether the next network is asked for, and made, while one is being built.
+        cost: Predicts what a network costs in shares of the uncompressed one, where no predictor knows better; None
+            leaves out what needs it: milder networks after ones that went too far.
+        said: Called with what the user should know.
     """
 
     def __init__(
@@ -82,7 +91,14 @@ class TrialLoop:
         seed: int = 0,
         finalists: int = 0,
         ahead: bool = True,
+        cost: Callable[[CompressionPolicy], float] | None = None,
+        said: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._cost, self._said = cost, said
+        self._refusals = Refusals(space.everywhere())
+        # Milder networks that were asked for by now.
+        self._milder: set[CompressionPolicy] = set()
+        self._longest = 0.0
         self.pipeline = pipeline
         self.space = space
         self.study = study
@@ -134,6 +150,36 @@ class TrialLoop:
         """Return what a trial chose; None for one that the study does not have."""
         return self._choices.get(number)
 
+    def attempt(self, choices: dict[str, Choice], deadline: float = float("inf")) -> TrialRecord | None:
+        """Run one trial with these choices, before the sampler's own; a network that is known is not run again.
+
+        Args:
+            choices: One of every parameter.
+            deadline: `time.monotonic()` by which it must have ended.
+
+        Returns:
+            Its record; None where it failed, or there is no time for it.
+
+        Raises:
+            ConfigError, UnavailableError: See `run`.
+        """
+        policy = self.space.policy(choices)
+        known = self._by_policy.get(policy)
+        if known is None:
+            if time.monotonic() + self._longest > deadline:
+                return None
+            self.study.enqueue_trial(choices, user_attrs={_FIRST: True})
+            self._timed(another=False)
+            known = self._by_policy.get(policy)
+        return known if known is not None and known.state == "complete" else None
+
+    def _timed(self, *, another: bool) -> bool:
+        """Run one trial; note what it took, which the next one may take, too."""
+        started = time.monotonic()
+        learned = self._one(another=another)
+        self._longest = max(0.7 * self._longest, time.monotonic() - started)
+        return learned
+
     def enqueue_seeds(self, block_order: list[str], *, queue: bool = True) -> None:
         """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit.
 
@@ -179,17 +225,15 @@ class TrialLoop:
             ConfigError: Results cannot be written, or the user's data cannot be read: no other trial would do better.
             UnavailableError: The engine or the device has gone.
         """
-        longest, repeated = 0.0, 0
+        repeated = 0
         try:
             while (done := len(self.records)) < n_trials and repeated < _REPEATS:
                 progress(done, n_trials)
                 started = time.monotonic()
-                if started + 0.5 * longest >= deadline:
+                if started + self._longest >= deadline:
                     break
-                another = _FIRST <= done + 1 < n_trials and started + 1.5 * longest < deadline
-                learned = self._one(another=another)
-                repeated = 0 if learned else repeated + 1
-                longest = max(longest, time.monotonic() - started)
+                another = _FIRST_TOLD <= done + 1 < n_trials and started + 2 * self._longest < deadline
+                repeated = 0 if self._timed(another=another) else repeated + 1
             self._give_back()
         except optuna.exceptions.StorageInternalError as error:
             reason = error.__cause__ or error
@@ -211,8 +255,12 @@ class TrialLoop:
         for name, offered in self.space.parameters.items():
             # What is drawn is one of the offered choices; Optuna's type says less.
             choices[name] = trial.suggest_categorical(name, offered)  # type: ignore[assignment]
+        allowed = self._refusals.allowed(choices)
+        if allowed != choices:
+            trial.set_user_attr(_PROPOSED, choices)
+            choices = allowed
         policy = self.space.policy(choices)
-        if self._sampler is None:
+        if self._sampler is None or trial.user_attrs.get(_FIRST):
             return _Asked(trial, choices, policy)
         drawn = self._sampler.drawn(trial.number)
         return _Asked(trial, choices, policy, not self._passes(trial, choices, drawn), drawn is not None)
@@ -244,7 +292,7 @@ class TrialLoop:
             # Not this candidate's fault; resuming fails the trial that is left running.
             raise
         except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
-            self._failed(trial, policy, error)
+            self._failed(trial, choices, policy, error, predicted)
             return True
         if record.state == "rejected":
             return self._rejected(trial, record, new=known is None)
@@ -261,6 +309,7 @@ class TrialLoop:
             self.records[number] = record
             self._by_policy[policy] = record
             self._choices[number] = choices
+            self._refusals.finished(choices)
             if self.screen is not None:
                 if record.measurement.source == MEASURED:
                     self.screen.observe(record)
@@ -268,7 +317,38 @@ class TrialLoop:
         self.study.tell(trial, values)
         if known is None:
             self._on_trial(record)
+            if not trial.user_attrs.get(_FIRST):
+                self._ask_milder(choices, record)
         return known is None
+
+    def _ask_milder(self, choices: dict[str, Choice], record: TrialRecord) -> None:
+        """Queue a milder network after one that is far inside the limit and not accurate enough.
+
+        The harshest choices are taken back until the limit is used, going by what this one took and the uncompressed
+        one does. Predictions that are trusted have seen to that before.
+        """
+        budget, base = self.constraints.budget, self.pipeline.baseline
+        assert base is not None
+        if budget is None or self._cost is None or (self.screen is not None and self.screen.trusted):
+            return
+        allowed = DEFAULT_DROP if self.constraints.max_drop is None else self.constraints.max_drop
+        cost = self.constraints.cost(record, self.screen.pace if self.screen else None)
+        far = cost < budget * (1 - _FAR_INSIDE) and (base.accuracy or 0.0) - (record.accuracy or 0.0) > allowed
+        here = self._cost(record.policy)
+        if not far or here >= 1 or record.policy in self._milder:
+            return
+
+        def expected(policy: CompressionPolicy) -> float:
+            assert self._cost is not None
+            return cost + (1 - cost) * (self._cost(policy) - here) / (1 - here)
+
+        blocks = self.screen.blocks if self.screen is not None else ()
+        fitting = Fitting(choices, self.space, expected, random.Random(record.number), blocks)
+        fitting.loosen(_AIM * budget)
+        milder = self.space.policy(fitting.choices)
+        if milder not in self._by_policy and milder not in self._milder:
+            self._milder.add(milder)
+            self.study.enqueue_trial(fitting.choices, user_attrs={_PROPOSED: choices})
 
     def _evaluated(
         self, trial: optuna.Trial, policy: CompressionPolicy, predicted: Prediction | None, *, another: bool
@@ -359,12 +439,30 @@ class TrialLoop:
             "mape": fmean(errors) if errors else None,
         }
 
-    def _failed(self, trial: optuna.Trial, policy: CompressionPolicy, error: Exception) -> None:
+    def _failed(
+        self, trial: optuna.Trial, choices: dict[str, Choice], policy: CompressionPolicy, error: Exception,
+        predicted: Prediction | None,
+    ) -> None:  # fmt: skip
+        """Note a failure. The study learns that such a network is worth nothing, so that a sampler turns away."""
         record = TrialRecord(
             number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}"
         )
         trial.set_user_attr("error", record.error)
         self.pipeline.run.append(record)
         self.records[trial.number] = record
-        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        refused = isinstance(error, AutoCompressError)
+        if refused:
+            ratio = 1.0 if predicted is None else predicted.ratio
+            for name in self.constraints.names:
+                trial.set_constraint(name, 1.0)
+            trial.set_user_attr(_REFUSED, True)
+            trial.set_user_attr(COST_ATTRIBUTE, ratio)
+            known = [r.accuracy for r in self.records.values() if r.accuracy is not None]
+            worst = min(known, default=0.0)
+            self.study.tell(trial, [worst] if len(self.study.directions) == 1 else [worst, ratio])
+        else:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         self._on_trial(record)
+        told = self._refusals.refused(choices, record.error or "") if refused else None
+        if told is not None:
+            self._said(told)

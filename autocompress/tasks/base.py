@@ -77,6 +77,10 @@ class Task(abc.ABC):
     def test(self, batch_size: int) -> Iterator[Batch]:
         """Yield the test data in order. Read once per run, after every choice has been made."""
 
+    def test_size(self) -> int | None:
+        """Return the number of test samples where that is known without reading them, else None."""
+        return None
+
     @abc.abstractmethod
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the quality of `outputs` ``(N, ...)`` for `targets` ``(N, ...)``, in [0, 1]; higher is better."""

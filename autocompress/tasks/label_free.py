@@ -69,6 +69,10 @@ class LabelFreeTask(Task):
         """See `Task.train_size`."""
         return self._task.train_size()
 
+    def test_size(self) -> int | None:
+        """See `Task.test_size`."""
+        return self._task.test_size()
+
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """Yield validation inputs with what the uncompressed model makes of them."""
         return self._answered(self._task.validation(batch_size))

@@ -127,6 +127,10 @@ class SplitTask(Task):
         """Yield the test data in order. Read once per run, after every choice has been made."""
         return self._test.batches(torch.arange(len(self._test)), batch_size)
 
+    def test_size(self) -> int | None:
+        """Return the number of test samples."""
+        return len(self._test)
+
     def fingerprint(self) -> Mapping[str, str | int | float]:
         """Return what identifies model, weights, data and split."""
         return {

@@ -13,7 +13,7 @@ from autocompress import api, pipeline
 from autocompress.deploy import summary
 from autocompress.search.knapsack import COST_ATTRIBUTE
 from autocompress.search.observer import Observer
-from autocompress.search.sensitivity import SensitivityPass
+from autocompress.search.sensitivity import Sensitivity, SensitivityPass
 from autocompress.tasks import Task
 from tests.search import tiny
 
@@ -63,6 +63,7 @@ def test_a_model_that_says_nothing_is_searched_all_the_same(
         def warn(self, text: str) -> None:
             told.append(text)
 
-    monkeypatch.setattr(SensitivityPass, "run", lambda *_, **__: None)
+    nothing = Sensitivity({}, 0, 0, 64, 0.0, "no choice moves the model's outputs")
+    monkeypatch.setattr(SensitivityPass, "run", lambda *_, **__: nothing)
     run = autocompress.search(task, out=tmp_path / "run", observer=Listener(), **{**OPTIONS, "n_trials": 3})
-    assert len(run.records) == 3 and any("without knowing what each choice costs" in text for text in told)
+    assert len(run.records) == 3 and any("is not known: no choice moves" in text for text in told)

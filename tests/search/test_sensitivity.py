@@ -16,8 +16,9 @@ from autocompress.compress import rewrite
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot
-from autocompress.recovery.distillation import distillation_loss
-from autocompress.search.sensitivity import SAMPLES, Sensitivity, SensitivityPass, completed
+from autocompress.search.int8_sensitivity import Int8Sensitivity
+from autocompress.search.loss_curve import completed
+from autocompress.search.sensitivity import SAMPLES, Sensitivity, SensitivityPass
 from autocompress.search.space import SearchSpace, load_space
 from autocompress.tasks import Task
 from tests.search import tiny
@@ -43,7 +44,7 @@ def begun(task: Task, space: str = "default") -> SensitivityPass:
 
 def run(made: SensitivityPass, **options: Any) -> Sensitivity:
     found = made.run(**options)
-    assert found is not None
+    assert found.note is None
     return found
 
 
@@ -74,7 +75,7 @@ def test_what_every_change_does_alike_is_no_loss_of_a_choice(task: Task) -> None
     inputs = next(iter(task.calibration(SAMPLES)))
     recalibrated = OneShot(base, inventory, {}, task.example_inputs(2), [inputs]).recalibrated()
     with torch.no_grad():
-        alike = float(distillation_loss(recalibrated(inputs), base(inputs), 1.0))
+        alike = float(task.divergence(recalibrated(inputs), base(inputs)))
     mild = min(loss for name, row in found.losses.items() if name.startswith("prune") for loss in row.values() if loss)
     assert alike > 0.01
     assert mild < 0.2 * alike
@@ -106,18 +107,63 @@ def test_a_second_pass_measures_nothing_and_an_interrupted_one_goes_on(
     assert again.losses == whole.losses and again.measured == whole.measured
 
 
-def test_without_time_the_strongest_choices_come_first_and_the_others_follow_from_them(
+class Clock:
+    """A second for every network that is measured, and nothing for anything else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.asked: list[CompressionPolicy] = []
+        monkeypatch.setattr("autocompress.search.sensitivity.time.monotonic", lambda: self.now)
+        loss, alone = SensitivityPass._loss, Int8Sensitivity.alone
+
+        def measured(sensing: SensitivityPass, policy: CompressionPolicy, expected: torch.Tensor) -> float:
+            self.now += 1.0
+            self.asked.append(policy)
+            return loss(sensing, policy, expected)
+
+        def single(int8: Int8Sensitivity, layer: str) -> float:
+            self.now += 1.0
+            return alone(int8, layer)
+
+        monkeypatch.setattr(SensitivityPass, "_loss", measured)
+        monkeypatch.setattr(Int8Sensitivity, "alone", single)
+
+
+def test_without_time_whole_networks_come_first_then_mild_choices_far_apart(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(10_000))
-    monkeypatch.setattr("autocompress.search.sensitivity.time.monotonic", lambda: float(next(clock)))
+    clock = Clock(monkeypatch)
     made = begun(task)
-    found = run(made, deadline=30.0)
-    assert 3 <= found.measured < found.choices
-    assert made.path.read_text().count("\n") == found.measured
-    first = json.loads(made.path.read_text().splitlines()[0])
-    assert first["choice"] == made._space.parameters[first["parameter"]][-1]
-    assert all(math.isfinite(loss) for row in found.losses.values() for loss in row.values())
+    found = run(made, deadline=10.0)
+    assert clock.now <= 10.0
+    offered = made._space.parameters
+    prunes = {name.partition("/")[2]: choices for name, choices in offered.items() if name.startswith("prune/")}
+    # All groups together, each as mildly as it goes, right after the first single choice.
+    assert dict(clock.asked[1].pruning) == {name: choices[1] for name, choices in prunes.items()}
+    mild = [dict(policy.pruning) for policy in clock.asked[2:] if len(policy.pruning) == 1]
+    assert mild and all(choice == prunes[group][1] for one in mild[: len(prunes)] for group, choice in one.items())
+    assert 0 < found.measured < found.choices
+    assert made.cache.path.read_text().count("\n") == found.measured
+    # Unknown is not free: every choice that does something loses something.
+    for name, row in found.losses.items():
+        assert all(0 < loss < math.inf for choice, loss in row.items() if choice != offered[name][0])
+
+
+def test_int8_of_every_layer_is_told_by_one_network(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    found = run(begun(task, "quantize-only"), deadline=0.5)
+    assert found.measured <= 1 and not clock.asked
+    whole = run(begun(task, "quantize-only"))
+    for name, row in found.losses.items():
+        assert row["int8"] > 0
+        # Of a factor that orders layers.
+        assert 0.02 < row["int8"] / max(whole.losses[name]["int8"], 1e-12) < 50
+
+
+def test_what_there_was_no_time_for_is_no_verdict(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    found = begun(task, "prune-only").run(deadline=-1.0)
+    assert found.note is not None and "no time" in found.note and not found.losses
 
 
 def test_outputs_that_say_nothing_are_told(task: Task) -> None:
@@ -125,7 +171,8 @@ def test_outputs_that_say_nothing_are_told(task: Task) -> None:
     with torch.no_grad():
         for parameter in made._base.parameters():
             parameter.fill_(math.nan)
-    assert made.run() is None
+    note = made.run().note
+    assert note is not None and "not finite" in note
 
 
 def test_a_choice_that_ruins_the_outputs_loses_most(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,5 +218,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, shown.stdout.splitlines())) <= 80
     words = ["sensitivity", "--task", "tiny_task:make", "--space", "prune-only", "--json"]
     data = json.loads(CliRunner().invoke(main, words).stdout)
-    assert data["unit"] == "nats" and data["measured"] == data["choices"]
+    assert data["unit"] == "KL divergence of class scores" and data["measured"] == data["choices"]
     assert data["losses"]["prune/0"][0] == {"choice": 0.0, "loss": 0.0}

@@ -1,0 +1,191 @@
+"""What a good engineer tries first: int8, without the layers it harms, then the mildest network inside the limit.
+
+These trials come before the sampler's, which learns from them. They give, after two or three networks, a result that
+one call of a quantization tool does not beat, and approach the limit from the safe side: what is far inside it has been
+compressed more than it had to be. Owns the order; `TrialLoop` runs the trials, `ChoicePath` knows the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from autocompress.policy import CompressionPolicy
+from autocompress.results import TrialRecord
+from autocompress.search.choice_path import ChoicePath, Choices
+from autocompress.search.int8_sensitivity import Int8Sensitivity, harmful
+from autocompress.search.pareto import DEFAULT_DROP, Constraints
+from autocompress.search.problem import Costs
+from autocompress.search.space import Choice, SearchSpace
+
+# Share of the allowed drop that int8 may take before layers are left out, and that it is to take then: what follows
+# takes some, too, and validation data are not test data.
+_ENOUGH, _AIM = 0.7, 0.5
+# Networks with harmful layers left out, by how much less is left of what int8 does each time.
+_LEFT_OUT, _LESS = 2, 3.0
+# Where int8 as a whole could not be built: its share of the divergence that is to be left.
+_REFUSED = 0.25
+# Networks that approach the limit on one path, how far below it they aim and may come out, as shares of the limit.
+_APPROACH, _BELOW, _NEAR = 3, 0.02, 0.06
+# Networks half-way back where the one at the limit is not accurate enough, or further on where there is no limit.
+_HALFWAY = 2
+# Of the start's cost, where there is no limit to aim at.
+_FIRST_CUT = 0.75
+# Channels and blocks, or ranks: both in one layer ruin each other.
+_PATHS = (frozenset({"prune", "block", "sparsity"}), frozenset({"rank", "sparsity"}))
+
+
+@dataclass(frozen=True)
+class Knowns:
+    """What is known before the first trial.
+
+    Attributes:
+        costs: Of each choice, predicted, in shares of the uncompressed network's.
+        cost: Predicts the cost of a whole network.
+        losses: Of single choices, as far as they are known.
+        int8: Returns the network with every layer in int8, and each layer's part of what that does; None where that
+            cannot be made.
+    """
+
+    costs: Costs
+    cost: Callable[[CompressionPolicy], float]
+    losses: Mapping[str, Mapping[Choice, float]]
+    int8: Callable[[], tuple[Int8Sensitivity, Mapping[str, float]] | None] = lambda: None
+
+
+class FirstCandidates:
+    """Run the first trials of a search.
+
+    Args:
+        attempt: Runs a trial with these choices and returns its record; None where it failed or time is up.
+        space: What may be chosen.
+        constraints: Limits.
+        baseline: The uncompressed model.
+        knowns: What is known of choices.
+    """
+
+    def __init__(
+        self, attempt: Callable[[Choices], TrialRecord | None], space: SearchSpace, constraints: Constraints,
+        baseline: TrialRecord, knowns: Knowns,
+    ) -> None:  # fmt: skip
+        self._attempt, self._space, self._constraints, self._knowns = attempt, space, constraints, knowns
+        self._allowed = DEFAULT_DROP if constraints.max_drop is None else constraints.max_drop
+        self._whole = baseline.accuracy or 0.0
+        # The mildest and the fastest that is known to be accurate enough.
+        self._safe: tuple[Choices, float] = (space.everywhere(), 1.0)
+
+    def run(self) -> None:
+        """Run them; as many as `attempt` has time for."""
+        self._int8()
+        budget = self._constraints.budget
+        paths = [p for kinds in _PATHS if len(p := self._path(kinds))]
+        if budget is None:
+            for path in paths[:1] if self._constraints.max_drop is not None else ():
+                self._further(path)
+            return
+        if self._safe[1] <= budget:
+            return
+        # The one that is expected to lose least at the limit comes first; the other where that was not enough.
+        paths.sort(key=lambda path: (path.expected(len(path)) > budget, path.loss(path.steps_to(budget))))
+        for path in paths:
+            if self._approach(path, budget):
+                return
+
+    # -- int8 ---------------------------------------------------------------------------------------------------------
+
+    def _int8(self) -> None:
+        """Try int8 everywhere, then without the layers that it harms most, until the drop is small enough."""
+        if not self._space.int8_layers:
+            return
+        everywhere = self._space.everywhere(dtype="int8")
+        record = self._tried(everywhere)
+        drop = None if record is None else self._whole - (record.accuracy or 0.0)
+        if (drop is not None and drop <= _ENOUGH * self._allowed) or "dtype/*" in everywhere:
+            return
+        known = self._knowns.int8()
+        if known is None:
+            return
+        found, parts = known
+        share = _REFUSED if drop is None else min(_AIM * self._allowed / drop, 1 / _LESS)
+        target = share * found.together()
+        for _ in range(_LEFT_OUT):
+            left_out = harmful(found, parts, target)
+            choices: Choices = {**everywhere, **{f"dtype/{layer}": "dense" for layer in left_out}}
+            record = self._tried({name: choices[name] for name in everywhere})
+            if record is not None and self._accurate(record):
+                return
+            target /= _LESS
+
+    # -- the limit ----------------------------------------------------------------------------------------------------
+
+    def _path(self, kinds: Collection[str]) -> ChoicePath:
+        knowns = self._knowns
+        path = ChoicePath(self._space, self._safe[0], kinds, costs=knowns.costs, losses=knowns.losses, cost=knowns.cost)
+        path.measured(0, self._safe[1])
+        return path
+
+    def _approach(self, path: ChoicePath, budget: float) -> bool:
+        """Try networks of a path until one is just inside the limit, then half-way back; return whether one is good."""
+        tried: dict[int, TrialRecord | None] = {}
+        inside: int | None = None
+        for _ in range(_APPROACH):
+            steps = path.steps_to(budget * (1 - _BELOW))
+            if steps in tried:
+                break
+            record = tried[steps] = self._tried(path.at(steps))
+            if record is None:
+                break
+            cost = self._constraints.cost(record)
+            path.measured(steps, cost)
+            if cost <= budget:
+                inside = steps if inside is None else min(inside, steps)
+                if cost >= budget * (1 - _NEAR):
+                    break
+        if inside is None:
+            return False
+        best = tried[inside]
+        if best is not None and self._accurate(best):
+            return True
+        self._halfway(path, 0, inside, tried)
+        return False
+
+    def _further(self, path: ChoicePath) -> None:
+        """Try harsher networks while they are accurate enough, and milder ones where they are not."""
+        start = self._safe[1]
+        tried: dict[int, TrialRecord | None] = {}
+        steps = path.steps_to(_FIRST_CUT * start)
+        record = tried[steps] = self._tried(path.at(steps))
+        if record is None:
+            return
+        path.measured(steps, self._constraints.cost(record))
+        if self._accurate(record):
+            self._halfway(path, steps, len(path), tried)
+        else:
+            self._halfway(path, 0, steps, tried)
+
+    def _halfway(self, path: ChoicePath, mild: int, harsh: int, tried: dict[int, TrialRecord | None]) -> None:
+        """Look for the harshest network between two places that is accurate enough."""
+        for _ in range(_HALFWAY):
+            steps = path.between(mild, harsh)
+            if steps in (mild, harsh) or steps in tried:
+                return
+            record = tried[steps] = self._tried(path.at(steps))
+            if record is None:
+                return
+            path.measured(steps, self._constraints.cost(record))
+            mild, harsh = (steps, harsh) if self._accurate(record) else (mild, steps)
+
+    # -- trials -------------------------------------------------------------------------------------------------------
+
+    def _accurate(self, record: TrialRecord) -> bool:
+        return self._whole - (record.accuracy or 0.0) <= self._allowed
+
+    def _tried(self, choices: Choices) -> TrialRecord | None:
+        """Run a trial; what is accurate enough and faster than what was known is where paths begin."""
+        record = self._attempt(choices)
+        if record is None or record.measurement is None or record.accuracy is None:
+            return None
+        cost = self._constraints.cost(record)
+        if self._accurate(record) and cost < self._safe[1]:
+            self._safe = choices, cost
+        return record
