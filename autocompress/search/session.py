@@ -364,20 +364,20 @@ class SearchSession:
         held = TrialRecord.from_dict(read_json(stored)) if stored.exists() else None
         known = [r for r in self.run.records().values() if r.artifact is not None]
         best = best_record([*([held] if held else []), *known], self.constraints, baseline)
-        if best is not None and best is not held and best.artifact is not None:
+        if best is not held and best.artifact is not None:
             replace_folder(self.run.path / best.artifact, self.run.best)
         return best
 
     def _improve(self, record: TrialRecord) -> None:
         """Put what is best, now that this record is known, in ``best/``."""
         assert self.pipeline.baseline is not None and record.artifact is not None
-        held = [] if self._best is None else [self._best]
+        held = [] if self._best is None or self._best.stage == "baseline" else [self._best]
         contenders = [record, *held] if held and held[0].number == record.number else [*held, record]
         # All of them: what is as good as the most accurate depends on which one that is.
         numbers = {r.number for r in contenders}
         contenders += [r for r in self.run.records().values() if r.artifact is not None and r.number not in numbers]
         best = best_record(contenders, self.constraints, self.pipeline.baseline)
-        if best is not None and best is not self._best and best.artifact is not None:
+        if best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)
 

@@ -22,9 +22,10 @@ from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.search.first_sight import behind
 from autocompress.search.knapsack import COST_ATTRIBUTE
-from autocompress.search.pareto import Constraints, best_record
+from autocompress.search.pareto import Constraints
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
+from autocompress.search.selection import most_accurate
 from autocompress.search.space import Choice, SearchSpace
 from autocompress.tasks.validation import Glance
 
@@ -112,7 +113,7 @@ class TrialLoop:
         records = list(self.records.values())
         if self.screen is not None:
             records = self.constraints.steady(records, self.screen.pace) or records
-        best = best_record(records, self.constraints, self.pipeline.baseline)
+        best = most_accurate(records, self.constraints)
         if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
             return None
         return self._choices[best.number], best
