@@ -83,8 +83,9 @@ def search(
 
 
 def _print_run(directory: Any) -> None:
+    from autocompress.report.result_panel import result_panel
     from autocompress.report.run_view import read_run
-    from autocompress.report.tables import front_table, result_panel
+    from autocompress.report.tables import front_table
 
     view = read_run(directory)
     out.print(front_table(view, out.width))

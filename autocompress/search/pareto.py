@@ -40,10 +40,10 @@ def constraints_of(run: RunDirectory) -> Constraints | None:
 def finished_records(run: RunDirectory) -> list[TrialRecord]:
     """Return the latest record of every trial, and what ``best/`` holds where later training made a worse one of it."""
     records = [record for _, record in sorted(run.records().items())]
-    stored = run.best / "record.json"
-    if not stored.exists():
+    try:
+        best = TrialRecord.from_dict(read_json(run.best / "record.json"))
+    except ConfigError:  # there is none yet
         return records
-    best = TrialRecord.from_dict(read_json(stored))
     # Of a network measured again the latest measurement counts.
     known = any((r.number, r.stage, r.accuracy) == (best.number, best.stage, best.accuracy) for r in records)
     if best.stage == "baseline" or known:

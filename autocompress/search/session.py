@@ -270,7 +270,8 @@ class SearchSession:
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""
-        choices = None if self._best is None else self.loop.choices_of(self._best.number)
+        best = self._best
+        choices = None if best is None or best.stage == "baseline" else self.loop.choices_of(best.number)
         if choices is None:
             return []
         predictor, latency = self.predictor, None
@@ -278,7 +279,11 @@ class SearchSession:
             ratio, whole = _predicted(predictor), baseline.latency_ms
             latency = lambda policy: ratio(policy) * whole  # noqa: E731 - typed by what takes it
         with self.pipeline.ledger.spend("profile"):
-            return explain(choices, space, latency, self._losses)
+            try:
+                layout = self.pipeline.graphs.layout
+            except ExportError:
+                layout = None
+            return explain(choices, space, latency, self._losses, layout)
 
     def _settled(self, baseline: TrialRecord) -> bool:
         """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""

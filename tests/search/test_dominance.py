@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_ties_do_not_chain() -> None:
     assert front[0].number == 29 and len(front) > 5
     # The most accurate one is there, or something faster that is as good as it.
     assert not measurably_better(records[0], front[-1])
-    for fast, slow in zip(front, front[1:], strict=False):
+    for fast, slow in pairwise(front):
         assert measurably_better(slow, fast)
 
 
