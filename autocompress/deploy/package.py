@@ -166,7 +166,9 @@ def _must_meet_limits(run: RunDirectory, source: Path) -> None:
     missed = missed_limits(figures, limits_of(constraints, record.measurement.baseline_ms), record)
     if not missed:
         return
-    said = say_missed(missed, Metric(summary.get("metric") or "accuracy"), "test" if tested else "validation")
+    named = TrialRecord.from_dict(read_json(run.baseline / "record.json")).metric
+    metric = Metric(summary.get("metric") or named or "accuracy")
+    said = say_missed(missed, metric, "test" if tested else "validation")
     name = "The uncompressed model" if trial_number(record) is None else f"Trial {record.number}"
     others = [r for r in run_front(run) if (r.number, r.stage) != (record.number, record.stage)]
     meeting = [

@@ -204,7 +204,7 @@ def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
         "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
         "latency_source": measured.source,
         "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
-        "feasible": not missed and best.stage != "baseline" and measured.source != PREDICTED,
+        "feasible": not missed and measured.source != PREDICTED,
         "verified": measured.source == MEASURED,
         "path": str(read_artifact(run.best).path),
     }

@@ -41,6 +41,8 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
         grid.add_row("prediction", said)
     grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
     grid.add_row("next", Text(_next(summary), overflow="fold"))
+    if feasible and uncompressed:
+        grid.add_row("result", "the uncompressed model: no candidate is worth more")
     if feasible:
         title = "result: limits met, verified" if best.get("verified") else "result: limits met"
         return Panel(grid, title=title, border_style="green", expand=False)

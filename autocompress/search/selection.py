@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autocompress.policy import CompressionPolicy
-from autocompress.results import EQUAL, TrialRecord
+from autocompress.results import TrialRecord
 from autocompress.search.constraints import DEFAULT_DROP, LOSSLESS_DROP, ROUNDING, Constraints
 from autocompress.search.dominance import pareto_front
 from autocompress.search.pace import Pace
@@ -57,7 +57,8 @@ def offer(records: Iterable[TrialRecord], constraints: Constraints, baseline: Tr
        more; without an allowed drop, anything short of ruin).
     5. Else the uncompressed network.
 
-    What is offered is never slower than the baseline (by more than `EQUAL`) and never ruined (`Constraints.ruin`).
+    What is offered is not measurably slower than the baseline (`Measurement.verdict`) and never ruined
+    (`Constraints.ruin`).
     Rules 2 to 4 count compressed networks alone; an uncompressed trial is what the user had.
     """
     front = _trials_on_front(records, constraints)
@@ -75,7 +76,7 @@ def offer(records: Iterable[TrialRecord], constraints: Constraints, baseline: Tr
 
 
 def _choose(front: Sequence[TrialRecord], constraints: Constraints, baseline: TrialRecord) -> tuple[TrialRecord, str]:
-    sound = [r for r in front if not constraints.ruined(r) and _ratio(r) <= 1 + EQUAL]
+    sound = [r for r in front if not constraints.ruined(r) and r.measurement and r.measurement.verdict != "slower"]
     inside = [r for r in sound if constraints.within_budget(r)]
     near = [r for r in sound if constraints.within_drop(r)]
     if not constraints.bounded:
