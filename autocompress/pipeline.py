@@ -35,6 +35,7 @@ from autocompress.latency.forecast import Forecast
 from autocompress.latency.measure import Protocol
 from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
+from autocompress.metric import metric_name
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.roundings import Roundings, simulated
@@ -197,6 +198,7 @@ class Pipeline:
             size_bytes=file.size_bytes, macs=self.inventory.macs,
             params=sum(p.numel() for p in self.original.parameters()),
             seconds=dict(ledger.seconds), artifact="baseline", samples=len(self.data.targets),
+            metric=metric_name(self.task),
         )  # fmt: skip
         self._baseline_file = file
         write_artifact(folder, self.baseline, file, self.engine_version)

@@ -150,6 +150,7 @@ class TrialRecord:
         predicted_ratio: What `measurement.ratio` was predicted to be before it was measured; None where it was not.
         layer_ms: What each layer takes of the latency, going by the engine's profiler; empty where that was not asked.
         samples: Validation samples that `accuracy` is of; None where that was not kept.
+        metric: What the task calls `accuracy`, as ``"cosine"``; None except in the baseline's record.
     """
 
     number: int
@@ -167,6 +168,7 @@ class TrialRecord:
     predicted_ratio: float | None = None
     layer_ms: Mapping[str, float] = field(default_factory=dict)
     samples: int | None = None
+    metric: str | None = None
 
     @property
     def latency_ms(self) -> float | None:

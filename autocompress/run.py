@@ -58,7 +58,7 @@ class Run:
 
     @property
     def best(self) -> TrialRecord:
-        """The result offered.
+        """The result offered; its stage is ``"baseline"`` where no candidate was worth more than the model itself.
 
         Raises:
             ConfigError: No trial has finished yet.
@@ -74,7 +74,7 @@ class Run:
         """
         import pandas as pd
 
-        from autocompress.search.pareto import pareto_front
+        from autocompress.search.pareto import run_front
 
         rows = [
             {
@@ -82,7 +82,7 @@ class Run:
                 "latency_ratio": r.measurement.ratio if r.measurement else None, "size_bytes": r.size_bytes,
                 "macs": r.macs, "params": r.params, "policy": r.policy,
             }
-            for r in pareto_front(self.records)
+            for r in run_front(self.directory)
         ]  # fmt: skip
         columns = (
             "trial", "stage", "accuracy", "latency_ms", "latency_ratio", "size_bytes", "macs", "params", "policy",
@@ -96,14 +96,19 @@ class Run:
 
         return load_study(self.directory)
 
-    def deploy(self, to: Path | str, trial: int | None = None) -> Manifest:
+    def deploy(self, to: Path | str, trial: int | None = None, *, force: bool = False) -> Manifest:
         """Package the best result, or one trial, into `to`; see `autocompress.deploy.package.deploy`.
 
+        Args:
+            to: A directory that does not exist or is empty.
+            trial: Its number; None takes the best.
+            force: Deploy what missed a limit of the run all the same.
+
         Raises:
-            ConfigError: Nothing to deploy, or `to` holds something.
+            ConfigError: Nothing to deploy, it misses a limit, or `to` holds something.
             VerificationError: The copy is not what was measured, or is slower than the baseline.
         """
-        return deploy(self.directory, Path(to), trial, device=device_fingerprint())
+        return deploy(self.directory, Path(to), trial, device=device_fingerprint(), force=force)
 
     def load_model(self, trial: int | None = None) -> nn.Module:
         """Return the compressed `nn.Module` of the best result or of one trial, rebuilt from policy and weights.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import autocompress
 from autocompress import api, pipeline
 from autocompress.api import settings
 from autocompress.deploy import summary
-from autocompress.errors import ConfigError, NoFeasibleTrialError, StudyMismatchError, VerificationError
+from autocompress.errors import ConfigError, StudyMismatchError, VerificationError
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
@@ -180,12 +181,21 @@ def test_nothing_could_be_measured(task: Task, tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(pipeline.Pipeline, "evaluate", fails)
-    with pytest.raises(NoFeasibleTrialError, match=r"\(2 failed\).*RuntimeError: a bug") as caught:
-        api.search(task, out=tmp_path / "run", **OPTIONS)
-    assert str(tmp_path / "run") in str(caught.value)
-    assert [r.state for r in autocompress.open_run(tmp_path / "run").records] == ["failed"] * 2
-    with pytest.raises(ConfigError):
-        _ = autocompress.open_run(tmp_path / "run").best
+    run = api.search(task, out=tmp_path / "run", **OPTIONS)
+    assert [r.state for r in run.records] == ["failed"] * 2 and len(run.front) == 0
+    # What there was before is offered, and it is said that it is no more than that.
+    best = run.summary["best"]
+    assert run.best.stage == "baseline" and (best["trial"], best["stage"], best["feasible"]) == (
+        None,
+        "baseline",
+        False,
+    )
+    assert best["accuracy_drop_pp"] == 0 and run.summary["reason"] == "uncompressed"
+    said = summary.shortfall(run.summary)
+    assert re.search(r"\(2 failed\).*RuntimeError: a bug.*holds the uncompressed model, which is what you had", said)
+    assert str(tmp_path / "run") in said and "uncompressed model" in (run.path / "report.html").read_text()
+    model, inputs = run.load_model(), task.example_inputs(2)
+    assert torch.allclose(model(inputs), task.model()(inputs), atol=1e-4)
 
 
 def test_options_and_sets_lie_over_the_file(tmp_path: Path) -> None:

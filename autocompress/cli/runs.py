@@ -83,8 +83,9 @@ def search(
 
 
 def _print_run(directory: Any) -> None:
+    from autocompress.report.result_panel import result_panel
     from autocompress.report.run_view import read_run
-    from autocompress.report.tables import front_table, result_panel
+    from autocompress.report.tables import front_table
 
     view = read_run(directory)
     out.print(front_table(view, out.width))
@@ -117,13 +118,16 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--trial", type=int, help="A trial of the front; the best result by default.")
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New directory.")
+@click.option("--force", is_flag=True, help="Deploy it though it missed a limit of its run.")
 @click.option(
     "--triton", type=click.Path(path_type=Path), metavar="DIR", help="Also write it into this Triton model repository."
 )
 @click.option("--triton-name", default="model", show_default=True, metavar="NAME", help="Of the model in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 @plain_errors
-def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, triton_name: str, as_json: bool) -> None:
+def deploy(
+    run: Path, trial: int | None, to: Path, *, force: bool, triton: Path | None, triton_name: str, as_json: bool
+) -> None:
     """Package the measured engine of RUN, verified again in a fresh process.
 
     DIR/run.py loads the engine and answers a request without autocompress. --triton serves it with NVIDIA Triton.
@@ -134,7 +138,7 @@ def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, trito
     from autocompress.run_directory import RunDirectory
     from autocompress.units import format_ms
 
-    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint())
+    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint(), force=force)
     if triton is not None:
         model = write_triton_repository(to, triton, triton_name)
         err.print(f"Triton model: {model}", highlight=False)
@@ -142,7 +146,8 @@ def deploy(run: Path, trial: int | None, to: Path, *, triton: Path | None, trito
         click.echo(json.dumps(manifest.to_dict(), indent=2))
         return
     latency, outputs = manifest.verification["latency"], manifest.verification["outputs"]
-    out.print(f"Deployed trial {manifest.trial} ({manifest.stage}) to [bold]{to}[/]: {manifest.file}", highlight=False)
+    name = "the uncompressed model" if manifest.trial is None else f"trial {manifest.trial} ({manifest.stage})"
+    out.print(f"Deployed {name} to [bold]{to}[/]: {manifest.file}", highlight=False)
     out.print(
         f"Verified in a fresh process: same bytes as measured, same outputs on {outputs['samples']} samples, "
         f"{format_ms(latency['latency_ms'])}, {latency['ratio']:.3f}x of the uncompressed model "

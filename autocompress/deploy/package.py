@@ -18,6 +18,7 @@ from typing import Any
 
 from autocompress.deploy import runscript
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
+from autocompress.deploy.summary import trial_number
 from autocompress.deploy.verify import (
     REFERENCE_NAME,
     TOLERANCE,
@@ -30,12 +31,16 @@ from autocompress.deploy.verify import (
 from autocompress.engines.base import EngineFile
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.latency.measure import Protocol
+from autocompress.metric import Metric
 from autocompress.policy import CompressionPolicy
 from autocompress.results import PREDICTED, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
+from autocompress.search.missed import figures_of, limits_of, missed_limits, say_missed
+from autocompress.search.pareto import constraints_of, run_front
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
 _OPTIONAL = ("model.onnx", "weights.safetensors")
+_FIGURES = ("latency_ms", "latency_ratio", "accuracy_drop_pp", "size_bytes")
 
 
 def deploy(
@@ -46,6 +51,7 @@ def deploy(
     *,
     device: Mapping[str, Any] | None = None,
     protocol: Protocol | None = None,
+    force: bool = False,
 ) -> Manifest:
     """Package the run's result, or one trial, into `to` and return its manifest.
 
@@ -56,9 +62,10 @@ def deploy(
         worker: Runs the engine; None starts a fresh process, which is what makes the verification mean something.
         device: Fingerprint of the device it was measured on; None takes the name from the run's summary.
         protocol: How to measure again; None for the default.
+        force: Deploy what missed a limit of its run all the same.
 
     Raises:
-        ConfigError: Nothing to deploy, `to` holds something, or it cannot be written.
+        ConfigError: Nothing to deploy, it misses a limit, `to` holds something, or it cannot be written.
         VerificationError: The copy differs, computes something else, or is measurably slower than the baseline.
         BuildError: The engine does not open the file.
     """
@@ -67,6 +74,8 @@ def deploy(
         raise ConfigError(f"--to {to} already exists and is not an empty directory; nothing is overwritten.")
     source = _source(run, trial)
     _must_be_measured(run, source)
+    if not force:
+        _must_meet_limits(run, source)
     measured_file = read_artifact(source)
     if not (run.baseline / "engine.json").exists():
         raise ConfigError(f"{run.path} has no baseline engine to compare with. Continue the run with --resume.")
@@ -140,6 +149,41 @@ def _must_be_measured(run: RunDirectory, source: Path) -> None:
         )
 
 
+def _must_meet_limits(run: RunDirectory, source: Path) -> None:
+    """Refuse a result that misses a limit of its run, with the value, the limit, and the trial that meets them all."""
+    constraints, path = constraints_of(run), source / "record.json"
+    if constraints is None or not path.exists():
+        return
+    record = TrialRecord.from_dict(read_json(path))
+    if record.measurement is None or record.size_bytes is None:
+        return
+    summary = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
+    best = summary.get("best") or {}
+    final = best.get("trial") == trial_number(record) and best.get("stage") == record.stage
+    tested = final and best.get("accuracy") is not None
+    # The figures of the end of the run are of test data, and of a second measurement.
+    figures = {**figures_of(record, constraints), **({k: best[k] for k in _FIGURES if k in best} if final else {})}
+    missed = missed_limits(figures, limits_of(constraints, record.measurement.baseline_ms), record)
+    if not missed:
+        return
+    named = TrialRecord.from_dict(read_json(run.baseline / "record.json")).metric
+    metric = Metric(summary.get("metric") or named or "accuracy")
+    said = say_missed(missed, metric, "test" if tested else "validation")
+    name = "The uncompressed model" if trial_number(record) is None else f"Trial {record.number}"
+    others = [r for r in run_front(run) if (r.number, r.stage) != (record.number, record.stage)]
+    meeting = [
+        r
+        for r in others
+        if _trial_folder(run, r.number) is not None
+        and not missed_limits(figures_of(r, constraints), limits_of(constraints, constraints.baseline_ms or 1.0), r)
+    ]
+    mend = "Deploy it all the same with --force"
+    if meeting:
+        other = max(meeting, key=lambda r: r.accuracy or 0.0)
+        mend += f", or trial {other.number} with --trial {other.number}, which meets every limit (on validation data)"
+    raise ConfigError(f"{name} of {run.path} misses its limits: {said}. {mend}.")
+
+
 def _why_not(run: RunDirectory, trial: int) -> str:
     record = run.records().get(trial)
     if record is not None and record.state == "failed":
@@ -186,7 +230,7 @@ def _manifest(
     record = TrialRecord.from_dict(read_json(source / "record.json")) if (source / "record.json").exists() else None
     summary = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
     best = summary.get("best") or {}
-    tested = record is not None and best.get("trial") == record.number and best.get("stage") == record.stage
+    tested = record is not None and best.get("trial") == trial_number(record) and best.get("stage") == record.stage
     if device is None and summary.get("device"):
         device = {"name": summary["device"]}
     return Manifest(
@@ -200,7 +244,7 @@ def _manifest(
         files=files,
         policy=policy.to_dict(),
         policy_hash=policy.hash,
-        trial=record.number if record else None,
+        trial=trial_number(record) if record else None,
         stage=record.stage if record else None,
         task=summary.get("task"),
         model=summary.get("model"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from autocompress import environment
 from autocompress.agreement import agree
+from autocompress.deploy.summary import alternatives, trial_number
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile
@@ -23,7 +24,8 @@ from autocompress.latency.fingerprint import device_fingerprint, differences
 from autocompress.latency.measure import Protocol
 from autocompress.results import ELSEWHERE, MEASURED, PREDICTED, Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder, write_artifact
-from autocompress.search.pareto import Constraints, best_record, pareto_front, write_front
+from autocompress.search.missed import figures_of, limits_of, missed_limits
+from autocompress.search.pareto import Constraints, best_record, finished_records, run_front, write_front
 from autocompress.worker import EngineWorker
 
 
@@ -95,7 +97,7 @@ def measure_run(
             if record.number not in done and known is not None and known.source == MEASURED:
                 run.append(replace(record, measurement=replace(known, source=ELSEWHERE)))
     run.write("env.json", {**environment.describe(), "device": device})
-    _rank(run, found[0].record)
+    _rank(run, found[0].record, moved=moved)
     return found
 
 
@@ -109,11 +111,11 @@ def _chosen(run: RunDirectory, records: dict[int, TrialRecord], trials: Sequence
         raise ConfigError(f"{run.path} has nothing to measure yet: no trial has finished. Continue it with --resume.")
     if trials is not None:
         return [complete[number] for number in dict.fromkeys(trials)]
-    front = {record.number: record for record in pareto_front(complete.values())}
+    front = {record.number: complete[record.number] for record in run_front(run) if record.number in complete}
     best = run.best / "record.json"
     if best.exists():
-        number = TrialRecord.from_dict(read_json(best)).number
-        front.update({number: complete[number]} if number in complete else {})
+        held = TrialRecord.from_dict(read_json(best))
+        front.update({held.number: complete[held.number]} if trial_number(held) in complete else {})
     return list(front.values())
 
 
@@ -166,47 +168,47 @@ class _Measuring:
         return Remeasured(made, record.measurement, rebuilt=rebuilt)
 
 
-def _rank(run: RunDirectory, baseline: TrialRecord) -> None:
+def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
     """Write front, best result and summary from what is measured now."""
-    records = run.records().values()
+    # What best/ alone holds, a network that fine-tuning made worse, was not measured here.
+    known = run.records().values() if moved else finished_records(run)
+    records = [r for r in known if r.artifact is not None]
     constraints = Constraints.of(run.config(), baseline)
-    best = best_record([r for r in records if r.artifact is not None], constraints, baseline)
-    assert best is not None and best.artifact is not None and best.measurement is not None
-    replace_folder(run.path / best.artifact, run.best)
+    best = best_record(records, constraints, baseline)
+    assert best.artifact is not None and best.measurement is not None
+    held = run.best / "record.json"
+    if not held.exists() or TrialRecord.from_dict(read_json(held)) != best:
+        replace_folder(run.path / best.artifact, run.best)
     write_front(run)
     if not (run.path / "summary.json").exists():
         return
     summary: dict[str, Any] = dict(run.read("summary.json"))
     before, measured = summary["best"], best.measurement
-    same = before["trial"] == best.number and before["stage"] == best.stage
+    same = before["trial"] == trial_number(best) and before["stage"] == best.stage
     tested = before["accuracy"] if same else None
     dense = summary["baseline"]["accuracy"]
-    drop = (baseline.accuracy or 0.0) - (best.accuracy or 0.0) if tested is None else dense - tested
-    within = constraints.max_drop is None or drop <= constraints.max_drop + 1e-9
+    drop = constraints.drop(best) if tested is None else dense - tested
+    figures = {**figures_of(best, constraints), "accuracy_drop_pp": 100 * drop}
+    limits = limits_of(constraints, measured.baseline_ms)
+    missed = missed_limits(figures, limits, best)
     summary["device"] = device_name(run)
     summary["baseline"] = {**summary["baseline"], "latency_ms": measured.baseline_ms}
     summary["best"] = {
         **before,
-        "trial": best.number,
+        **figures,
+        "trial": trial_number(best),
         "stage": best.stage,
         # Test data is read by the search alone: of another result only the validation accuracy is known.
         "accuracy": tested,
-        "accuracy_drop_pp": 100 * drop,
         "validation_accuracy": best.accuracy,
-        "latency_ms": measured.latency_ms,
-        "latency_ratio": measured.ratio,
         "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
         "latency_source": measured.source,
-        "size_bytes": best.size_bytes,
         "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
-        "feasible": within and constraints.within_budget(best) and measured.source != PREDICTED,
+        "feasible": not missed and measured.source != PREDICTED,
         "verified": measured.source == MEASURED,
         "path": str(read_artifact(run.best).path),
     }
-    if constraints.latency is not None:
-        summary["constraints"] = {
-            **summary["constraints"], "latency_ms": constraints.latency.resolve(measured.baseline_ms)
-        }  # fmt: skip
+    summary |= {"constraints": limits, "missed": missed, **alternatives(records, constraints, baseline)}
     run.write("summary.json", summary)
 
 

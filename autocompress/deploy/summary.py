@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
 from autocompress.engines.base import EngineFile
 from autocompress.latency.measure import Protocol
+from autocompress.metric import Metric, metric_name
 from autocompress.results import SCHEMA_VERSION, Measurement, TrialRecord
 from autocompress.run_directory import read_artifact
+from autocompress.search.constraints import Constraints, counting
+from autocompress.search.missed import limits_of, missed_limits, say_alternatives, say_missed
+from autocompress.search.pareto import finished_records
+from autocompress.search.selection import offer
 from autocompress.worker import EngineWorker
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ _GROUPS = {
 }
 # A run that left more than this share of its time unused was not short of time.
 _SPARE = 0.1
+# Layers named as what takes a network's time.
+_SLOWEST = 3
 
 
 def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
@@ -50,10 +57,14 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     measured = best.measurement if pipeline.ahead else _measured_again(session, file)
     assert measured is not None
     drop = dense_accuracy - accuracy
-    limits = session.constraints
-    # Sums of counts: a drop of exactly the limit must not fail by a rounding error.
-    within_drop = limits.max_drop is None or drop <= limits.max_drop + 1e-9
-    feasible = within_drop and limits.within_budget(best) and limits.reached(measured)
+    limits = limits_of(session.constraints, measured.baseline_ms)
+    figures = {
+        "latency_ms": measured.latency_ms,
+        "latency_ratio": measured.ratio,
+        "accuracy_drop_pp": 100 * drop,
+        "size_bytes": file.size_bytes,
+    }
+    missed = missed_limits(figures, limits, best)
     records = pipeline.run.records()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -74,28 +85,24 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "params": baseline.params,
             "validation_accuracy": baseline.accuracy,
         },
+        "metric": metric_name(session.task),
         "best": {
-            "trial": best.number,
+            "trial": trial_number(best),
             "stage": best.stage,
             "accuracy": accuracy,
-            "accuracy_drop_pp": 100 * drop,
             "validation_accuracy": best.accuracy,
-            "latency_ms": measured.latency_ms,
-            "latency_ratio": measured.ratio,
+            **figures,
             "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
-            "size_bytes": file.size_bytes,
             "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
-            "feasible": feasible,
+            # The model itself is an answer where it meets the limits and other networks were measured, too.
+            "feasible": not missed and (best.stage != "baseline" or any(r.measurement for r in records.values())),
             "verified": not pipeline.ahead,
             "latency_source": measured.source,
             "path": str(file.path),
         },
-        "constraints": {
-            # A relative bound means the baseline of this very measurement, not of one an hour ago.
-            "latency_ms": None if limits.latency is None else limits.latency.resolve(measured.baseline_ms),
-            "max_drop": limits.max_drop,
-            "size_bytes": limits.size_bytes,
-        },
+        "constraints": limits,
+        "missed": missed,
+        **alternatives(finished_records(run), session.constraints, baseline),
         # What ended it: the time, or as many trials and epochs as were asked for.
         "budget": {
             "epochs": session.config.recovery.epochs if session.config.recovery.enabled else None,
@@ -103,6 +110,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         },
         "n_trials": len(records),
         "n_failed": sum(r.state == "failed" for r in records.values()),
+        "last_error": next((r.error for r in reversed(records.values()) if r.state == "failed"), None),
         "prediction": session.loop.prediction(),
         "explanation": [reason.to_dict() for reason in session.reasons],
         "seconds": group_seconds(pipeline.ledger.seconds, time.monotonic() - session.started),
@@ -125,26 +133,74 @@ def group_seconds(spent: Mapping[str, float], total: float) -> dict[str, float]:
     return {"total": total, **groups, "overhead": max(0.0, total - sum(groups.values()))}
 
 
+def trial_number(record: TrialRecord) -> int | None:
+    """Return a record's number in the summary; None for the uncompressed model, which is no trial."""
+    return None if record.stage == "baseline" else record.number
+
+
+def alternatives(records: Iterable[TrialRecord], constraints: Constraints, baseline: TrialRecord) -> dict[str, Any]:
+    """Return what a run has to offer beside its best, for ``summary.json``.
+
+    Keys: ``reason`` (why the best was chosen, see `selection.Offer`), ``fastest_within_drop`` and
+    ``most_accurate_within_latency``, each None or a mapping of ``trial, stage, latency_ratio, accuracy, drop`` (both on
+    validation data, fractions), ``size_bytes`` and ``slowest_layers`` (layer to its share of the latency, the three
+    that take most); and ``lowest_ratio``, the latency ratio of the fastest trial, None for none.
+    """
+    records = list(records)
+    found = offer(records, constraints, baseline)
+    ratios = [r.measurement.ratio for r in counting(records) if r.measurement is not None]
+    return {
+        "reason": found.reason,
+        "fastest_within_drop": _alternative(found.fastest_within_drop, constraints),
+        "most_accurate_within_latency": _alternative(found.most_accurate_within_latency, constraints),
+        "lowest_ratio": min(ratios, default=None),
+    }
+
+
+def _alternative(record: TrialRecord | None, constraints: Constraints) -> dict[str, Any] | None:
+    if record is None or record.measurement is None:
+        return None
+    whole = sum(record.layer_ms.values())
+    slowest = sorted(record.layer_ms.items(), key=lambda layer: -layer[1])[:_SLOWEST]
+    return {
+        "trial": record.number,
+        "stage": record.stage,
+        "latency_ratio": record.measurement.ratio,
+        "accuracy": record.accuracy,
+        "drop": constraints.drop(record),
+        "size_bytes": record.size_bytes,
+        "slowest_layers": {name: time_ms / whole for name, time_ms in slowest if whole > 0},
+    }
+
+
 def shortfall(summary: Mapping[str, Any]) -> str:
-    """Say which limits the best result of a finished run misses, by how much, and what to try."""
-    best, limits = summary["best"], summary["constraints"]
-    missed = []
-    if limits["latency_ms"] is not None and best["latency_ms"] > limits["latency_ms"]:
-        over = best["latency_ms"] / limits["latency_ms"] - 1
-        missed.append(
-            f"latency {best['latency_ms']:.3g} ms is {over:.1%} over the target of {limits['latency_ms']:.3g} ms"
-        )
-    if limits["max_drop"] is not None and best["accuracy_drop_pp"] > 100 * limits["max_drop"] + 1e-7:
-        missed.append(
-            f"test accuracy is {best['accuracy_drop_pp']:.2f} pp below the baseline, "
-            f"{100 * limits['max_drop']:.3g} pp allowed"
-        )
-    if limits["size_bytes"] is not None and best["size_bytes"] > limits["size_bytes"]:
-        missed.append(f"{best['size_bytes']} bytes are more than the {limits['size_bytes']:.0f} allowed")
-    said = "; ".join(missed) or "the measurement is too close to the target to be sure of it"
+    """Say which limits the best result of a finished run misses, by how much, what else there is, and what to try."""
+    best, folder = summary["best"], f"{summary['run_dir']}/best"
+    more = f"{_more(summary)} with --resume, a wider --space, or a looser limit."
+    if best.get("stage") == "baseline":
+        return f"{_nothing_offered(summary)} {folder} holds the uncompressed model, which is what you had. {more}"
+    missed = summary.get("missed")
+    if missed is None:  # written by an older release
+        missed = missed_limits(best, summary["constraints"])
+    data = "validation" if best.get("accuracy", True) is None else "test"
+    said = say_missed(missed, Metric(summary.get("metric") or "accuracy"), data)
+    said = said or "the measurement is too close to the target to be sure of it"
+    others = say_alternatives(summary)
     return (
-        f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in "
-        f"{summary['run_dir']}/best. {_more(summary)} with --resume, a wider --space, or a looser limit."
+        f"No candidate met every limit. The closest, trial {best['trial']}: {said}. It is in {folder}."
+        f"{' ' if others else ''}{others} {more}"
+    )
+
+
+def _nothing_offered(summary: Mapping[str, Any]) -> str:
+    """Say why the result is the uncompressed model."""
+    if summary.get("lowest_ratio") is None:
+        error = summary.get("last_error")
+        last = f" The last failure: {error}" if error else ""
+        return f"No candidate could be built and measured ({summary.get('n_failed', 0)} failed).{last}"
+    others = say_alternatives(summary)
+    return (
+        f"No candidate is worth offering: each is slower than the uncompressed model or lost too much. {others}".strip()
     )
 
 

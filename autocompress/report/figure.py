@@ -17,7 +17,7 @@ TEXT, GRID = "#7b8494", "rgba(128, 136, 150, 0.18)"
 
 
 def pareto_figure(view: RunView) -> Any:
-    """Return a `plotly.graph_objects.Figure` of validation accuracy (%) against measured latency (ms).
+    """Return a `plotly.graph_objects.Figure` of the validation metric (% for shares) against measured latency (ms).
 
     The axes start at the part that matters (front, baseline, limits); ``layout.meta.everything`` holds the ranges that
     show all points.
@@ -79,7 +79,7 @@ def pareto_figure(view: RunView) -> Any:
         },
         yaxis={
             **axis,
-            "title": {"text": "validation accuracy (%)", "font": {"size": 13}},
+            "title": {"text": f"validation {view.metric.axis}", "font": {"size": 13}},
             "range": focus[1],
             "ticksuffix": " ",
         },
@@ -94,21 +94,21 @@ def pareto_figure(view: RunView) -> Any:
 def outside(view: RunView) -> int:
     """Return how many measured candidates lie outside the figure's first axis ranges."""
     (x0, x1), (y0, y1) = _ranges(view)[0]
-    return sum(not (x0 <= view.latency_ms(p) <= x1 and y0 <= 100 * p.accuracy <= y1) for p in view.points)
+    return sum(not (x0 <= view.latency_ms(p) <= x1 and y0 <= view.metric.scale * p.accuracy <= y1) for p in view.points)
 
 
 def _scatter(go: Any, points: Sequence[Point], view: RunView, **style: Any) -> Any:
     style.setdefault("hovertemplate", "%{text}<extra></extra>")
     return go.Scatter(
         x=[view.latency_ms(p) for p in points],
-        y=[100 * p.accuracy for p in points],
+        y=[view.metric.scale * p.accuracy for p in points],
         text=[_hover(p, view) for p in points],
         **style,
     )
 
 
 def _rejected(view: RunView) -> list[tuple[float, float, str]]:
-    """Return predicted latency (ms), accuracy (%) at first sight, and a hover text of what was not built for these."""
+    """Return predicted latency (ms), the metric at first sight, and a hover text of what was not built for these."""
     whole, found = view.baseline_ms, []
     for record in view.rejected if whole is not None else ():
         if record.accuracy is not None and record.predicted_ratio is not None and whole is not None:
@@ -116,10 +116,10 @@ def _rejected(view: RunView) -> list[tuple[float, float, str]]:
             text = [
                 f"<b>trial {record.number}, not built</b>",
                 f"{units.format_ms(latency)} PREDICTED, {record.predicted_ratio:.2f}x of the baseline",
-                f"{record.accuracy:.2%} of the first validation samples",
+                f"{escape(view.metric.name)} {view.metric.value(record.accuracy)} on the first validation samples",
                 escape(record.policy.describe()),
             ]
-            found.append((latency, 100 * record.accuracy, "<br>".join(text)))
+            found.append((latency, view.metric.scale * record.accuracy, "<br>".join(text)))
     return found
 
 
@@ -127,11 +127,11 @@ def _hover(point: Point, view: RunView) -> str:
     record, measured = point.record, point.measurement
     name = "baseline" if point is view.baseline else f"trial {record.number}, {record.stage}"
     drop = view.drop(point)
-    lost = "" if drop is None or point is view.baseline else f" ({-100 * drop:+.2f} pp)"
+    lost = "" if drop is None or point is view.baseline else f" ({view.metric.change(drop)})"
     lines = [
         f"<b>{escape(name)}</b>",
         f"{units.format_ms(view.latency_ms(point))}, {measured.ratio:.2f}x of the baseline",
-        f"{point.accuracy:.2%} validation accuracy{lost}",
+        f"validation {escape(view.metric.name)} {view.metric.value(point.accuracy)}{lost}",
         escape(record.policy.describe()),
     ]
     if record.size_bytes is not None:
@@ -144,7 +144,7 @@ Ranges = tuple[list[float], list[float]]
 
 
 def _ranges(view: RunView) -> tuple[Ranges, Ranges]:
-    """Return the (latency, accuracy %) ranges of the interesting part, and of everything."""
+    """Return the (latency, metric) ranges of the interesting part, and of everything."""
     shown = [p for p in (*view.front, view.baseline, view.best) if p is not None]
     shown += [p for p in view.points if p.record.stage == "recovered"]
     floor = _accuracy_floor(view)
@@ -161,9 +161,10 @@ def _range(
     points: Sequence[Point], view: RunView, floor: float | None, rejected: Sequence[tuple[float, float, str]] = ()
 ) -> Ranges:
     xs = [view.latency_ms(p) for p in points] + [v for v in (view.latency_limit_ms,) if v is not None]
-    ys = [100 * p.accuracy for p in points] + [100 * v for v in (floor,) if v is not None]
+    scale = view.metric.scale
+    ys = [scale * p.accuracy for p in points] + [scale * v for v in (floor,) if v is not None]
     xs, ys = [*xs, *(x for x, _, _ in rejected)], [*ys, *(y for _, y, _ in rejected)]
-    return _padded(xs or [0.0, 1.0], lowest=0.0), _padded(ys or [0.0, 100.0])
+    return _padded(xs or [0.0, 1.0], lowest=0.0), _padded(ys or [0.0, scale])
 
 
 def _padded(values: Sequence[float], lowest: float | None = None) -> list[float]:
@@ -181,13 +182,13 @@ def _accuracy_floor(view: RunView) -> float | None:
 
 def _limits(figure: Any, view: RunView, focus: Ranges) -> None:
     """Draw the latency limit, the accuracy limit and the region that meets both."""
-    limit, floor = view.latency_limit_ms, _accuracy_floor(view)
+    limit, floor, scale = view.latency_limit_ms, _accuracy_floor(view), view.metric.scale
     if limit is None and floor is None:
         return
     figure.add_shape(
         type="rect", layer="below", line_width=0, fillcolor=FEASIBLE,
         x0=0, x1=limit if limit is not None else 1e3 * focus[0][1],
-        y0=100 * floor if floor is not None else -100, y1=200,
+        y0=scale * floor if floor is not None else -scale, y1=2 * scale,
     )  # fmt: skip
     note = {"showarrow": False, "font": {"color": LIMIT, "size": 12}}
     if limit is not None:
@@ -197,8 +198,8 @@ def _limits(figure: Any, view: RunView, focus: Ranges) -> None:
             text=f"target {units.format_ms(limit)}",
         )  # fmt: skip
     if floor is not None:
-        figure.add_hline(y=100 * floor, line={"dash": "dot", "color": LIMIT, "width": 1})
+        figure.add_hline(y=scale * floor, line={"dash": "dot", "color": LIMIT, "width": 1})
         figure.add_annotation(
-            x=1, xref="paper", y=100 * floor, xanchor="right", yanchor="top", **note,
-            text=f"allowed drop {100 * (view.drop_limit or 0):.3g} pp",
+            x=1, xref="paper", y=scale * floor, xanchor="right", yanchor="top", **note,
+            text=f"allowed drop {view.metric.loss(view.drop_limit or 0)}",
         )  # fmt: skip

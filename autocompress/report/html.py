@@ -19,6 +19,7 @@ from autocompress.report.sections import (
     policy_map,
     reasons,
     settings,
+    text,
     time_spent,
 )
 from autocompress.report.style import SCRIPT, document
@@ -28,7 +29,7 @@ from autocompress.run_directory import RunDirectory
 _FOOTER = (
     "How to read this page. Latency is the measured median of one inference call in a child process; each ratio comes "
     "from rounds interleaved with the baseline, so the machine's drift cancels. The baseline is the uncompressed model "
-    "at the dense dtype named above, not fp32 unless it says so. Validation accuracy steered the search and is "
+    "at the dense dtype named above, not fp32 unless it says so. Validation {metric} steered the search and is "
     "computed by the engine file itself; test data is read once, at the end, for the result alone. MACs are "
     "counted, not measured, and are shown beside latency because the two seldom agree."
 )
@@ -36,10 +37,10 @@ _FOOTER = (
 
 # By whether latencies are predicted.
 _SOURCE = {
-    False: "Every candidate's own engine file, measured: validation accuracy against median latency.",
+    False: "Every candidate's own engine file, measured: validation {metric} against median latency.",
     True: (
         "<b class=warn>Latencies are PREDICTED from a latency table of a device that was not here; nothing was run on "
-        "it.</b> <code>autocompress measure</code> on the device measures the front. Accuracy is that of the same "
+        "it.</b> <code>autocompress measure</code> on the device measures the front. The {metric} is that of the same "
         "graphs in ONNX Runtime."
     ),
 }
@@ -64,13 +65,20 @@ def render(view: RunView) -> str:
         time_spent(view), settings(view), failures(view),
     )  # fmt: skip
     title = " · ".join(str(v) for v in (view.summary.get("model"), view.summary.get("task")) if v) or view.path.name
-    return document(title, f"{''.join(parts)}<footer>{_FOOTER}</footer>", library=library, script=SCRIPT)
+    return document(
+        title,
+        f"{''.join(parts)}<footer>{_FOOTER.format(metric=text(view.metric.name))}</footer>",
+        library=library,
+        script=SCRIPT,
+    )
 
 
 def _plot(view: RunView) -> str:
+    name = text(view.metric.name)
+    title = f"{name[:1].upper()}{name[1:]} and latency"
     if not view.points:
         return (
-            "<section><h2>Accuracy and latency</h2><p class=soft>No candidate has been measured, so there is no front "
+            f"<section><h2>{title}</h2><p class=soft>No candidate has been measured, so there is no front "
             "to draw. The reasons, if any candidate failed, are at the end of this page.</p></section>"
         )
     figure = pareto_figure(view)
@@ -91,7 +99,7 @@ def _plot(view: RunView) -> str:
     shaded = view.latency_limit_ms is not None or view.drop_limit is not None
     unbuilt = " Crosses were not built: their latency is PREDICTED." if view.rejected else ""
     return (
-        f"<section>{switch}<h2>Accuracy and latency</h2><p class=note>{_SOURCE[view.predicted]}{unbuilt} "
+        f"<section>{switch}<h2>{title}</h2><p class=note>{_SOURCE[view.predicted].format(metric=name)}{unbuilt} "
         f"Up and to the left is better{'; the shaded region meets the limits' if shaded else ''}.{beyond} "
         "Drag to zoom, double-click to go back.</p>"
         f'<div class="plot">{drawn}</div></section>'

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from autocompress import units
+from autocompress.metric import Metric
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
 
@@ -37,7 +38,7 @@ class LiveObserver(Observer):
             disable=not console.is_terminal,
         )
         self._task = self._bars.add_task("Starting", total=None, text="")
-        self._base: TrialRecord | None = None
+        self._metric = Metric()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -66,7 +67,7 @@ class LiveObserver(Observer):
 
     def baseline(self, record: TrialRecord) -> None:
         """See `Observer.baseline`."""
-        self._base = record
+        self._metric = Metric(record.metric or self._metric.name)
         self._say(f"baseline {self._figures(record)}  {record.policy.dense_dtype}, uncompressed")
 
     def trial(self, record: TrialRecord) -> None:
@@ -75,7 +76,7 @@ class LiveObserver(Observer):
         if record.state == "failed":
             self._say(f"{name} failed: {record.error}")
         elif record.state == "rejected":
-            seen = f"val. acc. {record.accuracy or 0.0:7.2%}"
+            seen = self._accuracy(record)
             self._say(f"{name} {seen}  {'':>9}  about  {record.policy.describe()} (not built: too far behind)")
         else:
             mark = " (fine-tuned)" if record.stage == "recovered" else ""
@@ -88,7 +89,10 @@ class LiveObserver(Observer):
     def _figures(self, record: TrialRecord) -> str:
         assert record.measurement is not None and record.accuracy is not None
         latency = units.format_ms(record.measurement.latency_ms)
-        return f"val. acc. {record.accuracy:7.2%}  {latency:>9}  {record.measurement.ratio:5.2f}x"
+        return f"{self._accuracy(record)}  {latency:>9}  {record.measurement.ratio:5.2f}x"
+
+    def _accuracy(self, record: TrialRecord) -> str:
+        return f"val. {self._metric.short} {self._metric.value(record.accuracy or 0.0):>7}"
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ Owns the reading and the arithmetic between records; formatting belongs to `tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 from autocompress import units
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
+from autocompress.metric import Metric
 from autocompress.results import PREDICTED, Measurement, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory
 from autocompress.search import pareto
+from autocompress.search.missed import DROP, LATENCY, SIZE, missed_limits, say_alternatives
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,6 @@ class Check:
     met: bool
 
 
-def pareto_front(points: Iterable[Point]) -> tuple[Point, ...]:
-    """Return the points that no other beats in both latency (lower) and accuracy (higher), fastest first."""
-    of_record = {id(point.record): point for point in points}
-    return tuple(of_record[id(record)] for record in pareto.pareto_front(p.record for p in of_record.values()))
-
-
 @dataclass(frozen=True)
 class RunView:
     """One run as its report shows it.
@@ -69,8 +65,8 @@ class RunView:
         points: Every candidate except the baseline whose latency compares with the others', by trial number.
         failed: Records of the failed candidates, by trial number.
         rejected: Records of those that were not built for what was seen of them, by trial number.
-        front: The Pareto front of validation accuracy against latency, fastest first.
-        best: The result, or None.
+        front: The Pareto front of validation accuracy against latency, fastest first; see `search.dominance`.
+        best: The result, or None. Its stage is ``"baseline"`` where the uncompressed model is offered.
     """
 
     path: Path
@@ -101,15 +97,30 @@ class RunView:
 
     @property
     def listed(self) -> tuple[Point, ...]:
-        """The trials that tables list: the front without the baseline, and the result even where it is not on it.
+        """The trials that tables list: the front without the baseline, and the result, even if of an old release.
 
-        A fine-tuned result may lie below a proxy that was trained on the validation data, and one found first below
-        a tie.
+        Releases before there was one definition of the front chose results that were not on it.
         """
         front = [p for p in self.front if p.record.stage != "baseline"]
-        if self.best is not None and all(p.record.number != self.best.record.number for p in front):
+        if self.best is not None and self.best.record.stage != "baseline" and not any(map(self.is_best, front)):
             front.append(self.best)
         return tuple(sorted(front, key=lambda p: p.measurement.ratio))
+
+    def is_best(self, point: Point) -> bool:
+        """Whether a point is the result, or a later round of training of it."""
+        best = None if self.best is None else self.best.record
+        return best is not None and (best.number, best.stage) == (point.record.number, point.record.stage)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that accuracies are of."""
+        named = self.summary.get("metric") or (self.baseline.record.metric if self.baseline else None)
+        return Metric(str(named or "accuracy"))
+
+    @property
+    def offered_instead(self) -> str:
+        """What there is within the drop alone and within the latency alone, in words; empty where all is met."""
+        return say_alternatives(self.summary)
 
     @property
     def latency_limit_ms(self) -> float | None:
@@ -142,6 +153,15 @@ class RunView:
             return None
         return limit.resolve(float(size or 1))
 
+    @property
+    def latency_limit_ratio(self) -> float | None:
+        """The latency bound as a ratio to the baseline, where it was given as one."""
+        if "latency_ratio" in (self.summary.get("constraints") or {}):
+            value = self.summary["constraints"]["latency_ratio"]
+            return None if value is None else float(value)
+        limit = None if self.config is None else self.config.latency_limit
+        return limit.value if limit is not None and limit.relative else None
+
     def drop(self, point: Point) -> float | None:
         """Return the VALIDATION accuracy lost against the baseline, as a fraction; None without a baseline."""
         return None if self.baseline is None else self.baseline.accuracy - point.accuracy
@@ -172,20 +192,33 @@ class RunView:
     def checks(self) -> tuple[Check, ...]:
         """Return every limit of the run against the result; test accuracy where it was read, else validation."""
         best, given, found = self.best, self.summary_best, []
-        if best is None:
+        if best is None or self.baseline is None:
             return ()
-        if (limit := self.latency_limit_ms) is not None:
-            now = float(given.get("latency_ms") or best.measurement.latency_ms)
-            found.append(Check("latency, measured", units.format_ms(limit), units.format_ms(now), now <= limit))
-        if (most := self.drop_limit) is not None:
-            tested = given.get("accuracy_drop_pp")
-            drop = self.drop(best) if tested is None else float(tested) / 100
-            if drop is not None:
-                what = f"loss of {'validation' if tested is None else 'test'} accuracy"
-                # Accuracies are counts over samples: a drop of exactly the limit must not fail by a rounding error.
-                found.append(Check(what, f"{100 * most:.3g} pp", f"{100 * drop:.2f} pp", drop <= most + 1e-9))
-        if (room := self.size_limit_bytes) is not None and (size := best.record.size_bytes) is not None:
-            found.append(Check("size on disk", units.format_bytes(room), units.format_bytes(size), size <= room))
+        ratio = float(given.get("latency_ratio") or best.measurement.ratio)
+        now = float(given.get("latency_ms") or best.measurement.latency_ms)
+        tested = given.get("accuracy") is not None
+        drop = float(given["accuracy_drop_pp"]) / 100 if tested else self.baseline.accuracy - best.accuracy
+        size = best.record.size_bytes or 0
+        limits = {
+            "latency_ms": self.latency_limit_ms, "latency_ratio": self.latency_limit_ratio,
+            "max_drop": self.drop_limit, "size_bytes": self.size_limit_bytes,
+        }  # fmt: skip
+        figures = {
+            "latency_ms": now, "latency_ratio": ratio, "accuracy_drop_pp": 100 * drop, "size_bytes": size,
+        }  # fmt: skip
+        missed = {entry["limit"] for entry in missed_limits(figures, limits)}
+        if (most := limits["latency_ratio"]) is not None:
+            what = f"latency, {best.measurement.source}, of the baseline's"
+            found.append(Check(what, f"{most:.3g}×", f"{ratio:.3f}×", LATENCY not in missed))
+        elif (limit := limits["latency_ms"]) is not None:
+            what = f"latency, {best.measurement.source}"
+            found.append(Check(what, units.format_ms(limit), units.format_ms(now), LATENCY not in missed))
+        if (most := limits["max_drop"]) is not None:
+            what = f"loss of {'test' if tested else 'validation'} {self.metric.name}"
+            lost = self.metric.change(-drop).removeprefix("+").removeprefix("±")
+            found.append(Check(what, self.metric.loss(most), lost, DROP not in missed))
+        if (room := limits["size_bytes"]) is not None:
+            found.append(Check("size on disk", units.format_bytes(room), units.format_bytes(size), SIZE not in missed))
         return tuple(found)
 
     def seconds(self) -> dict[str, float]:
@@ -208,29 +241,42 @@ def read_run(run: RunDirectory) -> RunView:
     """
     summary = _document(run.path / "summary.json")
     baseline = Point.of(_record(run.baseline))
-    records = run.records()
-    comparable = {r.number for r in pareto.counting(records.values())}
-    points = {n: p for n, r in sorted(records.items()) if n in comparable and (p := Point.of(r)) is not None}
-    listed = _document(run.path / "pareto.json").get("records") if summary else None
-    front = (Point.of(TrialRecord.from_dict(data)) for data in listed or ())
-    number = (summary.get("best") or {}).get("trial")
-    best = points.get(number) if number is not None else None
+    records = pareto.finished_records(run)
+    comparable = {id(r) for r in pareto.counting(records)}
+    points = [p for r in records if id(r) in comparable and (p := Point.of(r)) is not None]
+    of_record = {id(p.record): p for p in points}
     try:
         config = run.config()
     except ConfigError:
         config = None
+    front = pareto.pareto_front(records, pareto.constraints_of(run))
     return RunView(
         path=run.path,
         summary=summary,
         config=config,
         environment=_document(run.path / "env.json"),
         baseline=baseline,
-        points=tuple(points.values()),
-        failed=tuple(r for _, r in sorted(records.items()) if r.state == "failed"),
-        rejected=tuple(r for _, r in sorted(records.items()) if r.state == "rejected"),
-        front=pareto_front(p for p in front if p is not None) if listed else pareto_front(points.values()),
-        best=best or (None if summary and number is None else Point.of(_record(run.best))),
+        points=tuple(points),
+        failed=tuple(r for r in records if r.state == "failed"),
+        rejected=tuple(r for r in records if r.state == "rejected"),
+        front=tuple(of_record[id(r)] for r in front),
+        best=_best(run, summary, baseline, points),
     )
+
+
+def _best(run: RunDirectory, summary: Mapping[str, Any], baseline: Point | None, points: list[Point]) -> Point | None:
+    """Return the point of the result: what the summary names, else what ``best/`` holds."""
+    given = summary.get("best") or {}
+    if given.get("stage") == "baseline":
+        return baseline
+    named = [p for p in points if p.record.number == given.get("trial")]
+    if named:
+        # Records of old releases' summaries have no stage.
+        return next((p for p in named if p.record.stage == given.get("stage")), named[0])
+    held = Point.of(_record(run.best))
+    if held is not None and held.record.stage == "baseline":
+        return baseline
+    return None if summary and given.get("trial") is None else held
 
 
 def _document(path: Path) -> Mapping[str, Any]:

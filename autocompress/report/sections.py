@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -18,7 +18,7 @@ _COLOURS = {
 }  # fmt: skip
 _MEANINGS = {
     "profile": "profile (what each choice saves and costs)",
-    "proxy": "proxy accuracy",
+    "proxy": "scoring of candidates",
     "build": "engine builds",
     "measure": "latency measurements",
     "recovery": "recovery (fine-tuning)",
@@ -29,17 +29,6 @@ _MINUS = "\N{MINUS SIGN}"
 def text(value: Any) -> str:
     """Escape a value for HTML."""
     return escape(str(value))
-
-
-def percent(value: float) -> str:
-    """Format a fraction with two decimals."""
-    return f"{value:.2%}"
-
-
-def signed_pp(drop: float) -> str:
-    """Format a loss (fraction) as the change it is, in percentage points: a loss of 0.01 is −1.00 pp."""
-    change = round(-100 * drop, 2)
-    return f"{'+' if change > 0 else _MINUS if change < 0 else '±'}{abs(change):.2f} pp"
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -65,6 +54,8 @@ def _status(view: RunView) -> tuple[str, str]:
     if not best:
         return "bad", "no result"
     if not best.get("feasible"):
+        if best.get("stage") == "baseline":
+            return "bad", "nothing to offer: uncompressed model"
         return "bad", "limits not met: closest shown"
     if not all(check.met for check in view.checks()):
         return "warn", "limits met in the search, not by the final figures"
@@ -125,15 +116,17 @@ def _latency(view: RunView, best: Point) -> str:
 
 
 def _accuracy(view: RunView, best: Point) -> str:
-    given, base = view.summary_best, view.summary.get("baseline") or {}
+    given, base, metric = view.summary_best, view.summary.get("baseline") or {}, view.metric
+    name = text(metric.name)
+    label = name[:1].upper() + name[1:]
     if given.get("accuracy") is not None and base.get("accuracy") is not None:
-        before, after, said = float(base["accuracy"]), float(given["accuracy"]), "test accuracy, read once"
+        before, after, said = float(base["accuracy"]), float(given["accuracy"]), f"test {name}, read once"
     elif view.baseline is not None:
-        before, after, said = view.baseline.accuracy, best.accuracy, "validation accuracy; test data not read yet"
+        before, after, said = view.baseline.accuracy, best.accuracy, f"validation {name}; test data not read yet"
     else:
-        return _number("Accuracy", percent(best.accuracy), "", "baseline unknown", "validation accuracy")
-    value, unit = signed_pp(before - after).split()
-    return _number("Accuracy", value, unit, f"{percent(before)} → {percent(after)}", said)
+        return _number(label, metric.value(best.accuracy), "", "baseline unknown", f"validation {name}")
+    value, _, unit = metric.change(before - after).partition(" ")
+    return _number(label, value, unit, f"{metric.value(before)} → {metric.value(after)}", said)
 
 
 def _size(view: RunView, best: Point) -> str:
@@ -162,12 +155,18 @@ def limits(view: RunView) -> str:
         said = "No candidate met every limit." if view.finished else "No result yet."
         return f"<section><h2>Result</h2><p class=soft>{said}</p></section>"
     rows = "".join(
-        f"<tr><td>{c.what}<td class=r>{c.asked}<td class=r>{c.reached}<td class={'good' if c.met else 'bad'}>"
-        f"{'✓ met' if c.met else '✗ not met'}</tr>"
+        f"<tr><td>{text(c.what)}<td class=r data-name='at most'>{c.asked}<td class=r data-name=reached>{c.reached}"
+        f"<td class='r {'good' if c.met else 'bad'}'>{'✓ met' if c.met else '✗ not met'}</tr>"
         for c in view.checks()
     )
+    said = text(view.offered_instead)
+    if view.best.record.stage == "baseline":
+        said = f"The result is the uncompressed model, which is what you had: no candidate is worth more. {said}"
+    if not rows and not said:
+        return ""
     head = "<tr><th>limit<th class=r>at most<th class=r>reached<th></tr>"
-    return f"<section><h2>Limits</h2><table class=limits>{head}{rows}</table></section>" if rows else ""
+    table = f'<div class=scroll><table class="limits cards">{head}{rows}</table></div>' if rows else ""
+    return f"<section><h2>Limits</h2>{table}{f'<p class=instead>{said}</p>' if said else ''}</section>"
 
 
 def front_table(view: RunView) -> str:
@@ -175,16 +174,16 @@ def front_table(view: RunView) -> str:
     if not view.front:
         return ""
     head = (
-        "<tr><th>trial<th>stage<th class=r>validation<br>accuracy<th class=r>change<th class=r>latency<th class=r>"
-        "ratio (95%)<th class=r>size<th class=r>MACs<th>what was done</tr>"
+        f"<tr><th>trial<th>stage<th class=r>validation<br>{text(view.metric.name)}<th class=r>change<th class=r>latency"
+        "<th class=r>ratio (95%)<th class=r>size<th class=r>MACs<th>what was done</tr>"
     )
     rows = [_row(view, view.baseline, "base")] if view.baseline else []
-    number = view.best.record.number if view.best else None
-    rows += [_row(view, p, "best" if p.record.number == number else "") for p in view.listed]
+    rows += [_row(view, p, "best" if view.is_best(p) else "") for p in view.listed]
     return (
-        "<section><h2>The Pareto front</h2><p class=note>No other candidate is both faster and more accurate on "
-        "validation data. Ratio is the latency relative to the baseline, measured in interleaved rounds.</p>"
-        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div></section>'
+        "<section><h2>The Pareto front</h2><p class=note>No other candidate is faster and, as far as the validation "
+        "data tell, as good: differences within the standard error are ties, which latency decides, then size. Ratio "
+        "is the latency relative to the baseline, measured in interleaved rounds.</p>"
+        f'<div class="scroll"><table class=cards>{head}{"".join(rows)}</table></div></section>'
     )
 
 
@@ -192,22 +191,30 @@ def _row(view: RunView, point: Point, kind: str) -> str:
     record, measured = point.record, point.measurement
     base, drop, macs = kind == "base", view.drop(point), view.macs_ratio(point)
     mark = "<span class=star>★</span> " if kind == "best" else ""
-    interval = f"{measured.ratio:.3f} <span class=soft>±{(measured.ratio_high - measured.ratio_low) / 2:.3f}</span>"
+    half = (measured.ratio_high - measured.ratio_low) / 2
+    interval = f"{measured.ratio:.3f} <span class=soft>±{half:.3f}</span>"
     cells = (
         f"<td>{mark}{'baseline' if base else record.number}",
         f"<td>{'' if base else text(record.stage)}",
-        f"<td class=r>{percent(point.accuracy)}",
-        f"<td class=r>{'' if base or drop is None else signed_pp(drop)}",
-        f"<td class=r>{units.format_ms(view.latency_ms(point))}",
-        f"<td class=r>{'1' if base else interval}{' noisy' if measured.noisy else ''}",
-        f"<td class=r>{'' if record.size_bytes is None else units.format_bytes(record.size_bytes)}",
-        f"<td class=r>{'' if macs is None else f'{macs:.2f}×'}",
-        f"<td>{text('uncompressed, ' + record.policy.dense_dtype if base else record.policy.describe())}",
+        f"<td class=r data-name='{text(view.metric.name)}'>{view.metric.value(point.accuracy)}",
+        f"<td class=r data-name=change>{'' if base or drop is None else view.metric.change(drop)}",
+        f"<td class=r data-name=latency>{units.format_ms(view.latency_ms(point))}",
+        f"<td class=r data-name=ratio><span>{'1' if base else interval}{' noisy' if measured.noisy else ''}</span>",
+        f"<td class=r data-name=size>{'' if record.size_bytes is None else units.format_bytes(record.size_bytes)}",
+        f"<td class=r data-name=MACs>{'' if macs is None else f'{macs:.2f}×'}",
+        f"<td class=whole>{text('uncompressed, ' + record.policy.dense_dtype if base else record.policy.describe())}",
     )
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
 _REASONS = 16
+# Of the *Why* table: key of a reason, heading, and how the value is written.
+_WHY = (
+    ("parameter", "parameter", ""), ("choice", "choice", ""), ("saved_ms", "saves", "ms"),
+    ("saved_macs", "MACs", "%"), ("saved_bytes", "size", "%"), ("loss", "moves", "number"),
+    ("next_choice", "milder", ""), ("next_ms", "slower by", "ms"), ("next_loss", "moves", "number"),
+)  # fmt: skip
+_TELLING = {"saved_ms", "saved_macs", "saved_bytes", "loss"}
 
 
 def low_rank(layer: LayerPolicy) -> str:
@@ -258,30 +265,40 @@ def policy_map(view: RunView) -> str:
 def reasons(view: RunView) -> str:
     """What each choice saves and loses, and what the next milder one would have given."""
     found = view.summary.get("explanation") or []
-    rows = "".join(
-        f"<tr><td>{text(r['parameter'])}<td>{text(_choice(r['choice']))}<td class=r>{_signed(r['saved_ms'], 'ms')}"
-        f"<td class=r>{_signed(r['loss'])}<td>{text(_choice(r['next_choice']))}"
-        f"<td class=r>{_signed(r['next_ms'], 'ms')}<td class=r>{_signed(r['next_loss'])}</tr>"
-        for r in found[:_REASONS]
-    )
-    if not rows or all(r["saved_ms"] is None and r["loss"] is None for r in found):
+    # A column that nothing is known for is left out: milliseconds without a predictor, losses without a sensitivity.
+    columns = [column for column in _WHY if any(r.get(column[0]) is not None for r in found)]
+    if not any(column[0] in _TELLING for column in columns):
         return ""
+    head = "".join(f"<th{' class=r' if kind else ''}>{title}" for _, title, kind in columns)
+    rows = "".join(f"<tr>{''.join(_cell(r, *column) for column in columns)}</tr>" for r in found[:_REASONS])
+    said = "What speaks for each choice. "
+    if any(r.get("saved_ms") is not None for r in found):
+        said += "Milliseconds are PREDICTED, by taking the choice back alone. "
+    if any(r.get("saved_macs") is not None for r in found):
+        said += "MACs and size are shares of the uncompressed network that the choice saves, counted. "
+    if any(r.get("loss") is not None for r in found):
+        said += "Moves: how far the choice alone moves the outputs, without labels. "
+    said += "Beside it the next milder choice."
     more = f" The {_REASONS} that save most, of {len(found)}." if len(found) > _REASONS else ""
     return (
-        "<section><h2>Why</h2><p class=note>What the search believed of each choice: milliseconds saved, PREDICTED by "
-        "taking it back alone, and how far it alone moves the outputs (nats, no labels); beside it the next milder "
-        f"choice, how much slower it would be and what it loses.{more}</p><div class=scroll><table><tr><th>parameter"
-        "<th>choice<th class=r>saves<th class=r>loses<th>milder<th class=r>slower by<th class=r>loses</tr>"
+        f"<section><h2>Why</h2><p class=note>{said}{more}</p><div class=scroll><table class=cards><tr>{head}</tr>"
         f"{rows}</table></div></section>"
     )
 
 
-def _choice(choice: Any) -> str:
-    return f"{choice:.3g}" if isinstance(choice, int | float) else str(choice)
-
-
-def _signed(value: float | None, unit: str = "") -> str:
-    return "" if value is None else f"{value:.2g} {unit}".strip()
+def _cell(reason: Mapping[str, Any], key: str, title: str, kind: str) -> str:
+    """Return a cell of the *Why* table: kinds are ``ms``, ``%``, ``number``, and empty for text."""
+    value = reason.get(key)
+    if value is None:
+        said = ""
+    elif kind == "%":
+        said = f"{value:.1%}" if abs(value) >= 0.0005 else "0%"
+    elif kind:
+        said = f"{value:.2g}{' ms' if kind == 'ms' else ''}"
+    else:
+        said = text(f"{value:.3g}" if isinstance(value, int | float) else value)
+    style = " class=r" if kind else " class=whole" if key == "parameter" else ""
+    return f"<td{style}{'' if key == 'parameter' else f' data-name={title!r}'}>{said}"
 
 
 def time_spent(view: RunView) -> str:

@@ -66,7 +66,27 @@ dt { font-size: 12.5px; color: var(--soft); } dd { margin: 0; font-weight: 560; 
   600; }
 details summary { cursor: pointer; font-weight: 640; font-size: 17px; } details[open] summary { margin-bottom: 10px; }
 footer { color: var(--soft); font-size: 13px; margin-top: 26px; max-width: 92ch; }
+.instead { margin-top: 12px; max-width: 86ch; }
 @media (max-width: 720px) { header { flex-direction: column; gap: 8px; } main { padding: 24px 14px; } }
+/* On a telephone a row of a table is a card of name and value, and a layer's name has a line of its own. */
+@media (max-width: 560px) { h1 { font-size: 25px; overflow-wrap: anywhere; } section { padding: 18px 16px; }
+  .numbers { grid-template-columns: 1fr 1fr; gap: 10px; } .number { padding: 13px 13px 12px; } .number b { font-size:
+  27px; } .number b small { font-size: 14px; } .number .from { font-size: 13.5px; } .number .soft { font-size: 12px; }
+  .status { white-space: normal; } .scroll { margin: 0 -16px; padding: 0 16px; }
+  .cards, .cards tbody { display: block; } .cards tr { display: grid; grid-template-columns: 1fr 1fr; gap: 2px 18px;
+  padding: 10px 8px; border-bottom: 1px solid var(--line); } .cards tr:has(th) { display: none; }
+  .cards tr:last-child { border-bottom: 0; }
+  .cards td, .cards td:first-child { display: flex; justify-content: space-between; gap: 8px; border: 0; padding: 0;
+  white-space: normal; overflow-wrap: anywhere; text-align: left; }
+  .cards .r { white-space: nowrap; } .cards td:first-child { justify-content: flex-start; }
+  .cards td:empty { display: none; } .switch { float: none; margin-bottom: 8px; }
+  .cards td[data-name]::before { content: attr(data-name); color: var(--soft);
+  font-weight: 400; } .cards td:first-child { font-weight: 640; } .cards .whole { grid-column: 1 / -1; color:
+  var(--soft); } .limits td:first-child { grid-column: 1 / -1; } tr.best { background: color-mix(in srgb, var(--star)
+  9%, transparent); } tr.best td { background: none; } .limits .good, .limits .bad { grid-column: 1 / -1; }
+  .layers { columns: 1; } .layer { grid-template-columns: 1fr 84px 58px; gap: 2px 10px; padding: 5px 0; }
+  .layer code { grid-column: 1 / -1; white-space: normal; } .plot { height: 540px; margin: 0 -10px -6px; }
+  dl { grid-template-columns: 1fr 1fr; gap: 12px 14px; } .keys { flex-direction: column; } }
 @media print { body { background: none; } section, .number { break-inside: avoid; } .switch { display: none; } }
 """
 
@@ -85,6 +105,13 @@ SCRIPT = """
       'marker.line.color': dark.matches ? '#181b21' : '#ffffff'}, [baseline]);
   };
   recolour();
+  // On a telephone the legend is a column above the plot, and the axis takes less room.
+  const narrow = matchMedia('(max-width: 560px)');
+  const fit = () => Plotly.relayout(plot, {'margin.l': narrow.matches ? 62 : 72, 'margin.r': narrow.matches ? 8 : 18,
+    'font.size': narrow.matches ? 11 : 13, 'legend.font.size': narrow.matches ? 11 : 13,
+    height: narrow.matches ? 540 : 480});
+  fit();
+  narrow.addEventListener('change', fit);
   dark.addEventListener('change', recolour);
   for (const button of document.querySelectorAll('.switch button')) button.addEventListener('click', () => {
     const [x, y] = plot.layout.meta[button.dataset.range];

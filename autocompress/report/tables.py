@@ -16,7 +16,7 @@ from autocompress import units
 from autocompress.engines.base import EngineFile
 from autocompress.policy import CompressionPolicy
 from autocompress.report.run_view import RunView
-from autocompress.report.sections import low_rank, natural, signed_pp
+from autocompress.report.sections import low_rank, natural
 from autocompress.results import PREDICTED, Measurement
 
 if TYPE_CHECKING:
@@ -55,21 +55,21 @@ def front_table(view: RunView, width: int = 80) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     if with_stage:
         table.add_column("stage", no_wrap=True)
-    for name in ("val. acc.", "change", "latency", "ratio", "size", *(("MACs",) if with_macs else ())):
+    for name in (f"val. {view.metric.short}", "change", "latency", "ratio", "size", *(("MACs",) if with_macs else ())):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what was done", overflow="fold")
-    best = view.best.record.number if view.best else None
+    metric = view.metric
     proxies = predicted = False
     for point in (*((view.baseline,) if view.baseline else ()), *view.listed):
         base, record, drop = point is view.baseline, point.record, view.drop(point)
-        marked = not base and record.number == best
+        marked = not base and view.is_best(point)
         proxy = not base and record.stage == "proxy"
         proxies |= proxy
         guessed = point.measurement.source == PREDICTED
         predicted |= guessed and not base
         name = "base" if base else f"{'★ ' if marked else ''}{record.number}{'°' if proxy and not with_stage else ''}"
         cells = [name, *(("" if base else record.stage,) if with_stage else ())]
-        cells += [f"{point.accuracy:.2%}", "" if base or drop is None else signed_pp(drop)]
+        cells += [metric.value(point.accuracy), "" if base or drop is None else metric.change(drop)]
         cells += [units.format_ms(view.latency_ms(point)), f"{'≈' if guessed else ''}{point.measurement.ratio:.2f}x"]
         cells += ["" if record.size_bytes is None else units.format_bytes(record.size_bytes)]
         if with_macs:
@@ -79,7 +79,7 @@ def front_table(view: RunView, width: int = 80) -> Table:
         table.add_row(*(Text(cell) for cell in cells), style="bold yellow" if marked else "dim" if base else "")
     ratio = "≈: predicted from a latency table, NOT measured" if predicted else ""
     ratio = ratio or "ratio: measured latency over the baseline's, interleaved"
-    notes = ["val. acc.: validation accuracy", ratio]
+    notes = [f"val. {metric.short}: validation {metric.name}", ratio]
     if proxies and not with_stage:
         notes.append("°: proxy, not fine-tuned")
     table.caption = Text("; ".join(notes), style="dim")
@@ -124,87 +124,6 @@ def sensitivity_table(found: Sensitivity) -> Table:
         table.add_row(Text(name), cells)
     table.caption = Text(f"{found.measured} of {found.choices} choices measured, in {found.seconds:.0f} s", style="dim")
     return table
-
-
-def result_panel(summary: Mapping[str, Any]) -> RenderableType:
-    """Return the outcome of a run from its summary document: asked against reached, and what to type next."""
-    best, base = summary.get("best") or {}, summary.get("baseline") or {}
-    trials = f"{summary.get('n_trials', 0)} trials ({summary.get('n_failed', 0)} failed)"
-    total = (summary.get("seconds") or {}).get("total")
-    counted = f"{trials} in {units.format_duration(total)}" if total is not None else trials
-    overhead = (summary.get("seconds") or {}).get("overhead")
-    if total and overhead is not None:
-        counted += f", {overhead / total:.1%} of it overhead"
-    if not best:
-        body = Text(
-            f"No candidate could be measured. {counted}.\nThe reasons are in {summary.get('run_dir')}/trials.jsonl"
-        )
-        return Panel(body, title="no result", border_style="red", expand=False)
-    limits = summary.get("constraints") or {}
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column()
-    latency = Text(f"{units.format_ms(base['latency_ms'])} → {units.format_ms(best['latency_ms'])}")
-    latency.append(f"  {best['latency_ratio']:.2f}x", style="bold")
-    predicted = best.get("latency_source") == PREDICTED
-    if predicted:
-        latency.append("  predicted, NOT measured", style="yellow")
-    _limit(latency, limits.get("latency_ms"), best["latency_ms"], units.format_ms)
-    grid.add_row("latency", latency)
-    tested = best["accuracy"] is not None
-    pair = (
-        (base["accuracy"], best["accuracy"]) if tested else (base["validation_accuracy"], best["validation_accuracy"])
-    )
-    accuracy = Text(f"{pair[0]:.2%} → {pair[1]:.2%}")
-    drop = best["accuracy_drop_pp"] / 100
-    accuracy.append(f"  {signed_pp(drop)}", style="bold")
-    _limit(accuracy, limits.get("max_drop"), drop - 1e-9, lambda value: f"{100 * value:.3g} pp lost")
-    grid.add_row(f"accuracy, {'test' if tested else 'validation'}", accuracy)
-    size = Text(f"{units.format_bytes(base['size_bytes'])} → {units.format_bytes(best['size_bytes'])}")
-    size.append(f"  {best['size_bytes'] / base['size_bytes']:.2f}x", style="bold")
-    _limit(size, limits.get("size_bytes"), best["size_bytes"], units.format_bytes)
-    grid.add_row("size", size)
-    if best.get("macs_ratio") is not None:
-        grid.add_row("MACs", f"{best['macs_ratio']:.2f}x")
-    grid.add_row("baseline", Text(_conditions(summary)))
-    grid.add_row("trial", f"{best['trial']}, {best['stage']}; {counted}")
-    if said := _prediction(summary.get("prediction") or {}):
-        grid.add_row("prediction", said)
-    grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
-    checked = "" if best.get("verified") else " (the deployed file is verified again in a fresh process)"
-    command = f"autocompress deploy {summary.get('run_dir')} --to DIR{checked}"
-    if predicted:
-        command = f"autocompress measure {summary.get('run_dir')}, on the device itself"
-    grid.add_row("next", Text(command, overflow="fold"))
-    feasible = bool(best.get("feasible"))
-    if feasible:
-        title = "result: limits met, verified" if best.get("verified") else "result: limits met"
-        return Panel(grid, title=title, border_style="green", expand=False)
-    closest = Text("No candidate met every limit; this is the closest.", style="yellow")
-    return Panel(Group(closest, grid), title="limits not met", border_style="yellow", expand=False)
-
-
-def _prediction(found: Mapping[str, Any]) -> str:
-    """Say what prediction and first looks saved and how far it was off; nothing where nothing was predicted."""
-    if found.get("mape") is None:
-        return ""
-    saved = (found.get("screened_out") or 0) + (found.get("rejected") or 0)
-    builds = f"{saved} engine build{'' if saved == 1 else 's'} saved; " if saved else ""
-    return f"{builds}off by {found['mape']:.1%} on average"
-
-
-def _limit(line: Text, limit: float | None, reached: float, form: Any) -> None:
-    if limit is not None:
-        met = reached <= limit
-        line.append(f"  {'✓' if met else '✗'} at most {form(limit)}", style="green" if met else "red")
-
-
-def _conditions(summary: Mapping[str, Any]) -> str:
-    threads = summary.get("threads")
-    return (
-        f"{(summary.get('baseline') or {}).get('dtype')}, uncompressed; {summary.get('engine')} on "
-        f"{summary.get('device')}, {threads} thread{'' if threads == 1 else 's'}, batch {summary.get('batch_size')}"
-    )
 
 
 def benchmark_table(files: Sequence[EngineFile], measurements: Sequence[Measurement]) -> Table:

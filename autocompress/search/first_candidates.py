@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.search.choice_path import ChoicePath, Choices
+from autocompress.search.constraints import Constraints
 from autocompress.search.int8_sensitivity import Int8Sensitivity, harmful
-from autocompress.search.pareto import DEFAULT_DROP, Constraints
 from autocompress.search.problem import Costs
 from autocompress.search.space import Choice, SearchSpace
 
@@ -60,17 +60,15 @@ class FirstCandidates:
         attempt: Runs a trial with these choices and returns its record; None where it failed or time is up.
         space: What may be chosen.
         constraints: Limits.
-        baseline: The uncompressed model.
         knowns: What is known of choices.
     """
 
     def __init__(
         self, attempt: Callable[[Choices], TrialRecord | None], space: SearchSpace, constraints: Constraints,
-        baseline: TrialRecord, knowns: Knowns,
+        knowns: Knowns,
     ) -> None:  # fmt: skip
         self._attempt, self._space, self._constraints, self._knowns = attempt, space, constraints, knowns
-        self._allowed = DEFAULT_DROP if constraints.max_drop is None else constraints.max_drop
-        self._whole = baseline.accuracy or 0.0
+        self._allowed = constraints.allowed_drop
         # The mildest and the fastest that is known to be accurate enough.
         self._safe: tuple[Choices, float] = (space.everywhere(), 1.0)
 
@@ -99,7 +97,7 @@ class FirstCandidates:
             return
         everywhere = self._space.everywhere(dtype="int8")
         record = self._tried(everywhere)
-        drop = None if record is None else self._whole - (record.accuracy or 0.0)
+        drop = None if record is None else self._constraints.drop(record)
         if (drop is not None and drop <= _ENOUGH * self._allowed) or "dtype/*" in everywhere:
             return
         known = self._knowns.int8()
@@ -112,7 +110,7 @@ class FirstCandidates:
             left_out = harmful(found, parts, target)
             choices: Choices = {**everywhere, **{f"dtype/{layer}": "dense" for layer in left_out}}
             record = self._tried({name: choices[name] for name in everywhere})
-            if record is not None and self._accurate(record):
+            if record is not None and self._constraints.within_drop(record):
                 return
             target /= _LESS
 
@@ -144,7 +142,7 @@ class FirstCandidates:
         if inside is None:
             return False
         best = tried[inside]
-        if best is not None and self._accurate(best):
+        if best is not None and self._constraints.within_drop(best):
             return True
         self._halfway(path, 0, inside, tried)
         return False
@@ -158,7 +156,7 @@ class FirstCandidates:
         if record is None:
             return
         path.measured(steps, self._constraints.cost(record))
-        if self._accurate(record):
+        if self._constraints.within_drop(record):
             self._halfway(path, steps, len(path), tried)
         else:
             self._halfway(path, 0, steps, tried)
@@ -173,12 +171,9 @@ class FirstCandidates:
             if record is None:
                 return
             path.measured(steps, self._constraints.cost(record))
-            mild, harsh = (steps, harsh) if self._accurate(record) else (mild, steps)
+            mild, harsh = (steps, harsh) if self._constraints.within_drop(record) else (mild, steps)
 
     # -- trials -------------------------------------------------------------------------------------------------------
-
-    def _accurate(self, record: TrialRecord) -> bool:
-        return self._whole - (record.accuracy or 0.0) <= self._allowed
 
     def _tried(self, choices: Choices) -> TrialRecord | None:
         """Run a trial; what is accurate enough and faster than what was known is where paths begin."""
@@ -186,6 +181,6 @@ class FirstCandidates:
         if record is None or record.measurement is None or record.accuracy is None:
             return None
         cost = self._constraints.cost(record)
-        if self._accurate(record) and cost < self._safe[1]:
+        if self._constraints.within_drop(record) and cost < self._safe[1]:
             self._safe = choices, cost
         return record

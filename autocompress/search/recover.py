@@ -20,8 +20,9 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
-from autocompress.search.pareto import Constraints, best_record
+from autocompress.search.pareto import Constraints
 from autocompress.search.promotion import Promotion
+from autocompress.search.selection import most_accurate
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
 _FIRST_ROUND = 0.12
@@ -94,7 +95,7 @@ class Recovery:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
         assert self.pipeline.baseline is not None
         inside = self.constraints.steady(records, self.constraints.pace(self.pipeline.run.history()))
-        best = best_record(inside or records, self.constraints, self.pipeline.baseline)
+        best = most_accurate(inside or records, self.constraints)
         assert best is not None
         ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]
         return max(ties, key=lambda r: r.macs or 0, default=best)

@@ -132,7 +132,7 @@ class SearchSession:
         recovery = self.config.recovery
         begun, until = time.monotonic(), self.plan.candidates_until()
         if self.config.first_candidates:
-            self._try_first(space, baseline, until)
+            self._try_first(space, until)
         order = self._block_order(space) if self._space_file.blocks.remove else []
         # The knapsack sampler's own first proposals know more than these.
         self.loop.enqueue_seeds(order, queue=knowledge is None)
@@ -285,7 +285,7 @@ class SearchSession:
         # Not told how good the baseline is: it is tried, so that there is a result to deploy where nothing pays.
         return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3), predict=predict)
 
-    def _try_first(self, space: SearchSpace, baseline: TrialRecord, until: float) -> None:
+    def _try_first(self, space: SearchSpace, until: float) -> None:
         """Run the trials that come before the sampler's."""
         self.observer.stage("Trying what a good engineer tries first")
         trials = self.config.n_trials
@@ -293,11 +293,12 @@ class SearchSession:
         def attempt(choices: Choices) -> TrialRecord | None:
             return self.loop.attempt(choices, until) if len(self.loop.records) < trials else None
 
-        FirstCandidates(attempt, space, self.constraints, baseline, self._knowns).run()
+        FirstCandidates(attempt, space, self.constraints, self._knowns).run()
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""
-        choices = None if self._best is None else self.loop.choices_of(self._best.number)
+        best = self._best
+        choices = None if best is None or best.stage == "baseline" else self.loop.choices_of(best.number)
         if choices is None:
             return []
         predictor, latency = self.predictor, None
@@ -305,7 +306,11 @@ class SearchSession:
             ratio, whole = _predicted(predictor), baseline.latency_ms
             latency = lambda policy: ratio(policy) * whole  # noqa: E731 - typed by what takes it
         with self.pipeline.ledger.spend("profile"):
-            return explain(choices, space, latency, self._losses)
+            try:
+                layout = self.pipeline.graphs.layout
+            except ExportError:
+                layout = None
+            return explain(choices, space, latency, self._losses, layout)
 
     def _settled(self, baseline: TrialRecord) -> bool:
         """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""
@@ -399,20 +404,20 @@ class SearchSession:
         held = TrialRecord.from_dict(read_json(stored)) if stored.exists() else None
         known = [r for r in self.run.records().values() if r.artifact is not None]
         best = best_record([*([held] if held else []), *known], self.constraints, baseline)
-        if best is not None and best is not held and best.artifact is not None:
+        if best is not held and best.artifact is not None:
             replace_folder(self.run.path / best.artifact, self.run.best)
         return best
 
     def _improve(self, record: TrialRecord) -> None:
         """Put what is best, now that this record is known, in ``best/``."""
         assert self.pipeline.baseline is not None and record.artifact is not None
-        held = [] if self._best is None else [self._best]
+        held = [] if self._best is None or self._best.stage == "baseline" else [self._best]
         contenders = [record, *held] if held and held[0].number == record.number else [*held, record]
         # All of them: what is as good as the most accurate depends on which one that is.
         numbers = {r.number for r in contenders}
         contenders += [r for r in self.run.records().values() if r.artifact is not None and r.number not in numbers]
         best = best_record(contenders, self.constraints, self.pipeline.baseline)
-        if best is not None and best is not self._best and best.artifact is not None:
+        if best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)
 

@@ -23,10 +23,11 @@ from autocompress.results import MEASURED, TrialRecord
 from autocompress.search.first_sight import behind
 from autocompress.search.fitting import Fitting
 from autocompress.search.knapsack import COST_ATTRIBUTE
-from autocompress.search.pareto import DEFAULT_DROP, Constraints, best_record
+from autocompress.search.pareto import Constraints
 from autocompress.search.refusals import Refusals
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
 from autocompress.search.seeds import seed_choices
+from autocompress.search.selection import most_accurate
 from autocompress.search.space import Choice, SearchSpace
 from autocompress.tasks.validation import Glance
 
@@ -128,7 +129,7 @@ class TrialLoop:
         records = list(self.records.values())
         if self.screen is not None:
             records = self.constraints.steady(records, self.screen.pace) or records
-        best = best_record(records, self.constraints, self.pipeline.baseline)
+        best = most_accurate(records, self.constraints)
         if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
             return None
         return self._choices[best.number], best
@@ -327,13 +328,11 @@ class TrialLoop:
         The harshest choices are taken back until the limit is used, going by what this one took and the uncompressed
         one does. Predictions that are trusted have seen to that before.
         """
-        budget, base = self.constraints.budget, self.pipeline.baseline
-        assert base is not None
+        budget = self.constraints.budget
         if budget is None or self._cost is None or (self.screen is not None and self.screen.trusted):
             return
-        allowed = DEFAULT_DROP if self.constraints.max_drop is None else self.constraints.max_drop
         cost = self.constraints.cost(record, self.screen.pace if self.screen else None)
-        far = cost < budget * (1 - _FAR_INSIDE) and (base.accuracy or 0.0) - (record.accuracy or 0.0) > allowed
+        far = cost < budget * (1 - _FAR_INSIDE) and not self.constraints.within_drop(record)
         here = self._cost(record.policy)
         if not far or here >= 1 or record.policy in self._milder:
             return

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from autocompress.config import RunConfig
 from autocompress.deploy.manifest import Manifest
 from autocompress.deploy.package import deploy, deployable
 from autocompress.deploy.verify import verify
 from autocompress.engines.base import Array, EngineFile
 from autocompress.errors import BuildError, ConfigError, VerificationError
 from autocompress.latency.measure import Protocol
-from autocompress.results import Measurement, read_json, write_json
-from autocompress.run_directory import RunDirectory
+from autocompress.results import Measurement, TrialRecord, read_json, write_json
+from autocompress.run_directory import RunDirectory, replace_folder
 from autocompress.worker import EngineWorker
 
 SHIPPED = {
@@ -251,3 +252,66 @@ class TestManifest:
         manifest = replace(Manifest.read(shipped), options={"cores": 3})
         with pytest.raises(ConfigError, match="options cannot be read"):
             manifest.engine_file(shipped)
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def with_limits(run: RunDirectory, worst: float = 0.41, accuracy: float = 0.89, **limits: str) -> None:
+    """Give a run limits, a measured baseline, and trial 5 another latency ratio and accuracy."""
+    run.write_config(RunConfig.model_validate(limits))
+    dense = Measurement(0.25, 0.25, 0.25, 0.25, 0.0, 500, 0.25, 0.25, 1.0, 1.0, 1.0, 0.25, False, 1, 1)
+    baseline = TrialRecord.from_dict(read_json(run.baseline / "record.json"))
+    write_json(run.baseline / "record.json", replace(baseline, measurement=dense, size_bytes=4000).to_dict())
+    other = run.records()[5]
+    assert other.measurement is not None
+    measured = replace(other.measurement, ratio=worst - 0.01, ratio_low=worst - 0.02, ratio_high=worst)
+    changed = replace(other, measurement=measured, accuracy=accuracy)
+    run.append(changed)
+    write_json(run.artifact(5) / "record.json", changed.to_dict())
+
+
+def test_what_missed_its_limits_is_deployed_by_force_alone(
+    run: RunDirectory, tmp_path: Path, worker: EngineWorker
+) -> None:
+    with_limits(run, target_latency="0.3x")
+    with pytest.raises(ConfigError, match=r"Trial 3 .* latency 0.4x is 33.3% over the target of 0.3x.*--force\.$"):
+        deploy(run, tmp_path / "out", worker=Fake(worker))
+    assert untouched(tmp_path / "out")
+    assert deploy(run, tmp_path / "out", worker=Fake(worker, 0.5), force=True).trial == 3
+
+
+def test_the_refusal_names_the_trial_that_meets_every_limit(run: RunDirectory, tmp_path: Path) -> None:
+    with_limits(run, 0.25, target_latency="0.3x", max_drop="2pp")
+    with pytest.raises(ConfigError, match=r"or trial 5 with --trial 5, which meets every limit"):
+        deploy(run, tmp_path / "out")
+    # One that loses too much is no way out.
+    with_limits(run, 0.25, 0.7, target_latency="0.3x", max_drop="2pp")
+    with pytest.raises(ConfigError, match=r"--force\.$"):
+        deploy(run, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"Trial 5 .*validation accuracy is 20.00 pp below the baseline, 2 pp allow"):
+        deploy(run, tmp_path / "out", 5)
+
+
+def test_a_ratio_decides_where_the_limit_is_one_whatever_the_milliseconds(
+    run: RunDirectory, tmp_path: Path, worker: EngineWorker
+) -> None:
+    with_limits(run, target_latency="0.5x", max_drop="2pp")
+    summary = run.read("summary.json")
+    # The end of the run measured in a slow minute; on test data the drop is above the limit, on validation not.
+    figures = {"latency_ms": 9.0, "latency_ratio": 0.4, "accuracy_drop_pp": 1.0, "size_bytes": 1000}
+    run.write("summary.json", {**summary, "best": {**summary["best"], **figures}})
+    deploy(run, tmp_path / "a", worker=Fake(worker, 0.5))
+    figures["accuracy_drop_pp"] = 2.5
+    run.write("summary.json", {**summary, "metric": "cosine", "best": {**summary["best"], **figures}})
+    with pytest.raises(ConfigError, match=r"test cosine is 0.0250 below the baseline, 0.02 allowed"):
+        deploy(run, tmp_path / "b", worker=Fake(worker))
+
+
+def test_the_uncompressed_model_can_be_deployed(run: RunDirectory, tmp_path: Path, quick: Protocol) -> None:
+    with_limits(run, target_latency="0.3x")
+    replace_folder(run.baseline, run.best)
+    with pytest.raises(ConfigError, match=r"^The uncompressed model of .* latency 1x is 233.3% over"):
+        deploy(run, tmp_path / "out")
+    manifest = deploy(run, tmp_path / "out", force=True, protocol=quick)
+    assert (manifest.trial, manifest.stage) == (None, "baseline")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,9 +17,11 @@ from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.report.figure import pareto_figure
 from autocompress.report.html import render, write_report
 from autocompress.report.run_view import read_run
-from autocompress.report.sections import natural, policy_map, signed_pp
+from autocompress.report.sections import natural, policy_map
 from autocompress.results import TrialRecord, read_json, write_json
+from autocompress.run import open_run
 from autocompress.run_directory import RunDirectory
+from autocompress.search.pareto import run_front, write_front
 
 
 class _Page(HTMLParser):
@@ -178,15 +182,109 @@ def test_front_is_computed_when_the_run_was_cut(make_run: Callable[..., RunDirec
     assert [p.record.number for p in cut] == [p.record.number for p in read_run(make_run()).front]
 
 
-def test_the_baseline_may_end_the_front_and_is_listed_once(finished: RunDirectory) -> None:
-    pareto = finished.read("pareto.json")
-    baseline = json.loads((finished.baseline / "record.json").read_text())
-    finished.write("pareto.json", {**pareto, "records": [*pareto["records"], baseline]})
+def test_one_front_in_every_view(finished: RunDirectory) -> None:
+    # What an older release, or a hand, wrote into pareto.json does not count; the records do.
+    finished.write("pareto.json", {"axes": [], "front": [], "records": []})
     view = read_run(finished)
-    assert view.front[-1].record.stage == "baseline"
-    page = render(view)
-    assert page.count('<tr class="base">') == 1
-    assert page.count("<td>baseline<td>") == 1
+    numbers = [p.record.number for p in view.front]
+    assert numbers == [r.number for r in run_front(finished)] == list(open_run(finished.path).front["trial"]) != []
+    write_front(finished)
+    assert finished.read("pareto.json")["front"] == numbers
+    shown = re.findall(r'<tr class="[a-z]*"><td>(?:<span class=star>★</span> )?(\w+)<td', render(view))
+    assert shown == ["baseline", *(str(p.record.number) for p in view.listed)]
+
+
+def test_the_uncompressed_model_as_the_result(finished: RunDirectory) -> None:
+    summary = finished.read("summary.json")
+    summary["best"].update(trial=None, stage="baseline", feasible=False, latency_ratio=1.0, accuracy_drop_pp=0.0)
+    finished.write("summary.json", summary)
+    view = read_run(finished)
+    assert view.best is view.baseline and not any(map(view.is_best, view.listed))
+    said = _Page(render(view)).said
+    assert "The result is the uncompressed model, which is what you had" in said and "nothing to offer" in said
+    assert render(view).count("<td>baseline<td>") == 1
+
+
+def test_a_metric_that_is_no_share_is_never_in_percent(finished: RunDirectory) -> None:
+    finished.write("summary.json", {**finished.read("summary.json"), "metric": "cosine"})
+    page = write_report(finished).read_text()
+    body = page[page.index("<main>") :]
+    said = _Page(page).said
+    assert "0.9149 → 0.9112" in said and "test cosine, read once" in said and "loss of test cosine" in said
+    assert "accuracy" not in said.lower() and "Cosine and latency" in said
+    assert not re.search(r"\d pp\b|91\.\d+%", said)
+    plot = body[body.index("Plotly.newPlot") :]
+    assert "validation cosine" in plot and "validation accuracy" not in plot and " pp" not in plot
+
+
+def test_a_limit_that_is_a_ratio_is_judged_by_the_ratio(finished: RunDirectory) -> None:
+    summary = finished.read("summary.json")
+    # Another minute: the milliseconds are above those of the limit, the interleaved ratio is within.
+    summary["best"].update(latency_ratio=0.60, latency_ms=0.5)
+    summary["constraints"].update(latency_ratio=0.62, latency_ms=0.29)
+    finished.write("summary.json", summary)
+    assert next(c for c in read_run(finished).checks() if "latency" in c.what).met
+    summary["best"].update(latency_ratio=0.63, latency_ms=0.1)
+    finished.write("summary.json", summary)
+    assert not next(c for c in read_run(finished).checks() if "latency" in c.what).met
+
+
+def test_both_answers_are_told_where_limits_are_missed(finished: RunDirectory) -> None:
+    summary = finished.read("summary.json")
+    summary["best"]["feasible"] = False
+    layers = {"layer1.0.conv1": 0.2, "layer1.0.conv2": 0.1}
+    summary["fastest_within_drop"] = {
+        "trial": 12, "stage": "recovered", "latency_ratio": 0.71, "accuracy": 0.91, "drop": 0.0062, "size_bytes": 5,
+        "slowest_layers": layers,
+    }  # fmt: skip
+    summary["most_accurate_within_latency"] = None
+    summary["lowest_ratio"] = 0.65
+    summary["constraints"].update(latency_ratio=0.62)
+    finished.write("summary.json", summary)
+    said = _Page(write_report(finished).read_text()).said
+    assert "Fastest within 1 pp: trial 12, 0.71x, validation accuracy 91.00% (−0.62 pp)." in said
+    assert "No trial was within 0.62x" in said and "the fastest took 0.65x." in said
+    assert "In the way: layer1.0.conv1, layer1.0.conv2 take 30% of its time." in said
+
+
+def test_why_without_a_latency_table(finished: RunDirectory) -> None:
+    reason = {
+        "parameter": "prune/layer1.0.conv1", "choice": 0.25, "saved_ms": None, "loss": 0.012, "next_choice": 0.125,
+        "next_ms": None, "next_loss": 0.004, "saved_macs": 0.03, "saved_bytes": 0.021,
+    }  # fmt: skip
+    finished.write("summary.json", {**finished.read("summary.json"), "explanation": [reason]})
+    page = write_report(finished).read_text()
+    said = _Page(page).said
+    assert "3.0%" in said and "2.1%" in said and "0.012" in said and "prune/layer1.0.conv1" in said
+    assert "slower by" not in said and "PREDICTED, by taking" not in said
+    # Nothing that tells anything: no table.
+    bare = {**reason, "loss": None, "saved_macs": None, "saved_bytes": None, "next_loss": None}
+    finished.write("summary.json", {**finished.read("summary.json"), "explanation": [bare]})
+    assert "<h2>Why</h2>" not in write_report(finished).read_text()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_the_screen(finished: RunDirectory, tmp_path: Path, width: int) -> None:
+    """Nothing sticks out at the right: the document is no wider than the frame it is shown in."""
+    page = write_report(finished).read_text()
+    # A browser's own window may not be as narrow as a telephone; a frame is.
+    tell = (
+        "<script>addEventListener('load',()=>setTimeout(()=>parent.postMessage("
+        "document.documentElement.scrollWidth,'*'),500))</script>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{tell}</body>"))
+    (tmp_path / "frame.html").write_text(
+        f"<body><iframe src=page.html style='border:0;width:{width}px;height:900px'></iframe><script>"
+        "addEventListener('message',e=>{document.title='wide '+e.data;document.body.append('wide '+e.data)})</script>"
+    )
+    shown = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    found = re.search(r"wide (\d+)", shown)
+    assert found is not None and int(found[1]) <= width, shown[-500:]
 
 
 def test_missing_plotly_names_the_extra(finished: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +298,4 @@ def test_missing_plotly_names_the_extra(finished: RunDirectory, monkeypatch: pyt
 
 
 def test_words() -> None:
-    assert signed_pp(0.01234) == "−1.23 pp"
-    assert signed_pp(-0.002) == "+0.20 pp"
-    assert signed_pp(0.00001) == "±0.00 pp"
     assert sorted(["layer10", "layer2", "conv"], key=natural) == ["conv", "layer2", "layer10"]

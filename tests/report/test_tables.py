@@ -11,8 +11,9 @@ from rich.console import Console, RenderableType
 
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.report.result_panel import result_panel
 from autocompress.report.run_view import read_run
-from autocompress.report.tables import benchmark_table, front_table, policy_table, result_panel
+from autocompress.report.tables import benchmark_table, front_table, policy_table
 from autocompress.run_directory import RunDirectory
 
 

@@ -32,6 +32,6 @@ def test_what_is_not_known_is_none() -> None:
     (reason,) = explain({"prune/c0": 0.5}, SPACE, None, None)
     assert reason.to_dict() == {
         "parameter": "prune/c0", "choice": 0.5, "saved_ms": None, "loss": None, "next_choice": 0.25, "next_ms": None,
-        "next_loss": None,
+        "next_loss": None, "saved_macs": None, "saved_bytes": None,
     }  # fmt: skip
     assert explain({}, SPACE, latency_ms, None) == []

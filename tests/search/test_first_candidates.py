@@ -10,8 +10,8 @@ import pytest
 from autocompress.config import RunConfig
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
+from autocompress.search.constraints import Constraints
 from autocompress.search.first_candidates import FirstCandidates, Knowns
-from autocompress.search.pareto import Constraints
 from autocompress.search.problem import Costs
 from autocompress.search.space import SearchSpace, SpaceFile
 from tests.search.conftest import BASELINE, DEAR, SLOW, figures, make_inventory, record
@@ -65,7 +65,7 @@ class Network:
             return made
 
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
-        FirstCandidates(attempt, self.space, constraints, BASELINE, knowns).run()
+        FirstCandidates(attempt, self.space, constraints, knowns).run()
         return found
 
 
