@@ -14,9 +14,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import ActivationRange, activation_ranges, quantization_mode
+from autocompress.compress.smoothing import divisors, undivided
 from autocompress.config import QuantizationConfig
 from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.folding import foldable
+from autocompress.engines.input_division import divide_inputs
 from autocompress.engines.kernels import IN_ORDER, KernelTime
 from autocompress.engines.placement import RULES
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
@@ -136,7 +138,7 @@ class GraphBuilder:
         graph = self._template.bind(model, removed_blocks) if self._edits else None
         if graph is None:
             return exported(model, self._inputs, ranges, self._engine)
-        return _quantized(graph, ranges, self._engine)
+        return _quantized(graph, model, ranges, self._engine)
 
     def ranges(self, model: nn.Module, batches: Iterable[Tensor], quantization: QuantizationConfig) -> Ranges:
         """Return what `ranges_for` does, of a compressed form of the base."""
@@ -175,9 +177,9 @@ def exported(model: nn.Module, inputs: Tensor, ranges: Ranges, engine: str) -> G
     Raises:
         ExportError: The model cannot be exported, or a layer of `ranges` is not in its graph.
     """
-    with quantization_mode(model, "off"):
+    with quantization_mode(model, "off"), undivided(model):
         graph = to_onnx(model, inputs)
-    return _quantized(graph, ranges, engine)
+    return _quantized(graph, model, ranges, engine)
 
 
 def write_model(
@@ -208,7 +210,8 @@ def write_model(
     return graph.dense
 
 
-def _quantized(graph: ir.Model, ranges: Ranges, engine: str) -> Graph:
+def _quantized(graph: ir.Model, model: nn.Module, ranges: Ranges, engine: str) -> Graph:
+    divide_inputs(graph, {name: divisor.float().numpy() for name, divisor in divisors(model).items()})
     layers = {name: _expressed(found) for name, found in ranges.inputs.items()}
     results = {
         name: ResultQuantization(_expressed(found.whole), _expressed(found.rectified))

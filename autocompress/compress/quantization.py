@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,14 @@ class ActivationQuantizer(nn.Module):
         self._histogram = torch.zeros(_BINS)
         self._top = 0.0
         self._lowest = 0.0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # A stored layer may divide channels of its input: `smoothing` is made of what is here.
+        if f"{prefix}divisor" in state_dict:
+            from autocompress.compress.smoothing import hold_divisor
+
+            hold_divisor(self, len(state_dict[f"{prefix}divisor"]))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def range(self) -> ActivationRange:
         """Return the current quantization."""
@@ -284,14 +293,18 @@ def observing(model: nn.Module) -> Iterator[None]:
     Raises:
         CompressionError: A layer saw only zeros, a value that is not finite, or no data.
     """
+    # `smoothing` is made of what is here.
+    from autocompress.compress.smoothing import smooth, watching
+
     layers = list(quantized_layers(model))
     for _, layer in layers:
         layer.input_quantizer.forget()
-    with quantization_mode(model, "observe"):
+    with quantization_mode(model, "observe"), watching(model) as seen:
         yield
     for name, layer in layers:
         layer.input_quantizer.finish(name)
         layer.simulate = True
+    smooth(model, seen)
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
