@@ -50,6 +50,10 @@ class QuantizationConfig(_Section):
 class RecoveryConfig(_Section):
     """How finalists are fine-tuned: see `autocompress.recovery.finetune`.
 
+    `optimizer` and `learning_rate` (None) are found from the network unless given; `batch_size` is the most that a step
+    takes, fewer where there are few samples. `mixtures` says when mixed inputs are learned from: ``"auto"`` where
+    samples are few and inputs continuous.
+
     `distill` maps methods of distillation to their weights (None: the method's own), and may be written as a list of
     methods. `distill_at` maps modules of the teacher to those of the student; a list names both alike.
     """
@@ -58,11 +62,13 @@ class RecoveryConfig(_Section):
     candidates: int = Field(default=3, ge=1)
     epochs: float = Field(default=24.0, gt=0)
     share: float = Field(default=0.65, gt=0, lt=1)
-    learning_rate: float = Field(default=0.05, gt=0)
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    learning_rate: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=128, ge=2)
     weight_decay: float = Field(default=5e-4, ge=0)
     temperature: float = Field(default=4.0, gt=0)
     alpha: float = Field(default=0.9, ge=0, le=1)
+    mixtures: Literal["auto", "never"] = "auto"
     distill: dict[str, float | None] = Field(default={"logits": None}, min_length=1)
     distill_at: dict[str, str] | None = None
     qat_fraction: float = Field(default=0.25, gt=0, le=1)

@@ -151,7 +151,7 @@ def distill(
     seconds = math.inf if allowed is None else max(allowed - (time.monotonic() - started), 0.0)
     report = finetune(
         student, Teacher(task.model(), fast_dtype()), task, config.recovery, Budget(epochs, seconds),
-        checkpoint=None if to is None else to / _CHECKPOINT, progress=progress,
+        checkpoint=None if to is None else to / _CHECKPOINT, progress=progress, untrained=True,
     )  # fmt: skip
     student.to(memory_format=torch.contiguous_format)
     stage("Measuring teacher and student")

@@ -77,20 +77,23 @@ class Teacher:
         self._bytes = 0
 
     def outputs(self, inputs: Tensor, epoch: int, index: int) -> Tensor:
-        """Return outputs ``(N, classes)`` for batch `index` of augmented epoch `epoch`."""
-        return self.answers(inputs, epoch, index, {_OUTPUTS: Tensor.float})[_OUTPUTS]
+        """Return outputs ``(N, ...)`` for batch `index` of augmented epoch `epoch`."""
+        return self.answers(inputs, (epoch, index), {_OUTPUTS: Tensor.float})[_OUTPUTS]
 
     def answers(
-        self, inputs: Tensor, epoch: int, index: int, questions: Mapping[Question, Callable[[Tensor], Tensor]]
+        self,
+        inputs: Tensor,
+        key: tuple[int, int] | None,
+        questions: Mapping[Question, Callable[[Tensor], Tensor]],
     ) -> dict[Question, Tensor]:
         """Return what each question makes of a module's output ``(N, ...)`` for a batch, kept as `outputs` are.
 
-        What nobody asks for any more is dropped, but for the outputs.
+        What nobody asks for any more is dropped, but for the outputs. Without a `key` (epoch, index) nothing is kept:
+        the batch will not be seen again.
         """
-        for question in [q for q in self._kept if q not in questions and q != _OUTPUTS]:
+        for question in [q for q in self._kept if key is not None and q not in questions and q != _OUTPUTS]:
             self._bytes -= sum(answer.nbytes for answer in self._kept.pop(question).values())
-        key = (epoch, index)
-        found = {q: self._kept[q][key] for q in questions if key in self._kept.get(q, {})}
+        found = {} if key is None else {q: self._kept[q][key] for q in questions if key in self._kept.get(q, {})}
         missing = [question for question in questions if question not in found]
         if not missing:
             return found
@@ -101,7 +104,7 @@ class Teacher:
         for question in missing:
             with torch.no_grad():
                 answer = questions[question](seen[question.module])
-            if self._bytes + answer.nbytes <= _CACHE_BYTES:
+            if key is not None and self._bytes + answer.nbytes <= _CACHE_BYTES:
                 self._kept.setdefault(question, {})[key] = answer
                 self._bytes += answer.nbytes
             found[question] = answer
@@ -159,7 +162,7 @@ class Distiller:
                     "have the same positions (pixels or tokens; for attention more than one), and there is none. Name "
                     "pairs in recovery.distill_at, or leave it out of recovery.distill."
                 )
-            self._methods[name] = kind(config, own)
+            self._methods[name] = kind(config, own, task.softened_divergence)
             self._weights[name] = kind.weight if weight is None else weight
         self.places = places
         if places:
@@ -190,15 +193,30 @@ class Distiller:
         """Return what the methods learn beside the student."""
         return [parameter for method in self._methods.values() for parameter in method.parameters()]
 
-    def targets(self, inputs: Tensor, epoch: int, index: int) -> dict[tuple[str, Place], Tensor]:
-        """Return what the teacher says of batch `index` of augmented epoch `epoch`, by method and place."""
+    @property
+    def teacher(self) -> nn.Module:
+        """The uncompressed model."""
+        return self._teacher.model
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's outputs ``(N, ...)``, without keeping them."""
+        return self._teacher.answers(inputs, None, {_OUTPUTS: Tensor.float})[_OUTPUTS]
+
+    def targets(self, inputs: Tensor, epoch: int, index: int, *, keep: bool = True) -> dict[tuple[str, Place], Tensor]:
+        """Return what the teacher says of batch `index` of augmented epoch `epoch`, by method and place.
+
+        Args:
+            inputs: ``(N, ...)``.
+            epoch, index: What the answers are kept by.
+            keep: Whether they are; else those kept are not looked at.
+        """
         pairs = [(name, place) for name, method in self._methods.items() for place in method.places]
 
         def asked(name: str, place: Place) -> Callable[[Tensor], Tensor]:
             return lambda output: self._methods[name].target(place, output)
 
         questions = {Question(name, place.teacher): asked(name, place) for name, place in pairs}
-        answers = self._teacher.answers(inputs, epoch, index, questions)
+        answers = self._teacher.answers(inputs, (epoch, index) if keep else None, questions)
         return {(name, place): answers[Question(name, place.teacher)] for name, place in pairs}
 
     def watching(self, student: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:

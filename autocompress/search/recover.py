@@ -1,14 +1,17 @@
 """Fine-tuning of the finalists: a short round for each, then the rest of the time for the one that came out best.
 
 Owns how the time is shared out (successive halving, Jamieson & Talwalkar, 2016, in two rounds; where the whole front is
-wanted, by `promotion`); `recovery.finetune` owns the training.
+wanted, by `promotion`), and that a candidate which training did not better is discarded: the record of before stays.
+`recovery.finetune` owns the training.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocompress.compress.stored import load_compressed
 from autocompress.config import QuantizationConfig, RecoveryConfig
@@ -53,6 +56,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         self._teacher = Teacher(self.pipeline.task.model(), fast_dtype())
+        self._failed: set[int] = set()
 
     def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
         """Fine-tune and return the new records, in the order they finished.
@@ -71,9 +75,11 @@ class Recovery:
             for index, c in enumerate(candidates)
             if (r := self._one(c, 1, epochs=_FIRST_ROUND, deadline=deadline, left=1 / _FIRST_ROUND - index))
         ]
-        if not first:
+        # Where a short training bettered none, a long one may.
+        left = first or [candidate for candidate in candidates if candidate.number not in self._failed]
+        if not left:
             return []
-        last = self._one(self._winner(first), 2, epochs=1.0, deadline=deadline, left=1)
+        last = self._one(self._winner(left), 2, epochs=1.0, deadline=deadline, left=1)
         return [*first, last] if last else first
 
     def _front(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
@@ -113,25 +119,77 @@ class Recovery:
                 return None
         self.observer.stage(f"Fine-tuning trial {record.number}" + (" to the end" if round_number == 2 else ""))
         assert record.artifact is not None
+        kept = _KeptFiles(folder)
         try:
             with ledger.spend("recovery"):
                 folder_before = self.pipeline.run.path / record.artifact
                 model = load_compressed(self.pipeline.task, folder_before, record, self.quantization)
                 checkpoint = folder / f"checkpoint-{round_number}.safetensors"
-                finetune(
+                report = finetune(
                     model, self._teacher, self.pipeline.task, self.config,
                     Budget(self.config.epochs * epochs, seconds),
                     checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
                     told=self.observer.warn,
                 )  # fmt: skip
+            if not report.improved:
+                self._discard(record, report.before, report.metric, checkpoint)
+                return None
+            kept.aside()
             found = self.pipeline.score(model, record.policy, record.number, folder, ledger, stage="recovered")
         except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
             self.observer.warn(f"Fine-tuning of trial {record.number} failed: {error}")
+            self._failed.add(record.number)
+            kept.back()
             return None
         finally:
             self.pipeline.ledger.merge(ledger)
+        if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
+            kept.back()
+            self._discard(record, record.accuracy, found.accuracy, checkpoint)
+            return None
+        kept.drop()
         checkpoint.unlink(missing_ok=True)
         self.pipeline.run.append(found)
         self.on_record(found)
         self.observer.trial(found)
         return found
+
+    def _discard(self, record: TrialRecord, before: float | None, after: float | None, checkpoint: Path) -> None:
+        """Say that training bettered nothing; the record of before stays."""
+        task = self.pipeline.task
+        said = [_written(value, share=task.metric_is_share) for value in (before, after)]
+        self.observer.warn(
+            f"Fine-tuning of trial {record.number} is discarded: {task.metric_name} {said[1]} is not better than "
+            f"{said[0]} before it."
+        )
+        checkpoint.unlink(missing_ok=True)
+
+
+def _written(value: float | None, *, share: bool) -> str:
+    return "unknown" if value is None else f"{value:.2%}" if share else f"{value:.4f}"
+
+
+class _KeptFiles:
+    """Files of an earlier training of the same trial, kept until it is known whether the next one is better."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._aside = folder, folder.with_name(f"{folder.name}-before")
+        self._begun = False
+
+    def aside(self) -> None:
+        """Copy them away before others are written in their place."""
+        self._begun = True
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._folder.is_dir():
+            shutil.copytree(self._folder, self._aside)
+
+    def back(self) -> None:
+        """Put them back where the next training's are, if that has begun to write."""
+        if self._begun:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._aside.is_dir():
+            self._aside.rename(self._folder)
+
+    def drop(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self._aside, ignore_errors=True)

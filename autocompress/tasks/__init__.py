@@ -13,14 +13,13 @@ from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
-from autocompress.tasks.divergence import KINDS, check_kind
+from autocompress.tasks.divergence import check_kind
 from autocompress.tasks.label_free import LabelFreeTask, UnlabelledTask
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples
 from autocompress.tasks.user_code import from_user
 from autocompress.tasks.weights import load_weights
 
 __all__ = [
-    "KINDS",
     "Adapter",
     "Augmentation",
     "Batch",

@@ -106,6 +106,12 @@ class Task(abc.ABC):
         """
         return self.found_divergence()(outputs, reference)
 
+    def softened_divergence(self, outputs: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """Return `divergence` with class scores divided by a temperature, times its square; other kinds as they are."""
+        if self.has_own_divergence:
+            return self.divergence(outputs, reference)
+        return self.found_divergence()(outputs, reference, temperature)
+
     @property
     def divergence_name(self) -> str:
         """What `divergence` measures, for the sentence "steered by ..."."""

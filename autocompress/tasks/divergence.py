@@ -325,7 +325,7 @@ def divergence_of(
     finite = outputs.flatten(1).isfinite().all(1) if outputs.ndim > 1 else outputs.isfinite()
     outputs = outputs[finite] if bool(finite.any()) else outputs.nan_to_num(0, 0, 0)
     if isinstance(kind, str) and len(layout) < 2:
-        found = KINDS[check_kind(kind)](Seen(outputs, targets))
+        found = KINDS[check_kind(kind)](Seen(outputs, targets if targets is not None and len(targets) else None))
         return replace(found, name=f"{found.name} of `{layout[0][0]}`") if layout and layout[0][0] else found  # type: ignore[type-var]
     kinds = kind if isinstance(kind, Mapping) else {}
     names = [name for name, _ in layout]
@@ -391,7 +391,7 @@ def _shares(values: Tensor) -> bool:
 
 def _one_each(seen: Seen) -> bool:
     """Return whether there is one target for every output."""
-    return seen.targets is not None and seen.targets[0].numel() == seen.outputs[0].numel()
+    return seen.targets is not None and math.prod(seen.targets.shape[1:]) == math.prod(seen.outputs.shape[1:])
 
 
 def _binary(targets: Tensor) -> bool:

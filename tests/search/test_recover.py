@@ -11,6 +11,7 @@ from torch import nn
 from autocompress.config import RecoveryConfig, RunConfig
 from autocompress.errors import BuildError, CompressionError
 from autocompress.ledger import Ledger
+from autocompress.recovery.finetune import FinetuneReport
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
 from autocompress.search import recover
@@ -23,6 +24,8 @@ from tests.search.conftest import BASELINE, make_measurement, record
 class FakePipeline:
     """Scores fine-tuned candidates with figures a test gives: accuracy by trial number and round."""
 
+    metric_name, metric_is_share = "accuracy", True
+
     def __init__(self, path: Path, accuracies: dict[int, list[float]]) -> None:
         self.run, self.task, self.baseline, self.ledger = RunDirectory(path), self, BASELINE, Ledger()
         self.accuracies = {number: list(found) for number, found in accuracies.items()}
@@ -33,6 +36,8 @@ class FakePipeline:
     def score(self, model: Any, policy: Any, number: int, folder: Path, ledger: Ledger, *, stage: str) -> TrialRecord:
         if not self.accuracies[number]:
             raise BuildError("no")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scored").write_text(str(self.accuracies[number][0]))
         artifact = str(folder.relative_to(self.run.path))
         return record(number, self.accuracies[number].pop(0), 5, stage=stage, policy=policy, artifact=artifact)
 
@@ -49,13 +54,15 @@ class Bench:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = tmp_path
         self.budgets: list[recover.Budget] = []
+        self.reports: list[FinetuneReport] = []
         self.observer = Warned()
         self.improved: list[tuple[int, float | None]] = []
         monkeypatch.setattr(recover, "load_compressed", lambda task, folder, record, quantization: nn.Linear(1, 1))
         monkeypatch.setattr(recover, "finetune", self._finetune)
 
-    def _finetune(self, model: Any, teacher: Any, task: Any, config: Any, budget: Any, **_: Any) -> None:
+    def _finetune(self, model: Any, teacher: Any, task: Any, config: Any, budget: Any, **_: Any) -> FinetuneReport:
         self.budgets.append(budget)
+        return self.reports.pop(0) if self.reports else FinetuneReport(1.0, 1.0, 0.1, before=0.5, metric=0.6)
 
     def run(
         self, accuracies: dict[int, list[float]], deadline: float | None = None, **limits: str
@@ -83,8 +90,36 @@ def test_the_winner_of_a_short_round_gets_the_long_one(bench: Bench) -> None:
 
 def test_every_record_is_told_before_its_files_are_overwritten(bench: Bench) -> None:
     """The second round writes where the first did: what was better in the first must have been copied by then."""
-    bench.run({1: [0.9, 0.8], 2: [0.5]}, target_latency="0.5x")
-    assert bench.improved == [(1, 0.9), (2, 0.5), (1, 0.8)]
+    bench.run({1: [0.9, 0.95], 2: [0.6]}, target_latency="0.5x")
+    assert bench.improved == [(1, 0.9), (2, 0.6), (1, 0.95)]
+
+
+def test_what_is_not_better_than_before_is_discarded_with_a_line(bench: Bench) -> None:
+    found = bench.run({1: [0.9, 0.8], 2: [0.5], 3: [0.4]}, target_latency="0.5x")
+    assert [(r.number, r.accuracy) for r in found] == [(1, 0.9)]
+    assert bench.improved == [(1, 0.9)]
+    assert bench.observer.said == [
+        "Fine-tuning of trial 2 is discarded: accuracy 50.00% is not better than 50.00% before it.",
+        "Fine-tuning of trial 3 is discarded: accuracy 40.00% is not better than 50.00% before it.",
+        "Fine-tuning of trial 1 is discarded: accuracy 80.00% is not better than 90.00% before it.",
+    ]
+    # The files are those of the record that stays.
+    artifacts = bench.path / "artifacts"
+    assert {str(f.relative_to(artifacts)): f.read_text() for f in artifacts.rglob("*") if f.is_file()} == {
+        "trial-00001/recovered/scored": "0.9"
+    }
+
+
+def test_what_training_did_not_better_is_not_even_built_and_a_long_one_may(bench: Bench) -> None:
+    same = FinetuneReport(1.0, 1.0, 0.1, before=0.6, metric=0.6)
+    bench.reports = [same, same]
+    found = bench.run({1: [0.9], 2: []}, target_latency="0.5x")
+    assert [(r.number, r.accuracy) for r in found] == [(1, 0.9)]
+    assert [b.epochs for b in bench.budgets] == pytest.approx([1.2, 1.2, 10])
+    assert bench.observer.said == [
+        f"Fine-tuning of trial {number} is discarded: accuracy 60.00% is not better than 60.00% before it."
+        for number in (1, 2)
+    ]
 
 
 def test_who_trains_on_stays_inside_the_limit_at_every_pace_of_the_machine(

@@ -300,7 +300,7 @@ def test_without_labels_one_number_is_compared_by_r2() -> None:
 def test_the_run_file_overrides(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(TaskConfig(name=f"{__name__}:classifier", outputs="embedding"))
     assert isinstance(task.found_divergence(), Embedding)
-    with pytest.raises(ConfigError, match="task.outputs is 'embeding'.*Did you mean 'embedding'"):
+    with pytest.raises(ConfigError, match=r"task\.outputs is 'embeding'.*Did you mean 'embedding'"):
         load_task(TaskConfig(name=f"{__name__}:classifier", outputs="embeding"))
 
 
@@ -310,7 +310,7 @@ def test_tasks_without_a_tensor_are_told_of_the_adapter() -> None:
             return Pair()
 
     task = Tuples(nn.Linear(6, 3), (randn(60, 6), torch.arange(60) % 3), (randn(9, 6), torch.arange(9) % 3))
-    with pytest.raises(ConfigError, match="tasks.Adapter"):
+    with pytest.raises(ConfigError, match=r"tasks\.Adapter"):
         task.found_divergence()
 
 

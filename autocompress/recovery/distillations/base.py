@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from autocompress.config import RecoveryConfig
 from autocompress.recovery.places import Place
+from autocompress.tasks.divergence import ClassScores
+
+# Of a student's outputs, the teacher's, and a temperature: see `Task.softened_divergence`.
+SoftenedDivergence = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Distillation(abc.ABC):
@@ -17,6 +21,7 @@ class Distillation(abc.ABC):
     Args:
         config: Temperature.
         places: Where the two are compared; of methods that are `intermediate` those that `suits` lets through.
+        divergence: How far outputs are apart, as the task says.
 
     Attributes:
         intermediate: Whether it compares places inside the networks; else their outputs alone.
@@ -26,8 +31,11 @@ class Distillation(abc.ABC):
     intermediate: bool = True
     weight: float = 1.0
 
-    def __init__(self, config: RecoveryConfig, places: Sequence[Place]) -> None:
+    def __init__(
+        self, config: RecoveryConfig, places: Sequence[Place], divergence: SoftenedDivergence | None = None
+    ) -> None:
         self.config = config
+        self.divergence = divergence or ClassScores()
         self.places = tuple(places)
 
     @staticmethod

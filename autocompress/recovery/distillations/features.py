@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from autocompress.config import RecoveryConfig
 from autocompress.methods import Method
-from autocompress.recovery.distillations.base import Distillation
+from autocompress.recovery.distillations.base import Distillation, SoftenedDivergence
 from autocompress.recovery.places import Place
 
 METHOD = Method(
@@ -38,8 +38,10 @@ class Features(Distillation):
     features are.
     """
 
-    def __init__(self, config: RecoveryConfig, places: Sequence[Place]) -> None:
-        super().__init__(config, places)
+    def __init__(
+        self, config: RecoveryConfig, places: Sequence[Place], divergence: SoftenedDivergence | None = None
+    ) -> None:
+        super().__init__(config, places, divergence)
         self._weights = {p: nn.Parameter(torch.eye(p.teacher_channels, p.student_channels)) for p in self.places}
         self._biases = {p: nn.Parameter(torch.zeros(p.teacher_channels)) for p in self.places}
 
