@@ -11,6 +11,7 @@ from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.adapters import Adapter, InputSpec, pack
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
+from autocompress.tasks.checks import check_task
 from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.divergence import check_kind
@@ -33,6 +34,7 @@ __all__ = [
     "Task",
     "TensorSamples",
     "UnlabelledTask",
+    "check_task",
     "load_task",
     "load_weights",
     "measured_by",

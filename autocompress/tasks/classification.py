@@ -57,6 +57,12 @@ class ClassificationTask(SplitTask):
         classes = outputs.shape[1]
         largest = [s.largest_target() for s in (self._source, self._validation, self._test)]
         seen = 1 + max((target for target in largest if target is not None), default=0)
+        known = [t for s in (self._source, self._validation, self._test) if (t := s.targets_known()) is not None]
+        if seen == classes + 1 and known and min(int(targets.min()) for targets in known) == 1:
+            raise ConfigError(
+                f"Task {self.name!r}: labels run from 1 to {classes}, but the classes of model "
+                f"{type(self._model).__name__} count from 0 to {classes - 1}. Subtract 1 from the labels."
+            )
         if seen > classes:
             raise ConfigError(
                 f"Task {self.name!r}: the data have {seen} classes but model {type(self._model).__name__} tells only "

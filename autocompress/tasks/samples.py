@@ -8,11 +8,12 @@ from __future__ import annotations
 import abc
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch
+from autocompress.tasks.sampling import changes_labels, listed_labels
+
+_LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y", "fine_label")
 
 
 def seeded(*parts: int) -> torch.Generator:
@@ -76,6 +80,14 @@ class Samples(abc.ABC):
     def largest_target(self) -> int | None:
         """Return the largest class number, or None where finding it means reading everything."""
 
+    def labels(self) -> Tensor | None:
+        """Return the class of every sample ``(len(self),)`` to stratify by, or None where that means reading them."""
+        return None
+
+    def targets_known(self) -> Tensor | None:
+        """Return `labels` if they are what batches hold as targets, else None."""
+        return self.labels()
+
     def batches(
         self,
         indices: Tensor,
@@ -112,12 +124,20 @@ class TensorSamples(Samples):
         ConfigError: There are no samples, or inputs and targets do not go together.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, normalization: Normalization | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Tensor | npt.NDArray[Any],
+        targets: Tensor | npt.NDArray[Any],
+        normalization: Normalization | None = None,
+    ) -> None:
         super().__init__(normalization)
+        inputs, targets = _tensor(inputs, "inputs"), _tensor(targets, "targets")
         if len(inputs) == 0 or targets.shape != (len(inputs),) or targets.is_floating_point():
+            one_hot = targets.ndim == 2 and targets.shape[1] > 1 and len(targets) == len(inputs)
+            hint = " One-hot targets become class numbers by targets.argmax(1)." if one_hot else ""
             raise ConfigError(
                 f"Data must be inputs (N, ...) with integer targets (N,), N > 0; found inputs {tuple(inputs.shape)} "
-                f"and targets {tuple(targets.shape)} of {targets.dtype}."
+                f"and targets {tuple(targets.shape)} of {targets.dtype}.{hint}"
             )
         self._inputs, self._targets = inputs, targets.long()
 
@@ -127,6 +147,10 @@ class TensorSamples(Samples):
     def largest_target(self) -> int | None:
         """Return the largest class number."""
         return int(self._targets.max())
+
+    def labels(self) -> Tensor | None:
+        """Return the targets."""
+        return self._targets
 
     def _raw(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Batch]:
         for chosen in torch.split(indices, batch_size):
@@ -138,34 +162,60 @@ class DatasetSamples(Samples):
 
     Random transforms inside the dataset draw the same numbers for the same sample and epoch.
 
+    Args:
+        dataset: Has a length.
+        normalization: Mean and std per channel.
+        workers: Processes that read.
+        source: What it is called in errors met later: ``"train data: "``.
+
     Raises:
         ConfigError: The dataset has no length or is empty, or a sample is not ``(tensor, int)``.
     """
 
-    def __init__(self, dataset: Dataset[Any], normalization: Normalization | None = None, *, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], normalization: Normalization | None = None, *, workers: int = 0, source: str = ""
+    ) -> None:
         super().__init__(normalization)
+        if isinstance(dataset, DataLoader):
+            raise ConfigError(
+                "a DataLoader cannot be split or sampled; give the dataset behind it (loader.dataset). Batches, "
+                "shuffling and reading processes are chosen here (workers=...)."
+            )
         try:
             self._length = len(cast(Sequence[Any], dataset))
         except TypeError as error:
             raise ConfigError(
-                f"Dataset {type(dataset).__name__} has no length; give a map-style dataset (__len__ and __getitem__)."
+                f"Dataset {type(dataset).__name__} has no length; give a map-style dataset (__len__ and __getitem__). "
+                + (
+                    "Of a data module, give the datasets: module.train_dataloader().dataset."
+                    if hasattr(dataset, "train_dataloader")
+                    else "What can only be iterated becomes one by list(...)."
+                )
             ) from error
         if self._length == 0:
             raise ConfigError(f"Dataset {type(dataset).__name__} is empty.")
-        self._dataset, self._workers = dataset, workers
+        self._dataset, self._workers, self._source = dataset, workers, source
         _ = _Seeded(dataset, 0)[0]
 
     def __len__(self) -> int:
         return self._length
 
     def largest_target(self) -> int | None:
-        """Return the largest class number where the dataset lists its `targets`, as torchvision's do."""
-        targets = getattr(self._dataset, "targets", None)
-        return None if targets is None or len(targets) == 0 else int(max(targets))
+        """Return the largest class number where the dataset lists its labels, as torchvision's do."""
+        targets = self.targets_known()
+        return None if targets is None or len(targets) == 0 else int(targets.max())
+
+    def labels(self) -> Tensor | None:
+        """Return the class numbers where the dataset lists them; see `sampling.listed_labels`."""
+        return listed_labels(self._dataset)
+
+    def targets_known(self) -> Tensor | None:
+        """Return the class numbers where the dataset lists them and does not change them when read."""
+        return None if changes_labels(self._dataset) else self.labels()
 
     def _raw(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
-            _Seeded(self._dataset, seed),
+            _Seeded(self._dataset, seed, self._source),
             batch_sampler=[chosen.tolist() for chosen in torch.split(indices, batch_size)],
             collate_fn=_as_read,
             num_workers=self._workers,
@@ -184,8 +234,8 @@ def _as_read(batch: Any) -> Any:
 class _Seeded(Dataset[tuple[Tensor, int]]):
     """Read each sample under a random state of its own, and leave the caller's untouched."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
+    def __init__(self, dataset: Dataset[Any], seed: int, source: str = "") -> None:
+        self._dataset, self._seed, self._source = dataset, seed, source
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | ConfigError:
         """Return one batch, or what is wrong with it: raised in a worker, it would arrive as a traceback's text."""
@@ -206,12 +256,71 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
         random.seed(self._seed * 2**24 + index)
         try:
             sample = self._dataset[index]
+        except ConfigError:
+            raise
+        except Exception as error:  # the user's code, or a damaged file
+            raise ConfigError(
+                f"{self._sample(index)} cannot be read: {type(error).__name__}: {error}. Repair it, or leave it out "
+                "(torch.utils.data.Subset)."
+            ) from error
         finally:
             torch.default_generator.set_state(kept)
             random.setstate(kept_python)
-        if not (isinstance(sample, (tuple, list)) and len(sample) == 2 and isinstance(sample[0], Tensor)):
+        if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
             raise ConfigError(
-                f"Dataset {type(self._dataset).__name__}: sample {index} must be (input tensor, class number), found "
-                f"{type(sample).__name__}. Add a transform that makes tensors."
+                f"{self._sample(index)} must be (input tensor, class number), found {_described(sample)}."
             )
-        return sample[0], int(sample[1])
+        inputs = torch.from_numpy(sample[0]) if isinstance(sample[0], np.ndarray) else sample[0]
+        if not isinstance(inputs, Tensor):
+            raise ConfigError(
+                f"{self._sample(index)} must be (input tensor, class number), found {type(sample).__name__} with "
+                f"a {type(inputs).__name__} for input. Add a transform that makes tensors."
+            )
+        return inputs.as_subclass(Tensor), self._class(sample[1], index)
+
+    def _class(self, label: object, index: int) -> int:
+        """Return the class number that a label is."""
+        size = label.numel() if isinstance(label, Tensor) else label.size if isinstance(label, np.ndarray) else 1
+        where = f"{self._sample(index)}: the label must be a class number, found"
+        if size != 1:
+            raise ConfigError(
+                f"{where} {size} values. If it is one-hot, give the position of the one: int(label.argmax())."
+            )
+        try:
+            number = float(label.item() if isinstance(label, (Tensor, np.ndarray)) else label)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where} {label!r}. Number the classes from 0 on.") from error
+        if not number.is_integer():
+            raise ConfigError(
+                f"{where} {number:.6g}. For values instead of classes, write a Task of your own (docs/tasks.md)."
+            )
+        return int(number)
+
+    def _sample(self, index: int) -> str:
+        return f"{self._source}Dataset {type(self._dataset).__name__}: sample {index}"
+
+
+def _described(sample: object) -> str:
+    """Return what a sample is that is no pair, and how to make it one."""
+    wrap = "Wrap the dataset in one whose __getitem__ returns"
+    if isinstance(sample, Mapping):
+        found = f"a {type(sample).__name__} with keys {', '.join(map(repr, sample))}"
+        label = next((key for key in sample if str(key).lower() in _LABEL_KEYS), None)
+        inputs = [key for key in sample if key != label]
+        if label is None or len(inputs) != 1:
+            return f"{found}. {wrap} two of them; several inputs become one by autocompress.tasks.pack (docs/tasks.md)"
+        return f"{found}. {wrap} (sample[{inputs[0]!r}], sample[{label!r}])"
+    if isinstance(sample, (tuple, list)):
+        kinds = ", ".join(type(part).__name__ for part in sample)
+        return f"{type(sample).__name__} of {len(sample)}: {kinds}. {wrap} the two of them"
+    return f"{type(sample).__name__}. {wrap} both"
+
+
+def _tensor(values: object, what: str) -> Tensor:
+    """Return a tensor of plain class, sharing the memory where it can."""
+    if isinstance(values, Tensor):
+        return values.as_subclass(Tensor)
+    try:
+        return torch.from_numpy(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Data must be tensors or numeric arrays; {what} are {type(values).__name__}.") from error

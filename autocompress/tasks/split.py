@@ -1,4 +1,7 @@
-"""`SplitTask`: a trained model with its data. Owns the splits and the model's copies; `samples` owns batching."""
+"""`SplitTask`: a trained model with its data. Owns the splits and the model's copies.
+
+`samples` owns batching, `sampling` which samples stand for all.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import abc
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -17,8 +22,9 @@ from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples, seeded
+from autocompress.tasks.sampling import covering_prefix, stratified_order
 
-Data = Samples | Dataset[Any] | tuple[Tensor, Tensor]
+Data = Samples | Dataset[Any] | tuple[Tensor, Tensor] | tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 # A last training batch smaller than this share of the others is dropped: batch-norm statistics of a few samples
 # are noise, and of one sample an error.
@@ -28,9 +34,10 @@ _SMALLEST_LAST_BATCH = 0.5
 class SplitTask(Task):
     """A model with training and test data; subclasses say what a good output is.
 
-    Data are a pair of tensors ``(inputs (N, ...), targets (N,))``, held as given, or a map-style dataset of
-    ``(input tensor, class number)``, streamed. 8-bit inputs are divided by 255; `normalization` is applied to every
-    batch. Datasets that normalise by themselves leave it None.
+    Data are a pair of tensors or arrays ``(inputs (N, ...), targets (N,))``, held as given, or a map-style dataset of
+    ``(input tensor, class number)``, streamed. Validation and calibration are stratified random samples by class where
+    the labels are listed (see `sampling.listed_labels`), else random ones. 8-bit inputs are divided by 255;
+    `normalization` is applied to every batch. Datasets that normalise by themselves leave it None.
 
     Args:
         model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``; kept, never changed.
@@ -73,17 +80,21 @@ class SplitTask(Task):
         self._augmentation, self._seed = augmentation, seed
         self._source = _samples(train, "train", normalization, workers)
         self._test = _samples(test, "test", normalization, workers)
-        order = torch.randperm(len(self._source), generator=seeded(seed))
+        labels = self._source.labels()
+        order = stratified_order(len(self._source), labels, seeded(seed))
         if validation is None:
             held = max(1, round(validation_fraction * len(order)))
             self._validation = self._source
-            self._validation_indices, self._train_indices = order[:held].sort().values, order[held:]
+            self._validation_indices, self._train_indices = order[:held], order[held:]
         else:
             self._validation = _samples(validation, "validation", normalization, workers)
-            self._validation_indices, self._train_indices = torch.arange(len(self._validation)), order
+            self._validation_indices = stratified_order(
+                len(self._validation), self._validation.labels(), seeded(seed, 2)
+            )
+            self._train_indices = order
         if len(self._train_indices) < 2:
             raise ConfigError(f"Task {name!r}: {len(order)} training samples are too few to split.")
-        self._calibration_indices = self._train_indices[:calibration_size]
+        self._calibration_indices = covering_prefix(self._train_indices, labels, calibration_size)
         self._check_outputs(self._run_model())
 
     def model(self) -> nn.Module:
@@ -120,8 +131,12 @@ class SplitTask(Task):
         return len(self._train_indices)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
-        """Yield the validation data in order."""
+        """Yield the validation data in a stratified random order: any first part of them stands for all."""
         return self._validation.batches(self._validation_indices, batch_size)
+
+    def validation_size(self) -> int:
+        """Return the number of validation samples."""
+        return len(self._validation_indices)
 
     def test(self, batch_size: int) -> Iterator[Batch]:
         """Yield the test data in order. Read once per run, after every choice has been made."""
@@ -130,6 +145,37 @@ class SplitTask(Task):
     def test_size(self) -> int | None:
         """Return the number of test samples."""
         return len(self._test)
+
+    def known_targets(self) -> dict[str, Tensor]:
+        """Return the targets ``(n,)`` by data set (train, validation, calibration, test) that no reading is needed for.
+
+        They are in the order in which `calibration`, `validation` and `test` yield their samples.
+        """
+        found = {}
+        for split, samples, indices in self._parts():
+            targets = samples.targets_known()
+            if targets is not None:
+                found[split] = targets[indices]
+        return found
+
+    def sample_name(self, split: str, position: int) -> str:
+        """Return what the user knows a sample by: ``"calibration sample 3 (number 1041 of the training data)"``.
+
+        Args:
+            split: ``"calibration"``, ``"validation"`` or ``"test"``.
+            position: Where this split yields it.
+        """
+        index = next(int(indices[position]) for name, _, indices in self._parts() if name == split)
+        held = split == "calibration" or (split == "validation" and self._validation is self._source)
+        return f"{split} sample {position} (number {index} of the {'training' if held else split} data)"
+
+    def _parts(self) -> tuple[tuple[str, Samples, Tensor], ...]:
+        return (
+            ("train", self._source, self._train_indices),
+            ("calibration", self._source, self._calibration_indices),
+            ("validation", self._validation, self._validation_indices),
+            ("test", self._test, torch.arange(len(self._test))),
+        )
 
     def fingerprint(self) -> Mapping[str, str | int | float]:
         """Return what identifies model, weights, data and split."""
@@ -145,6 +191,7 @@ class SplitTask(Task):
                 "".join(s.digest() for s in (self._source, self._validation, self._test)).encode()
             ).hexdigest(),
             "seed": self._seed,
+            "split": "stratified",
         }
 
     def _run_model(self) -> object:
@@ -172,12 +219,16 @@ def _samples(data: Data, split: str, normalization: Normalization | None, worker
     if isinstance(data, Samples):
         return data
     try:
-        if isinstance(data, tuple):
-            inputs, targets = data
-            return TensorSamples(inputs, targets, normalization)
-        return DatasetSamples(data, normalization, workers=workers)
+        if isinstance(data, tuple) and _is_arrays(data):
+            return TensorSamples(data[0], data[1], normalization)
+        return DatasetSamples(cast(Dataset[Any], data), normalization, workers=workers, source=f"{split} data: ")
     except ConfigError as error:
         raise ConfigError(f"{split} data: {error}") from error
+
+
+def _is_arrays(data: Sequence[object]) -> bool:
+    """Return whether a tuple is inputs and targets, not a dataset that is a tuple of samples."""
+    return len(data) == 2 and isinstance(data[0], (Tensor, np.ndarray))
 
 
 def _digest(model: nn.Module) -> str:

@@ -1,0 +1,92 @@
+"""Batches of a task, read so that whatever goes wrong on the way names the data set and the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from autocompress.errors import AutoCompressError, ConfigError
+from autocompress.tasks.base import Batch, Task
+
+
+def read_batches(task: Task, split: str, batch_size: int) -> Iterator[Batch]:
+    """Yield the batches of a labelled data set of a task.
+
+    Args:
+        task: Gives the data.
+        split: ``"validation"``, ``"test"`` or ``"train"`` (of the first epoch).
+        batch_size: Samples of a batch.
+
+    Raises:
+        ConfigError: Reading raised, or a batch is not inputs ``(N, ...)`` with targets ``(N, ...)``.
+    """
+    where = f"Task {task.name!r}: {split} data"
+    count = 0
+    for batch in _named(where, lambda: _opened(task, split, batch_size)):
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and batch[1] is None:
+            batch = batch[0]  # noqa: PLW2901
+        if isinstance(batch, Tensor):
+            raise ConfigError(
+                f"{where} have no labels: yield (inputs, targets). Without labels measure by the uncompressed model's "
+                "own outputs: yield (inputs, torch.zeros(len(inputs))) and give --metric agreement (task.metric)."
+            )
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(b, Tensor) for b in batch)):
+            raise ConfigError(
+                f"{where}: a batch must be two tensors, inputs (N, ...) and targets (N, ...), found {_kind(batch)}."
+            )
+        inputs, targets = batch
+        if not inputs.ndim or len(inputs) != (len(targets) if targets.ndim else -1):
+            raise ConfigError(
+                f"{where}: samples from {count} on have inputs {tuple(inputs.shape)} but targets "
+                f"{tuple(targets.shape)}; both must have N rows."
+            )
+        if len(inputs):
+            yield inputs, targets
+        count += len(inputs)
+
+
+def read_calibration(task: Task, batch_size: int) -> Iterator[Tensor]:
+    """Yield the calibration batches of a task.
+
+    Raises:
+        ConfigError: Reading raised, or a batch is no tensor ``(N, ...)``.
+    """
+    where = f"Task {task.name!r}: calibration data"
+    for inputs in _named(where, lambda: task.calibration(batch_size)):
+        if not isinstance(inputs, Tensor) or not inputs.ndim:
+            raise ConfigError(f"{where}: a batch must be one tensor (N, ...), found {_kind(inputs)}.")
+        if len(inputs):
+            yield inputs
+
+
+def _opened(task: Task, split: str, batch_size: int) -> Iterator[Batch]:
+    if split == "train":
+        return task.train_batches(batch_size, 0)
+    return task.validation(batch_size) if split == "validation" else task.test(batch_size)
+
+
+def _named(where: str, start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """Yield what an iterator of the user's gives, and name the samples where it raises."""
+    count = 0
+    try:
+        for batch in start():
+            yield batch
+            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            count += len(first) if isinstance(first, Tensor) and first.ndim else 1
+    except (AutoCompressError, GeneratorExit):
+        raise
+    except Exception as error:  # the user's code, or a damaged file
+        raise ConfigError(
+            f"{where}: reading on after {count} samples raised {type(error).__name__}: {error}. Repair what comes "
+            "there, or leave it out."
+        ) from error
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
+    if isinstance(value, dict):
+        return f"{type(value).__name__} with keys {', '.join(map(repr, value))}"
+    return type(value).__name__
