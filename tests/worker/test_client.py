@@ -183,7 +183,8 @@ def test_evaluation_after_measuring_is_not_pinned(worker: EngineWorker, built: E
         return {line for line in lines if line.startswith("Cpus_allowed_list")}
 
     before = allowed()
-    worker.measure([built], graphs.images(1), Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, rounds=1))
+    brief = Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, max_seconds=0, rounds=1)
+    worker.measure([built], graphs.images(1), brief)
     assert allowed() == before
     assert len(before) == 1
 

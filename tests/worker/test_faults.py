@@ -111,6 +111,15 @@ def test_a_device_that_disappears_while_timed(
     assert measured.n >= 200
 
 
+def test_what_never_settles_is_measured_for_its_time_and_no_longer(
+    worker: EngineWorker, build: Callable[[str], EngineFile]
+) -> None:
+    # Thousands of rounds of two calls would fit into the time, and leave the median uncertain.
+    brief = Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, max_seconds=4, rounds=1, baseline_instances=1)
+    (measured,) = worker.measure([build("restless")], graphs.images(1), brief)
+    assert measured.latency_ms < 0.3
+
+
 def test_killed_from_outside_while_busy_and_while_idle(
     worker: EngineWorker, build: Callable[[str], EngineFile]
 ) -> None:
