@@ -26,7 +26,8 @@ class Protocol:
         min_iterations, min_seconds: Timed work of each engine, at least both, spread over the rounds.
         rounds: Interleaved rounds before noise is judged. More and shorter ones pair the engines better on a busy
             machine (a file against itself: standard deviation of the ratio 0.9 % with 10, 0.4 % with 20).
-        max_seconds: Timed seconds of each engine after which measuring stops although noisy.
+        max_seconds: Timed seconds of each engine after which measuring stops although noisy. Rounds beyond `rounds` are
+            made so long that a few dozen reach it.
         noise_limit: Half-width of the 95 % interval of the ratio to the baseline, relative to the ratio (of the
             latency for one engine alone), above which a result is noisy.
         seed: Of the bootstrap.

@@ -31,6 +31,7 @@ from autocompress.latency.energy import EnergyMeter
 from autocompress.latency.measure import measure
 from autocompress.latency.nvml import first_gpu
 from autocompress.latency.protocol import THROUGHPUT, Protocol
+from autocompress.worker import overrun
 
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
 # ONNX graph and its engine file) and what the one before left. A large model keeps fewer: an opened engine takes
@@ -322,6 +323,7 @@ def main(folder: str | None = None) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     faulthandler.enable()
+    overrun.listen()
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()

@@ -31,6 +31,7 @@ from autocompress.engines.kernels import KernelTime
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
 from autocompress.latency.protocol import Protocol
 from autocompress.results import Measurement
+from autocompress.worker import overrun
 
 # -P: nothing in the user's working directory can stand in for a module of ours.
 _COMMAND = (sys.executable, "-P", "-m", "autocompress.worker.child")
@@ -64,7 +65,7 @@ class EngineWorker:
     folder is added as its last argument.
 
     Every request raises:
-        BuildError: The runtime refused the graph, crashed, was killed, or ran out of time.
+        BuildError: The runtime refused the graph, crashed, was killed, or ran out of time (`overrun` says doing what).
         AutoCompressError: Whatever the child raised, as the same class with the same message.
     """
 
@@ -206,14 +207,18 @@ class EngineWorker:
         with self._lock:
             deadline = time.monotonic() + limit
             child = self._living_child()
-            mark = self._log.stat().st_size
+            mark, used_s = self._log.stat().st_size, overrun.processor_seconds(child.pid)
             self._requests += 1
             request = {"id": self._requests, "time_limit_s": limit, "operation": operation, "arguments": arguments}
             try:
                 answer = child.ask(request, deadline)
             except TimeoutError:
-                self._drop()
-                raise BuildError(f"{what} timed out after {limit:g} s.") from None
+                try:
+                    doing = overrun.describe(child.pid, self._log, used_s)
+                finally:
+                    self._drop()
+                where = "" if self._log.parent == self._folder else f" See the end of {self._log}."
+                raise BuildError(f"{what} timed out after {limit:g} s.{doing}{where}") from None
             except (EOFError, OSError, ValueError):
                 status = child.status()
                 self._drop()
@@ -289,16 +294,13 @@ class _Child:
         put, get = self._process.stdin, self._process.stdout
         if put is None or get is None:
             raise EOFError
-        put.write(json.dumps(request).encode() + b"\n")
-        put.flush()
-        poll = select.poll()
-        poll.register(get.fileno(), select.POLLIN)
+        unsent = json.dumps(request).encode() + b"\n"
+        while unsent:
+            # What a pipe is ready for is at least this much; more may wait for a child that does not read.
+            _await(put.fileno(), select.POLLOUT, deadline)
+            unsent = unsent[os.write(put.fileno(), unsent[: select.PIPE_BUF]) :]
         while b"\n" not in self._rest:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            if not poll.poll(min(left, _WAKE_S) * 1000):
-                continue
+            _await(get.fileno(), select.POLLIN, deadline)
             data = os.read(get.fileno(), 65_536)
             if not data:
                 raise EOFError
@@ -344,6 +346,16 @@ class _Shared:
     ) -> None:
         if self._made is not None:
             self._made.unlink(missing_ok=True)
+
+
+def _await(descriptor: int, event: int, deadline: float) -> None:
+    """Return when a pipe is ready or broken; raise TimeoutError at `deadline`."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll(min(left, _WAKE_S) * 1000):
+            return
+    raise TimeoutError
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

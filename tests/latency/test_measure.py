@@ -167,6 +167,17 @@ def test_one_noisy_runner_alone(clock: Clock) -> None:
     assert (result.ratio, result.baseline_ms) == (1, result.latency_ms)
 
 
+def test_rounds_of_one_short_call_are_not_taken_without_end(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[None] = []
+    monkeypatch.setattr(StillWatch, "look", lambda _: rounds.append(None))
+    # Calls of 10 to 300 µs: thousands of rounds of two of them would leave the median uncertain.
+    rng = np.random.default_rng(0)
+    restless = FakeRunner(clock, lambda _: 0.01 * 30 ** rng.random())
+    protocol = Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, rounds=1, max_seconds=4)
+    measure([restless], [BATCH], protocol)
+    assert 5 < len(rounds) <= 61
+
+
 def test_the_baseline_is_measured_against_itself(clock: Clock) -> None:
     runners = [FakeRunner(clock, lambda _: 1.0), FakeRunner(clock, lambda _: 0.5)]
     for result, _ in measure(runners, [BATCH, BATCH]):

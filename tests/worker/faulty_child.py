@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -62,7 +63,7 @@ class FaultyEngine(Engine):
 
 
 class FaultyRunner(Runner):
-    """Runs a hundred times, then its device is gone; closing it fails as well."""
+    """Runs until its device is gone after a hundred times, hangs, or takes 10 to 300 µs; cannot be closed."""
 
     def __init__(self, how: str) -> None:
         self.how, self.runs = how, 0
@@ -86,6 +87,12 @@ class FaultyRunner(Runner):
         self.runs += 1
         if self.how == "unplugged" and self.runs > 100:
             raise OSError("the device fell off the bus")
+        if self.how == "stuck":
+            time.sleep(1000)
+        if self.how == "restless":
+            end = time.perf_counter_ns() + int(10_000 * 30 ** random.Random(self.runs).random())
+            while time.perf_counter_ns() < end:
+                pass
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,16 +83,43 @@ def test_a_crash_tells_the_last_words(build: Callable[[str], EngineFile]) -> Non
 
 
 @pytest.mark.parametrize("how", ["hang", "hang_with_gil"])
-def test_a_hang_ends_at_the_time_limit(worker: EngineWorker, build: Callable[[str], EngineFile], how: str) -> None:
+def test_a_hang_ends_at_the_time_limit_and_says_where_it_was(
+    worker: EngineWorker, build: Callable[[str], EngineFile], how: str, tmp_path: Path
+) -> None:
     build("fine")
     pid = worker.pid
-    worker.time_limit_s = 0.3
-    with pytest.raises(BuildError, match=rf"Building {how}.onnx with faulty timed out after 0\.3 s"):
+    worker.time_limit_s = 1
+    log = tmp_path / "logs" / "worker.log"
+    said = (
+        rf"Building {how}.onnx with faulty timed out after 1 s. Its process used \d+\.\d s of processor time "
+        r"meanwhile. It was in build \(worker/faulty_child.py:\d+\), called by build \(worker/child.py:\d+\), "
+        rf"called by answer .* See the end of {re.escape(str(log))}\.$"
+    )
+    with pytest.raises(BuildError, match=said):
         build(how)
     assert pid is not None
     assert not alive(pid)
+    written = log.read_text()
+    assert f"The threads of process {pid}:" in written and "in _end_with_parent" in written and "in main" in written
     worker.time_limit_s = 30
     build("fine")
+
+
+def test_a_hang_while_timed_says_whose_call_it_was(worker: EngineWorker, build: Callable[[str], EngineFile]) -> None:
+    stuck = build("stuck")
+    with pytest.raises(BuildError, match=r"Measuring .*stuck.* It was in run .*, called by _settle \(latency/timers"):
+        worker.measure([stuck], graphs.images(1), time_limit_s=1)
+
+
+def test_a_child_that_never_reads_is_given_up_as_well(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    # Larger than a pipe holds.
+    files = [EngineFile("faulty", tmp_path / f"{i:0200}", EngineOptions()) for i in range(1000)]
+    with (
+        EngineWorker(command=command, time_limit_s=0.5) as worker,
+        pytest.raises(BuildError, match=r"timed out after 0\.5 s"),
+    ):
+        worker.measure(files, graphs.images(1))
 
 
 def test_a_device_that_disappears_while_timed(
@@ -109,6 +137,15 @@ def test_a_device_that_disappears_while_timed(
     assert (tmp_path / "logs" / "worker.log").read_text().count("opened unplugged") == 2
     (measured,) = worker.measure([steady], graphs.images(1), brief)
     assert measured.n >= 200
+
+
+def test_what_never_settles_is_measured_for_its_time_and_no_longer(
+    worker: EngineWorker, build: Callable[[str], EngineFile]
+) -> None:
+    # Thousands of rounds of two calls would fit into the time, and leave the median uncertain.
+    brief = Protocol(warm_up_s=0, min_iterations=1, min_seconds=0, max_seconds=4, rounds=1, baseline_instances=1)
+    (measured,) = worker.measure([build("restless")], graphs.images(1), brief)
+    assert measured.latency_ms < 0.3
 
 
 def test_killed_from_outside_while_busy_and_while_idle(
