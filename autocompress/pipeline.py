@@ -42,6 +42,7 @@ from autocompress.recovery.roundings import Roundings, simulated
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
 from autocompress.tasks.base import Task
+from autocompress.tasks.checks import check_validation
 from autocompress.tasks.validation import Glance, ValidationData, glance, write_validation
 from autocompress.worker.client import EngineWorker
 
@@ -127,7 +128,11 @@ class Pipeline:
         with torch.no_grad():
             # What a network gives may be larger than what it takes: maps of class scores.
             given = self.base(self.inputs)[0].nbytes
-        return write_validation(self.task, self.run.path / "validation.npy", self._config.validation_limit, given)
+        config = self._config
+        path = self.run.path / "validation.npy"
+        data = write_validation(self.task, path, config.validation_limit, given, config.drop_limit)
+        check_validation(self.task, data)
+        return data
 
     def validation_inputs(self, count: int) -> Tensor:
         """Return the first `count` validation inputs ``(N, ...)``, which no compressed form was fitted to."""

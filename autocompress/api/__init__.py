@@ -70,6 +70,7 @@ def search(
     started = time.monotonic()
     from autocompress.search.observer import Observer
     from autocompress.search.session import SearchSession
+    from autocompress.tasks.checks import check_task
 
     observer = observer or Observer()
     resolved, path = told.resolve(task, config, out, resume=resume, sets=sets, options=options)
@@ -81,6 +82,8 @@ def search(
                 run.write_config(resolved)
             observer.stage("Loading the task")
             loaded = told.loaded(task, resolved)
+            for text in check_task(loaded, training=resolved.recovery.enabled):
+                observer.warn(text)
             loaded_at = time.monotonic()
             session = SearchSession(loaded, resolved, run, worker, observer, started)
             session.pipeline.ledger.add("load", loaded_at - started)

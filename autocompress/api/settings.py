@@ -75,11 +75,18 @@ def subject(
     Raises:
         ConfigError: As `resolve` and `check`, or the task cannot be loaded.
     """
+    from autocompress.tasks.checks import check_task
+
     resolved, _ = resolve(task, config, Path("unused"), resume=False, sets=sets, options=options)
     check(resolved)
     if observer is not None:
         observer.stage("Loading the task")
-    return loaded(task, resolved), resolved
+    found = loaded(task, resolved)
+    # What needs no run scores nothing and trains nothing.
+    for text in check_task(found, training=False, scored=False):
+        if observer is not None:
+            observer.warn(text)
+    return found, resolved
 
 
 def loaded(task: Task | str | None, config: RunConfig) -> Task:

@@ -115,7 +115,8 @@ class SearchSession:
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
         self.observer.warn(self.plan.describe())
-        self.observer.warn(f"Steered by {self.task.divergence_name}")
+        steered, data = self.task.divergence_name, self.pipeline.data.describe()
+        self.observer.warn(f"Steered by {steered}; {data}")
         if self.predictor is None:
             self.predictor = self._open_predictor(baseline.policy.dense_dtype)
         space = self._space(baseline)
