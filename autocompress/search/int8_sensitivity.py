@@ -1,7 +1,7 @@
 """What int8 in each layer does to the outputs, at the price of one network: layers are switched on and off in it.
 
 All layers are made int8 and calibrated once. One forward and one backward pass attribute what they do together to each
-of them (`attributed`): the gradient of the divergence at a layer's output times what rounding changed there. Switching
+of them (`attributed`): what rounding changes of a layer's output, times the gradient of the outputs there. Switching
 single layers (`alone`), or all but some (`without`), costs a forward pass. Decides nothing.
 """
 
@@ -18,8 +18,10 @@ from autocompress.recovery import fast_dtype
 
 # Samples of one forward or backward pass: gradients keep every layer's outputs.
 _ROWS = 16
-# Of what all layers do together, the least that one of them is taken to do: roundings also cancel by chance.
+# The least that a layer is taken to do, in shares of the mean: the estimate is one of few samples.
 _LEAST_SHARE = 0.05
+# How far outputs are moved to feel the divergence, in standard deviations of theirs.
+_STEP = 0.1
 
 
 class Int8Sensitivity:
@@ -68,28 +70,48 @@ class Int8Sensitivity:
     def attributed(self) -> dict[str, float]:
         """Return each layer's part of the divergence of all together; they add up to it.
 
-        A first-order estimate: rounding errors that add up or cancel between layers are shared out evenly.
+        An estimate to second order, of every layer alone: what rounding changes of its output is carried to the outputs
+        by the gradient of a random direction of these, weighted by how much the divergence feels it, and squared.
         """
         sums = dict.fromkeys(self.layers, 0.0)
-        count = 0
+        generator = torch.Generator().manual_seed(0)
+        weights = self._felt(generator)
         for inputs, reference in self._batches():
-            changes: dict[str, Tensor] = {}
-            with torch.enable_grad(), self._watched(changes) as outputs:
+            seen: list[tuple[str, Tensor, Tensor]] = []
+            with torch.enable_grad(), self._only(()), self._watched(seen):
                 given = inputs.clone()
                 if given.is_floating_point():
                     given.requires_grad_()
-                divergence = self._divergence(self._run(given), reference)
-                wanted = [(name, output) for name, output in outputs if output.requires_grad]
-                gradients = torch.autograd.grad(divergence, [o for _, o in wanted], allow_unused=True)
-            for (name, output), gradient in zip(wanted, gradients, strict=True):
+                outputs = self._run(given)
+                direction = torch.randn(reference.shape, generator=generator) * weights
+                wanted = [(name, output, change) for name, output, change in seen if output.requires_grad]
+                gradients = torch.autograd.grad(
+                    (outputs * direction).sum(), [o for _, o, _ in wanted], allow_unused=True
+                )
+            carried: dict[str, Tensor] = {}
+            for (name, _, change), gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
-                    sums[name] += len(inputs) * float((gradient.float() * changes.pop(_key(name, output))).sum())
-            count += len(inputs)
-        whole = self.together()
-        least = _LEAST_SHARE * whole / max(len(sums), 1)
-        parts = {name: max(value / max(count, 1), least) for name, value in sums.items()}
+                    found = (gradient.float() * change).flatten(1).sum(1)
+                    carried[name] = found if name not in carried else _added(carried[name], found)
+            for name, found in carried.items():
+                sums[name] += float(found.square().sum())
+        whole, total = self.together(), sum(sums.values())
+        if not total > 0:
+            return dict.fromkeys(sums, whole / max(len(sums), 1))
+        least = _LEAST_SHARE * total / len(sums)
+        parts = {name: max(value, least) for name, value in sums.items()}
         total = sum(parts.values())
-        return {name: whole * part / total if total > 0 else 0.0 for name, part in parts.items()}
+        return {name: whole * part / total for name, part in parts.items()}
+
+    def _felt(self, generator: torch.Generator) -> Tensor:
+        """Return the square root of how strongly the divergence curves along each number of the outputs ``(...)``."""
+        reference = self._reference
+        step = _STEP * float(reference.std()) or _STEP
+        moved = torch.randn(reference.shape, generator=generator) * step
+        with torch.enable_grad():
+            outputs = (reference + moved).requires_grad_()
+            (gradient,) = torch.autograd.grad(self._divergence(outputs, reference), outputs)
+        return (gradient * moved).mean(0).clamp_min(0).sqrt()
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -120,20 +142,18 @@ class Int8Sensitivity:
                     _switch(module, on=True)
 
     @contextmanager
-    def _watched(self, changes: dict[str, Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
-        """Collect every int8 layer's outputs in the block, and what rounding changed of them, by `_key`."""
-        outputs: list[tuple[str, Tensor]] = []
+    def _watched(self, found: list[tuple[str, Tensor, Tensor]]) -> Iterator[None]:
+        """Collect every int8 layer's outputs in the block, and what its rounding alone would change of them."""
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
                 assert isinstance(module, (QuantConv2d, QuantLinear))
                 with torch.no_grad():
-                    _switch(module, on=False)
-                    # Without hooks, this one among them.
-                    dense = module.forward(given[0])
                     _switch(module, on=True)
-                    changes[_key(name, output)] = output.detach().float() - dense.float()
-                outputs.append((name, output))
+                    # Without hooks, this one among them.
+                    change = module.forward(given[0]).float() - output.float()
+                    _switch(module, on=False)
+                found.append((name, output, change))
 
             return hook
 
@@ -141,12 +161,12 @@ class Int8Sensitivity:
             for name, modules in self._owned.items():
                 for module in modules:
                     hooks.callback(module.register_forward_hook(watch(name)).remove)
-            yield outputs
+            yield
 
 
-def _key(name: str, output: Tensor) -> str:
-    """Return what tells the calls of a layer apart: it may work in several places."""
-    return f"{name} {id(output)}"
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    """Return what two calls of a layer come to, by sample where both have as many."""
+    return one + other if one.shape == other.shape else torch.cat([one, other])
 
 
 def _switch(module: QuantConv2d | QuantLinear, *, on: bool) -> None:

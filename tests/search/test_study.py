@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -458,3 +459,36 @@ def test_a_fitted_trial_that_fails_costs_one_trial(bench: Bench) -> None:
     loop.run(5, FOREVER)
     assert [r.state for r in loop.records.values()] == ["complete", "failed", "complete", "complete", "complete"]
     assert len(set(bench.pipeline.asked)) == 5
+
+
+# -- trials that were not the sampler's --------------------------------------------------------------------------------
+
+
+def test_a_trial_of_given_choices_runs_once(bench: Bench) -> None:
+    loop = bench.loop(HALF)
+    choices = loop.space.everywhere(prune=0.5)
+    first = loop.attempt(choices)
+    assert first is not None and dict(first.policy.pruning) == {f"c{i}": 0.5 for i in range(5)}
+    assert loop.attempt(choices) is first and len(bench.pipeline.asked) == 1
+    assert loop.choices_of(first.number) == choices
+    # No time for another one as long as the last.
+    loop._longest = 5.0
+    assert loop.attempt(loop.space.everywhere(prune=0.25), time.monotonic() + 4.0) is None
+    bench.pipeline.fails = refuse
+    assert loop.attempt(loop.space.everywhere(prune=0.75)) is None
+
+
+def test_a_network_far_inside_the_limit_that_is_not_accurate_is_followed_by_a_milder_one(bench: Bench) -> None:
+    config = HALF.model_copy(update={"max_drop": "5pp"})
+    cost = lambda policy: figures(policy)[1] / figures(CompressionPolicy())[1]  # noqa: E731
+    study = open_study(bench.run, config, IDENTITY)
+    pipeline: Any = bench.pipeline
+    constraints = Constraints.of(config, BASELINE)
+    loop = TrialLoop(pipeline, bench.space(), study, constraints, bench.told.append, cost=cost)
+    harsh: dict[str, Any] = loop.space.everywhere(prune=0.75)
+    study.enqueue_trial(harsh)
+    loop.run(2, FOREVER)
+    first, second = (bench.told[n].measurement for n in (0, 1))
+    assert first is not None and second is not None
+    assert first.ratio == pytest.approx(0.25) and 0.43 <= second.ratio <= 0.5
+    assert (bench.told[1].accuracy or 0) > (bench.told[0].accuracy or 0)
