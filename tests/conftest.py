@@ -17,6 +17,13 @@ from autocompress.results import Measurement, TrialRecord
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
+# What a terminal of 80 columns shows is read by many tests: they, and the processes they start, get that one wherever
+# they run. Set before anything is imported, as rich looks when its consoles are made.
+_LOOKS = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM")
+for _name in (*_LOOKS, "LINES"):
+    os.environ.pop(_name, None)
+os.environ.update(COLUMNS="80", TERM="xterm-256color")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

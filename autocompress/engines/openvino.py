@@ -52,6 +52,28 @@ def _kept_core(runtime: Any) -> Any:
     return runtime.Core()
 
 
+@cache
+def _computes_in(dtype: str) -> bool:
+    """Return whether a small matrix product runs in a dtype.
+
+    The plugin lists dtypes by what the processor is. What its library may use of that can be less
+    (``ONEDNN_MAX_CPU_ISA``): then every network in bf16 ends with "object is not initialized".
+    """
+    if dtype == "fp32":
+        return True
+    openvino, size = _runtime(), 64
+    operations = openvino.opset13
+    inputs = operations.parameter([1, size], np.float32)
+    product = operations.matmul(inputs, operations.constant(np.ones((size, size), np.float32)), False, False)
+    model = openvino.Model([product], [inputs], "probe")
+    try:
+        compiled = _core().compile_model(model, _DEVICE, _properties(EngineOptions(dtype)))
+        found = compiled(np.ones((1, size), np.float32))[0]
+    except RuntimeError:
+        return False
+    return bool(np.all(found == size))
+
+
 def _words(error: BaseException) -> str:
     """Return the runtime's message without its C++ source locations."""
     lines = [line.strip() for line in str(error).splitlines()]
@@ -77,7 +99,7 @@ class OpenVINOEngine(Engine):
     def capabilities(self) -> Sequence[str]:
         """Return the dtypes the plugin computes in here. Listed is not fast: fp16 can be slower than fp32."""
         listed = set(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
-        dense = [dtype for dtype, (capability, _) in _DENSE.items() if capability in listed]
+        dense = [dtype for dtype, (capability, _) in _DENSE.items() if capability in listed and _computes_in(dtype)]
         return (*dense, "int8") if "INT8" in listed else tuple(dense)
 
     def build(self, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:

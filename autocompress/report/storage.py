@@ -16,7 +16,9 @@ _SHOWN = 40
 
 def sizes_table(packed: Packed) -> Table:
     """Return bytes per tensor at every stage, and of the whole file."""
-    table = Table(title=f"{packed.path}: {packed.ratio:.2f}x smaller", title_justify="left")
+    # The figure first, and as Text: a long path is folded behind it, and brackets in a path are no markup.
+    title = Text(f"{packed.ratio:.2f}x smaller: {packed.path}", overflow="fold")
+    table = Table(title=title, title_justify="left")
     table.add_column("tensor", overflow="fold")
     table.add_column("kept as")
     for column in ("original", "pruned", "shared", "coded", "ratio"):

@@ -10,6 +10,7 @@ import pytest
 from autocompress.engines import Engine, EngineFile, EngineOptions, get_engine
 from autocompress.engines.openvino import OpenVINOEngine, _core
 from autocompress.errors import MissingDependencyError
+from autocompress.worker import EngineWorker
 from tests.engines import graphs
 from tests.engines.contract import EngineContract
 
@@ -101,3 +102,14 @@ def test_the_runtime_reports_to_nobody() -> None:
     kept = {key: value for key, value in os.environ.items() if key != "CI"}
     ended = subprocess.run([sys.executable, "-c", _SILENT], env=kept, capture_output=True, text=True, check=False)
     assert ended.returncode == 0 and ended.stdout.strip(), ended.stderr
+
+
+def test_only_dtypes_that_run_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The library may use less than the processor has; the plugin lists what the processor has.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    graph = graphs.convnet(tmp_path / "model.onnx")
+    with EngineWorker(time_limit_s=60) as worker:
+        listed = worker.describe("openvino")["capabilities"]
+        assert listed[0] == "fp32"
+        for dtype in (dtype for dtype in listed if dtype != "int8"):
+            worker.build("openvino", graph, EngineOptions(dtype), tmp_path / dtype)

@@ -483,15 +483,18 @@ def middle(node: ir.Node) -> NDArray[Any]:
     return np.asarray(above.inputs[2].const_value.numpy())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("shifted", [True, False])
-def test_openvino_needs_them_shifted(monkeypatch: pytest.MonkeyPatch, shifted: bool, tmp_path: Path) -> None:
+def test_openvino_computes_them_when_they_are_shifted(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     x, network = networks.images(1, 8), networks.randomize(Around())
-    monkeypatch.setattr(qdq, "RULES", {"openvino": replace(RULES["openvino"], shifted_codes=shifted)})
+    with torch.no_grad():
+        for silent in (network.first, network.second):
+            silent.weight[-1], silent.bias[-1] = 0, 0
+    for layer in (network.second, network.pooled, network.joined):
+        networks.halve_codes(layer.weight, 15)
+
     graph = to_onnx(network, x)
     insert_qdq(graph, dict.fromkeys(("first", "second", "pooled", "joined"), CODES), "openvino")
     expected = run(graph, x, tmp_path)
     compiled = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    error = np.linalg.norm(compiled(x.numpy())[0] - expected) / np.linalg.norm(expected)
-    # When this fails without the rule, OpenVINO has learned to do it.
-    assert error < 0.02 if shifted else error > 0.1
+    # Unshifted: 0.17 without AMX (2026.4), and as exact as shifted with it. Only what ours are is a promise.
+    assert np.linalg.norm(compiled(x.numpy())[0] - expected) < 0.02 * np.linalg.norm(expected)

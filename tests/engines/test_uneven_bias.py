@@ -16,6 +16,7 @@ from autocompress.engines.base import EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
+from tests import networks
 
 pytest.importorskip("openvino")
 
@@ -36,6 +37,10 @@ class Products(nn.Module):
 def test_they_compute_what_torch_does(bias: float | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     base, inputs = Products(bias).eval(), torch.randn(64, 64)
+    with torch.no_grad():
+        inputs[:, -1], base.first.weight[-1] = 0, 0
+    networks.halve_codes(base.first.weight[:-1], 63)
+    networks.halve_codes(base.second.weight, 47)
     policy = CompressionPolicy(layers={"first": LayerPolicy("int8"), "second": LayerPolicy("int8")})
     model = apply_policy(base, policy, CompressionContext(inputs))
     calibrate(model, [inputs])
