@@ -31,7 +31,6 @@ class Int8Sensitivity:
         model: With int8 layers, calibrated, in eval mode; not changed.
         layers: Names of the policy's layers; a factorized one owns those inside it.
         inputs: Samples ``(N, ...)`` that are compared.
-        reference: What the uncompressed model gives for them ``(N, ...)``.
         divergence: Of outputs from a reference: scalar, 0 for equal ones, differentiable.
     """
 
@@ -40,15 +39,16 @@ class Int8Sensitivity:
         model: nn.Module,
         layers: Collection[str],
         inputs: Tensor,
-        reference: Tensor,
         divergence: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self._model, self._inputs, self._reference, self._divergence = model, inputs, reference, divergence
+        self._model, self._inputs, self._divergence = model, inputs, divergence
         self._owned: dict[str, list[QuantConv2d | QuantLinear]] = {name: [] for name in layers}
         for name, module in quantized_layers(model):
             owner = next((own for own in (name, name.rpartition(".")[0]) if own in self._owned), None)
             if owner is not None:
                 self._owned[owner].append(module)
+        # In the same dtype as everything else: its rounding is not int8's.
+        self._reference = self._outputs(())
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -124,9 +124,13 @@ class Int8Sensitivity:
             return self._model(inputs).float()  # type: ignore[no-any-return]
 
     def _measured(self, on: Collection[str]) -> float:
+        with torch.no_grad():
+            return float(self._divergence(self._outputs(on), self._reference))
+
+    def _outputs(self, on: Collection[str]) -> Tensor:
+        """Return the outputs ``(N, ...)`` with rounding in these layers alone."""
         with torch.no_grad(), self._only(on):
-            outputs = torch.cat([self._run(inputs) for inputs in torch.split(self._inputs, 4 * _ROWS)])
-            return float(self._divergence(outputs, self._reference))
+            return torch.cat([self._run(inputs) for inputs in torch.split(self._inputs, 4 * _ROWS)])
 
     @contextmanager
     def _only(self, on: Collection[str]) -> Iterator[None]:

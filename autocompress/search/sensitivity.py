@@ -243,10 +243,8 @@ class SensitivityPass:
             policy = CompressionPolicy(self._space.dense_dtype, layers=dict.fromkeys(layers, LayerPolicy("int8")))
             try:
                 if layers:
-                    with torch.no_grad():
-                        reference = self._outputs(self._base, _INT8_SAMPLES)
                     inputs, model = self._inputs[:_INT8_SAMPLES], self._oneshot.model(policy)
-                    found = Int8Sensitivity(model, layers, inputs, reference, self._task.divergence)
+                    found = Int8Sensitivity(model, layers, inputs, self._task.divergence)
                     self._int8 = found, found.attributed()
             except CompressionError:
                 # Calibration saw only zeros somewhere, say: single layers will tell which.
@@ -289,10 +287,10 @@ class SensitivityPass:
         with torch.no_grad():
             return float(self._task.divergence(self._outputs(model), expected))
 
-    def _outputs(self, model: nn.Module, samples: int = SAMPLES) -> Tensor:
+    def _outputs(self, model: nn.Module) -> Tensor:
         dtype = fast_dtype()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return torch.cat([model(rows).float() for rows in torch.split(self._inputs[:samples], _ROWS)])
+            return torch.cat([model(rows).float() for rows in torch.split(self._inputs, _ROWS)])
 
     # -- what is not measured -----------------------------------------------------------------------------------------
 
