@@ -196,7 +196,7 @@ def _nothing_offered(summary: Mapping[str, Any]) -> str:
     """Say why the result is the uncompressed model."""
     if summary.get("lowest_ratio") is None:
         error = summary.get("last_error")
-        last = f" The last failure: {error}" if error else ""
+        last = f" The last failure: {error}" if error else " There was no time for a single trial."
         return f"No candidate could be built and measured ({summary.get('n_failed', 0)} failed).{last}"
     others = say_alternatives(summary)
     return (
