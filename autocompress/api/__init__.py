@@ -21,7 +21,7 @@ from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, NoFeasibleTrialError, UnavailableError
+from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.measure import Protocol
 from autocompress.results import Measurement
@@ -61,10 +61,10 @@ def search(
         **options: Any key of `RunConfig`: ``engine="openvino", target_latency="0.5x", max_drop="1pp", timeout="25m"``.
 
     Returns:
-        The run. Its `summary` holds the figures; `best.feasible` tells whether every limit was met.
+        The run. Its `summary` holds the figures; `best.feasible` tells whether every limit was met. Where nothing could
+        be built, the uncompressed model's own file is the best.
 
     Raises:
-        NoFeasibleTrialError: Nothing could be measured at all.
         ConfigError: An option, the data or the weights cannot be used.
     """
     started = time.monotonic()
@@ -90,8 +90,6 @@ def search(
         observer.opened(run.path)
         try:
             best = session.execute()
-            if best is None:
-                raise NoFeasibleTrialError(_nothing(run))
             summary = summarize(session, best)
         finally:
             session.pipeline.close()
@@ -113,12 +111,6 @@ def _not_begun(run: RunDirectory, *, fresh: bool) -> Iterator[None]:
         if fresh:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-
-
-def _nothing(run: RunDirectory) -> str:
-    failed = [r for r in run.records().values() if r.state == "failed"]
-    last = f" The last failure: {failed[-1].error}" if failed else " The timeout left no time for a single trial."
-    return f"No candidate could be built and measured ({len(failed)} failed).{last} Everything is kept in {run.path}."
 
 
 def benchmark(

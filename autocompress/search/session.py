@@ -103,8 +103,8 @@ class SearchSession:
         seconds = self.config.working_seconds
         return None if seconds is None else self.started + seconds
 
-    def execute(self) -> TrialRecord | None:
-        """Run every stage; return the best record, or None when no trial finished."""
+    def execute(self) -> TrialRecord:
+        """Run every stage; return the best record, the baseline's where nothing is better."""
         self.run.write(
             "env.json", {**environment.describe(), "device": device_fingerprint(gpu=runs_on_gpu(self.config.engine))}
         )
@@ -144,7 +144,7 @@ class SearchSession:
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
         self._search(begun, until, progress)
-        if recovery.enabled and not self._settled(baseline):
+        if recovery.enabled and not self._settled():
 
             def choose() -> list[TrialRecord]:
                 records = list(self.loop.records.values())
@@ -156,7 +156,7 @@ class SearchSession:
                 self.pipeline, recovery, self.constraints, self.observer, self._improve, self.config.quantization
             )
             tuning.run(chosen, self.deadline)
-        elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled(baseline):
+        elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled():
             mending = Requantization(
                 self.pipeline, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
             )
@@ -166,7 +166,7 @@ class SearchSession:
             mending.run(chosen, recovery.candidates, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
-        return self._best
+        return self._best if self._best is not None else baseline
 
     def _search(self, begun: float, until: float, progress: Callable[[int, int], None]) -> None:
         """Run the trials; the last ones use the room that the best, measured once more, leaves below its limit."""
@@ -175,15 +175,15 @@ class SearchSession:
             self.observer.stage("Measuring the best again")
             self._confirm(lambda: [self._best] if self._best is not None else [])
 
-        trials = self.config.n_trials
+        trials, settled = self.config.n_trials, self._settled
         if self.constraints.latency is not None:
             first = trials - round(_LAST_SHARE * trials)
-            self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress)
+            self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress, done_when=settled)
             confirm()
-            if len(self.loop.records) < trials and time.monotonic() < until:
+            if len(self.loop.records) < trials and time.monotonic() < until and not settled():
                 self.observer.stage("Searching near the best")
             self.loop.finish()
-        self.loop.run(trials, until, progress)
+        self.loop.run(trials, until, progress, done_when=settled)
         confirm()
 
     def _open_ahead(self) -> None:
@@ -313,11 +313,12 @@ class SearchSession:
                 layout = None
             return explain(choices, space, latency, self._losses, layout)
 
-    def _settled(self, baseline: TrialRecord) -> bool:
-        """Whether the best so far meets the budget and loses nothing: there is nothing to recover."""
-        bounded = self.constraints.latency is not None or self.constraints.size_bytes is not None
-        best = self._best
-        return bounded and best is not None and self.constraints.within_budget(best) and is_lossless(best, baseline)
+    def _settled(self) -> bool:
+        """Whether the best so far meets the bounds of latency and size and loses nothing: nothing more can be won."""
+        limits, best, baseline = self.constraints, self._best, self.pipeline.baseline
+        if not limits.bounded or best is None or baseline is None or best.stage == "baseline":
+            return False
+        return limits.within_budget(best) and is_lossless(best, baseline)
 
     def _confirm(self, choose: Callable[[], list[TrialRecord]]) -> list[TrialRecord]:
         """Return what is chosen when all of it has been measured by the standard protocol.

@@ -218,9 +218,16 @@ class TrialLoop:
         return found
 
     def run(
-        self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
+        self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None, *,
+        done_when: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         """Run until `n_trials` have finished (those of an earlier session count) or `time.monotonic()` is `deadline`.
+
+        Args:
+            n_trials: Trials at most.
+            deadline: When the last one must have ended, going by the longest so far.
+            progress: Called with the trials done and `n_trials`.
+            done_when: Asked before every trial whether another one is worth while.
 
         Raises:
             ConfigError: Results cannot be written, or the user's data cannot be read: no other trial would do better.
@@ -231,7 +238,7 @@ class TrialLoop:
             while (done := len(self.records)) < n_trials and repeated < _REPEATS:
                 progress(done, n_trials)
                 started = time.monotonic()
-                if started + self._longest >= deadline:
+                if started + self._longest >= deadline or done_when():
                     break
                 another = _FIRST_TOLD <= done + 1 < n_trials and started + 2 * self._longest < deadline
                 repeated = 0 if self._timed(another=another) else repeated + 1

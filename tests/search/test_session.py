@@ -127,7 +127,7 @@ def test_the_last_trials_start_from_the_best_once_it_is_confirmed(
     session.observer.stage = lambda text: seen.extend(["near"] * ("near" in text))  # type: ignore[method-assign]
     session.loop = SimpleNamespace(  # type: ignore[assignment]
         records=range(done),
-        run=lambda trials, until, progress: seen.append(f"{trials} after {until - begun:.0f}"),
+        run=lambda trials, until, progress, done_when: seen.append(f"{trials} after {until - begun:.0f}"),
         finish=lambda: seen.append("finish"),
     )
     session._confirm = lambda choose: seen.append("confirm")  # type: ignore[method-assign,assignment]
@@ -213,10 +213,10 @@ def test_a_lossless_result_within_the_budget_needs_no_fine_tuning(
 ) -> None:
     session = make(tmp_path, target_latency="0.5x")
     session._best = record(1, accuracy, latency)
-    assert session._settled(BASELINE) is settled
+    assert session._settled() is settled
     open_ended = make(tmp_path)
     open_ended._best = record(1, accuracy, latency)
-    assert not open_ended._settled(BASELINE)
+    assert not open_ended._settled()
 
 
 # -- the space and what a latency table knows of it -------------------------------------------------------------------
