@@ -12,7 +12,7 @@ from autocompress.tasks.divergence import ClassScores
 METHOD = Method(
     "logits",
     "distillation",
-    "outputs of the uncompressed model matched by the task's divergence, with temperature and alpha",
+    "outputs matched by the task's divergence, with temperature and alpha",
     "Hinton et al., Distilling the knowledge in a neural network, 2015",
 )
 
