@@ -44,9 +44,9 @@ def test_the_lower_layers_load_nothing_heavy(module: str) -> None:
 
 
 # These make graphs from torch modules and predict latencies, in the process that asks a worker to measure.
-ASKING = {f"autocompress.engines.{name}" for name in ("export", "folding", "qdq", "template", "wiring")} | {
-    f"autocompress.latency.{name}" for name in ("forecast", "kernel_model", "predictor", "unit_times", "units")
-}
+ASKING = {
+    f"autocompress.engines.{name}" for name in ("export", "folding", "input_division", "qdq", "template", "wiring")
+} | {f"autocompress.latency.{name}" for name in ("forecast", "kernel_model", "predictor", "unit_times", "units")}
 MEASURING = [
     info.name
     for package in (autocompress.engines, autocompress.latency, autocompress.worker)
