@@ -190,8 +190,8 @@ def inspect(run_file: Path | None, task: str | None, metric: str | None, sets: t
 def sensitivity(run_file: Path | None, *, sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Measure what each choice of the search space does to the outputs, on its own, and show it as a heat map.
 
-    Losses are Kullback-Leibler divergences from the uncompressed model's outputs on calibration data, in nats; no
-    labels are read. They are kept, and the knapsack sampler begins with them.
+    Losses are how far the outputs move from the uncompressed model's on calibration data, by the divergence that fits
+    them (Task.divergence); no labels are read. They are kept, and the knapsack sampler begins with them.
     """
     from autocompress import api
     from autocompress.report.live import LiveObserver

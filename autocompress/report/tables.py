@@ -109,7 +109,7 @@ def remeasured_table(found: Sequence[Remeasured]) -> Table:
 
 def sensitivity_table(found: Sensitivity) -> Table:
     """Return what `autocompress sensitivity` prints: each parameter's choices, redder the more they lose."""
-    table = _table(f"What single choices lose, in nats, on {found.samples} samples")
+    table = _table(f"What single choices lose on {found.samples} samples: {found.unit}")
     table.add_column("parameter", no_wrap=True)
     table.add_column("choice and loss", overflow="fold")
     finite = [loss for row in found.losses.values() for loss in row.values() if loss > 0]
