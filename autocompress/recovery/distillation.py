@@ -19,12 +19,11 @@ from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.recovery import distillations
 from autocompress.recovery.distillations.base import Distillation
-from autocompress.recovery.distillations.logits import distillation_loss
 from autocompress.recovery.places import OUTPUT, Place, choose_places, observed
 from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks.base import Task
 
-__all__ = ["DISTILLATIONS", "Distiller", "Teacher", "check_distillation", "distillation_loss", "taught_by"]
+__all__ = ["DISTILLATIONS", "Distiller", "Teacher", "check_distillation", "taught_by"]
 
 # Answers of the teacher kept in memory at most; beyond it they are computed again.
 _CACHE_BYTES = 512 * 2**20

@@ -2,8 +2,7 @@
 
 Owns the schedule and the loop. The learning rate follows one cycle (Smith, 2018) over whichever runs out first, epochs
 or seconds, so that training always ends annealed. The best state by the task's metric is kept, that of before training
-included. A checkpoint after every epoch makes it resumable (the optimizer's momentum starts anew). An exponential
-average of the weights was not better than the annealed end of the cycle, and is not kept.
+included. A checkpoint after every epoch makes it resumable (the optimizer's momentum starts anew).
 """
 
 from __future__ import annotations

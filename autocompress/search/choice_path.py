@@ -30,18 +30,20 @@ class ChoicePath:
         costs: What each choice costs, predicted; only differences count.
         losses: What each choice loses; what is missing is judged by its severity.
         cost: Predicts what a whole network costs.
+        even: Whether every parameter takes its first step before any takes its second: where little is known of losses,
+            what is spread loses least.
     """
 
     def __init__(
         self, space: SearchSpace, start: Mapping[str, Choice], kinds: Collection[str], *, costs: Costs,
-        losses: Mapping[str, Mapping[Choice, float]], cost: Callable[[CompressionPolicy], float],
+        losses: Mapping[str, Mapping[Choice, float]], cost: Callable[[CompressionPolicy], float], even: bool = False,
     ) -> None:  # fmt: skip
         self._space, self._cost = space, cost
         self._start: Choices = {**space.everywhere(), **start}
         self._steps = sorted(
             (step for name in space.parameters if name.partition("/")[0] in kinds
              for step in self._hull(name, costs.ms.get(name, {}), losses.get(name, {}))),
-            key=lambda step: step[0],
+            key=lambda step: (severity(step[1], step[2]) if even else 0.0, step[0]),
         )  # fmt: skip
         self._predicted: dict[int, float] = {}
         # What was measured of networks of the path, over what was predicted of them, by what was predicted.

@@ -26,7 +26,9 @@ _LEFT_OUT, _LESS = 2, 3.0
 # Where int8 as a whole could not be built: its share of the divergence that is to be left.
 _REFUSED = 0.25
 # Networks that approach the limit on one path, how far below it they aim and may come out, as shares of the limit.
-_APPROACH, _BELOW, _NEAR = 3, 0.02, 0.06
+_APPROACH, _BELOW, _NEAR = 3, 0.03, 0.07
+# Paths that are tried where the one that loses least is not accurate enough at the limit.
+_TRIED = 2
 # Networks half-way back where the one at the limit is not accurate enough, or further on where there is no limit.
 _HALFWAY = 2
 # Of the start's cost, where there is no limit to aim at.
@@ -43,6 +45,8 @@ class Knowns:
         costs: Of each choice, predicted, in shares of the uncompressed network's.
         cost: Predicts the cost of a whole network.
         losses: Of single choices, as far as they are known.
+        divergence: Measures how far the outputs of a network are from the uncompressed one's, without building it; None
+            where there is no time for that.
         int8: Returns the network with every layer in int8, and each layer's part of what that does; None where that
             cannot be made.
     """
@@ -50,6 +54,7 @@ class Knowns:
     costs: Costs
     cost: Callable[[CompressionPolicy], float]
     losses: Mapping[str, Mapping[Choice, float]]
+    divergence: Callable[[CompressionPolicy], float | None] = lambda policy: None
     int8: Callable[[], tuple[Int8Sensitivity, Mapping[str, float]] | None] = lambda: None
 
 
@@ -76,18 +81,14 @@ class FirstCandidates:
         """Run them; as many as `attempt` has time for."""
         self._int8()
         budget = self._constraints.budget
-        paths = [p for kinds in _PATHS if len(p := self._path(kinds))]
         if budget is None:
-            for path in paths[:1] if self._constraints.max_drop is not None else ():
+            for path in self._ordered(_FIRST_CUT * self._safe[1]) if self._constraints.max_drop is not None else ():
                 self._further(path)
-            return
-        if self._safe[1] <= budget:
-            return
-        # The one that is expected to lose least at the limit comes first; the other where that was not enough.
-        paths.sort(key=lambda path: (path.expected(len(path)) > budget, path.loss(path.steps_to(budget))))
-        for path in paths:
-            if self._approach(path, budget):
                 return
+        elif self._safe[1] > budget:
+            for path in self._ordered(budget)[:_TRIED]:
+                if self._approach(path, budget):
+                    return
 
     # -- int8 ---------------------------------------------------------------------------------------------------------
 
@@ -116,9 +117,26 @@ class FirstCandidates:
 
     # -- the limit ----------------------------------------------------------------------------------------------------
 
-    def _path(self, kinds: Collection[str]) -> ChoicePath:
+    def _ordered(self, cost: float) -> list[ChoicePath]:
+        """Return the paths from what is known to be accurate on, the one that loses least at this cost first.
+
+        What the networks there do is measured, as far as there is time: sums of what choices lose mislead, the more the
+        less of them were measured.
+        """
+        paths = [p for kinds in _PATHS for even in (False, True) if len(p := self._path(kinds, even=even))]
+        reaching = [path for path in paths if path.expected(len(path)) <= cost] or paths
+        lost: dict[int, tuple[bool, float]] = {}
+        for path in reaching:
+            steps = path.steps_to(cost)
+            found = self._knowns.divergence(self._space.policy(path.at(steps))) if len(reaching) > 1 else None
+            lost[id(path)] = (found is None, path.loss(steps) if found is None else found)
+        return sorted(reaching, key=lambda path: lost[id(path)])
+
+    def _path(self, kinds: Collection[str], *, even: bool) -> ChoicePath:
         knowns = self._knowns
-        path = ChoicePath(self._space, self._safe[0], kinds, costs=knowns.costs, losses=knowns.losses, cost=knowns.cost)
+        path = ChoicePath(
+            self._space, self._safe[0], kinds, costs=knowns.costs, losses=knowns.losses, cost=knowns.cost, even=even
+        )
         path.measured(0, self._safe[1])
         return path
 

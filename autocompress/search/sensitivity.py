@@ -164,6 +164,13 @@ class SensitivityPass:
         seconds = time.monotonic() - started
         return Sensitivity(losses, measured, choices, len(self._inputs), seconds, note, self._task.divergence_name)
 
+    def divergence(self, policy: CompressionPolicy) -> float:
+        """Return how far the outputs of a network are from the uncompressed one's; infinite if it cannot be made."""
+        with torch.no_grad():
+            reference = self._outputs(self._base if policy.is_structural_identity else self._oneshot.recalibrated())
+        loss = self._loss(policy, reference)
+        return loss if math.isfinite(loss) else math.inf
+
     # -- what is measured, in which order -----------------------------------------------------------------------------
 
     def _singles(self) -> list[tuple[str, Choice]]:

@@ -277,7 +277,12 @@ class SearchSession:
             else:
                 ratio = macs_ratio(layout)
             costs = fitted_costs(space, ratio, self.config.seed)
-        self._knowns = Knowns(costs, ratio, self._losses or {}, sensitivities.int8)
+        until = self.plan.sensitivity_until + self.plan.sensitivity
+
+        def divergence(policy: CompressionPolicy) -> float | None:
+            return sensitivities.divergence(policy) if time.monotonic() < until else None
+
+        self._knowns = Knowns(costs, ratio, self._losses or {}, divergence, sensitivities.int8)
         if not knapsack:
             return None
         error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5

@@ -20,11 +20,12 @@ from autocompress.recovery import finetune as module
 from autocompress.recovery.distillation import DISTILLATIONS, Distiller, Teacher
 from autocompress.recovery.distillations.attention import Attention, attention_map
 from autocompress.recovery.distillations.features import Features
-from autocompress.recovery.distillations.logits import Logits, distillation_loss
+from autocompress.recovery.distillations.logits import Logits
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.recovery.optimizers import make_optimizer
 from autocompress.recovery.places import OUTPUT, Place, observed
 from autocompress.tasks import ClassificationTask
+from autocompress.tasks.divergence import ClassScores
 from tests.recovery.conftest import untrained
 
 LONG = 1000.0
@@ -46,7 +47,7 @@ def test_logits_are_compared_at_the_configured_temperature() -> None:
     found = method.loss(method.places[0], student, method.target(method.places[0], teacher.bfloat16()))
     # p = softmax(1, 0) = 0.7311, 0.2689 against a half each: 4 * sum p log 2p.
     assert float(found) == pytest.approx(4 * (0.731059 * 0.379885 - 0.268941 * 0.620115), rel=1e-4)
-    assert float(found) == pytest.approx(float(distillation_loss(student, teacher, 2.0)))
+    assert float(found) == pytest.approx(float(ClassScores()(student, teacher, 2.0)))
 
 
 def test_an_attention_map_by_hand() -> None:

@@ -42,6 +42,9 @@ class Network:
         accuracy = 0.95 - pruned - sum(self.harm.get(name, 0.0) for name in policy.int8_layers)
         return record(len(self.tried), accuracy, latency, policy=policy)
 
+    def divergence(self, policy: CompressionPolicy) -> float | None:
+        return None
+
     def int8(self) -> Any:
         return self, self.harm
 
@@ -56,7 +59,7 @@ class Network:
         ms = {f"prune/c{i}": {r: SLOW[i] * (1 - r) / sum(SLOW) for r in RATIOS} for i in range(5)}
         losses = {f"prune/c{i}": {r: DEAR[i] * r for r in RATIOS} for i in range(5)}
         ratio = lambda policy: figures(policy)[1] / sum(SLOW)  # noqa: E731
-        knowns = Knowns(Costs(ms), ratio, losses, self.int8)  # type: ignore[arg-type]
+        knowns = Knowns(Costs(ms), ratio, losses, self.divergence, self.int8)  # type: ignore[arg-type]
         found: list[TrialRecord] = []
 
         def attempt(choices: Any) -> TrialRecord | None:
@@ -128,3 +131,22 @@ def test_a_network_without_int8_goes_straight_to_the_limit() -> None:
     found = network.run(target_latency="0.7x", max_drop="20pp")
     assert found and not any(r.policy.int8_layers for r in found)
     assert 0.6 <= min(r.measurement.ratio for r in found if r.measurement) <= 0.7
+
+
+def test_of_paths_the_one_that_is_measured_to_lose_least_at_the_limit_is_taken() -> None:
+    network = Network()
+    file = {"pruning": {"ratios": list(RATIOS)}, "rank": {"ratios": [1, 0.5, 0.25]}}
+    network.space = SearchSpace(SpaceFile.model_validate(file), make_inventory(), "fp32", int8=False)
+    seen: list[CompressionPolicy] = []
+
+    def measured(policy: CompressionPolicy) -> float:
+        seen.append(policy)
+        # Sums say that single groups lose least; the network as a whole is better pruned evenly.
+        ratios = list(policy.pruning.values())
+        return 1.0 if not ratios else max(ratios) - min([*ratios, 0.0] if len(ratios) < 5 else ratios)
+
+    network.divergence = measured  # type: ignore[method-assign]
+    found = network.run(target_latency="0.7x", max_drop="20pp")
+    assert len(seen) >= 2
+    ratios = list(found[0].policy.pruning.values())
+    assert len(ratios) >= 4 and max(ratios) - min(ratios) <= 0.25

@@ -7,7 +7,6 @@ from torch import Tensor
 from autocompress.methods import Method
 from autocompress.recovery.distillations.base import Distillation
 from autocompress.recovery.places import Place
-from autocompress.tasks.divergence import ClassScores
 
 METHOD = Method(
     "logits",
@@ -15,14 +14,6 @@ METHOD = Method(
     "outputs matched by the task's divergence, with temperature and alpha",
     "Hinton et al., Distilling the knowledge in a neural network, 2015",
 )
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the KL divergence of softened class scores ``(N, classes, ...)``, times temperature squared.
-
-    Of class scores alone; what outputs are of any kind, `Task.divergence` compares.
-    """
-    return ClassScores()(student, teacher, temperature)
 
 
 class Logits(Distillation):
