@@ -1,4 +1,4 @@
-"""Compressed models as good as they get without training: reconstructed, batch-norm recalibrated, ranges calibrated."""
+"""Compressed models as good as they get without training: reconstructed, batch-norms moved, ranges calibrated."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ class OneShot:
         return model
 
     def recalibrated(self) -> nn.Module:
-        """Return the uncompressed model, its batch-norms recalibrated as those of changed ones are, in eval mode."""
+        """Return the uncompressed model, its batch-norms as those of changed ones would be, in eval mode."""
         model = copy.deepcopy(self._base)
-        if batch_norms(model):
+        # A reconstruction moves statistics by what was changed: here by nothing.
+        if self._reconstruction is None and batch_norms(model):
             with torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
                 recalibrate(model, torch.split(self.data, _BATCH))
         return model

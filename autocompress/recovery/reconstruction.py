@@ -26,7 +26,7 @@ from autocompress.compress.quantization import QuantConv2d, QuantLinear
 from autocompress.inventory import Inventory
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery.recalibration import batch_norms, recalibrating
+from autocompress.recovery.batch_norm_transfer import BatchNormTransfer
 from autocompress.recovery.rows import VALUES, patches, places
 
 METHOD = Method(
@@ -50,7 +50,7 @@ class _Target:
     Attributes:
         rows: ``(R, C)`` outputs of all its channels, in the dtype of the pass: bfloat16 takes half the memory.
         places: Indices ``(R,)`` of sample, and for convolutions row and column, of each.
-        shift: Whether the mean may be off: a batch-norm follows, whose recalibration takes it away.
+        shift: Whether the mean may be off: a batch-norm follows, whose statistics take it away.
         bias: Whether the layer has a bias.
     """
 
@@ -76,6 +76,7 @@ class Reconstruction:
         self._targets: dict[str, _Target] = {}
         self._outputs: dict[str, LayerOutputs] = {}
         self._last: tuple[str, Tensor] | None = None
+        self._statistics = BatchNormTransfer(model)
         generator = torch.Generator().manual_seed(0)
 
         # Weights that work in two places cannot be fitted to one of them.
@@ -103,7 +104,8 @@ class Reconstruction:
                 else:
                     continue
                 hooks.callback(handle.remove)
-            self._forward(model)
+            hooks.enter_context(self._statistics.watching())
+            self._run(model.eval())
         self._last = None
         self._targets = {name: target for name, target in self._targets.items() if calls[name] == 1}
 
@@ -142,8 +144,8 @@ class Reconstruction:
     def apply(self, model: nn.Module, policy: CompressionPolicy, scores: Mapping[str, Tensor]) -> int:
         """Fit the layers of `model`, which `apply_policy` made by `policy` and these channel `scores`, in place.
 
-        Quantizers are to observe, or to be off. Batch-norms are recalibrated in the same pass, each on what the fitted
-        layers before it give.
+        Quantizers are to observe, or to be off. Statistics of batch-norms are moved in the same pass, each by what the
+        fitted layers before it give.
 
         Returns:
             How many layers were fitted.
@@ -168,27 +170,13 @@ class Reconstruction:
                         lambda module, given, name=name: fit(name, module, given[0])
                     )
                     hooks.callback(handle.remove)
-            hooks.enter_context(recalibrating(model))
+            hooks.enter_context(self._statistics.moving(model.eval()))
             self._run(model)
         return fitted
 
     def _run(self, model: nn.Module) -> None:
         with torch.no_grad(), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
             model(self._inputs)
-
-    def _forward(self, model: nn.Module) -> None:
-        """Run the uncompressed model, its batch-norms normalising by the batch as a recalibrated one's; unchanged."""
-        norms = batch_norms(model)
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.track_running_stats = False
-        try:
-            self._run(model)
-        finally:
-            for norm in norms:
-                norm.track_running_stats = True
-            model.eval()
 
     def _fit(
         self, name: str, layer: nn.Module, given: Tensor, policy: CompressionPolicy, scores: Mapping[str, Tensor]

@@ -152,7 +152,7 @@ def test_weights_and_means_over_places(task: ClassificationTask) -> None:
                 network(inputs)
             maps.append(nn.functional.normalize(found_there[name].square().sum(1).flatten(1)))
         parts.append((maps[0] - maps[1]).square().sum(1).mean())
-    soft = distillation_loss(outputs, teacher.outputs(inputs, 0, 0), 4.0)
+    soft = ClassScores()(outputs, teacher.outputs(inputs, 0, 0), 4.0)
     torch.testing.assert_close(found, 3 * (parts[0] + parts[1]) / 2 + 0.5 * soft, rtol=1e-2, atol=1e-4)
 
 
