@@ -97,7 +97,8 @@ def test_search_prints_one_json_document_with_every_key(done: Finished) -> None:
 
 def test_progress_goes_to_stderr(done: Finished) -> None:
     assert "Run directory: run" in done.stderr and "baseline val. acc." in done.stderr
-    assert done.stderr.count("trial    ") >= 3 and "(fine-tuned)" in done.stderr
+    assert done.stderr.count("trial    ") >= 3 and "Fine-tuning trial" in done.stderr
+    assert "Plan for 60 s" in done.stderr and "Steered by KL divergence of class scores" in done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 
@@ -110,7 +111,6 @@ def test_the_run_directory_has_every_file(done: Finished) -> None:
         assert {p.name for p in folder.iterdir()} - {"recovered", "kernels.json"} == expected, folder
         assert folder.parent.name != "artifacts" or (folder / "kernels.json").exists(), folder
     assert len(list((done.path / "artifacts").iterdir())) == 3
-    assert list((done.path / "artifacts").glob("*/recovered"))
     lines = (done.path / "trials.jsonl").read_text().splitlines()
     assert {json.loads(line)["number"] for line in lines} == {0, 1, 2}
 

@@ -69,8 +69,8 @@ class BatchNormTransfer:
     def moving(self, model: nn.Module) -> Iterator[None]:
         """Move the statistics of a compressed form, in eval mode, by what its batch-norms are given first in the block.
 
-        Each is moved before it normalises, so that what follows sees what it will see. One whose channels cannot be told
-        from the uncompressed network's gets the statistics of what it is given.
+        Each is moved before it normalises, so that what follows sees what it will see. One whose channels cannot be
+        told from the uncompressed network's gets the statistics of what it is given.
         """
         moved: set[str] = set()
 

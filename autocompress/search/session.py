@@ -265,9 +265,7 @@ class SearchSession:
                 found = sensitivities.run(self.plan.sensitivity_until, self.observer.progress)
                 self._losses = found.losses or None
                 if found.note is not None:
-                    self.observer.warn(
-                        f"The search begins without knowing what choices cost in accuracy: {found.note}."
-                    )
+                    self.observer.warn(f"What choices cost in accuracy is not known: {found.note}.")
             predictor, layout = self.predictor, pipeline.graphs.layout
             if limits.latency is None and limits.size_bytes is not None:
                 ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
