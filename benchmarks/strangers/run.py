@@ -67,6 +67,7 @@ class Session:
         done = self._call("prepare", [self.name, *self._data()], module="benchmarks.strangers.prepare")
         if done["exit_code"] == 0:
             self.document["task"] = json.loads(done["stdout"])
+            self.document.pop("error", None)
         else:
             self.document["error"] = done["said"]
         self._write()
