@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import calibrate, observing
 from autocompress.config import QuantizationConfig
+from autocompress.errors import CompressionError
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
@@ -20,6 +21,8 @@ from autocompress.recovery.reconstruction import Reconstruction
 from autocompress.recovery.rows import first_samples
 
 _BATCH = 256
+# Samples that must not all come out alike.
+_CHECKED = 16
 
 
 class OneShot:
@@ -52,6 +55,9 @@ class OneShot:
         # One sample has no statistics of a batch to normalise by.
         fits = reconstruct and len(self.data) > 1
         self._reconstruction = Reconstruction(base, inventory, self.data, self._dtype) if fits else None
+        with torch.no_grad():
+            whole = base(self.data[:_CHECKED]).float().flatten(1)
+        self._tells_apart = not bool((whole == whole[:1]).all())
 
     def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
         """Return the model that `policy` makes, in eval mode.
@@ -77,7 +83,24 @@ class OneShot:
                     recalibrate(model, torch.split(self.data, _BATCH))
             else:
                 calibrate(model, torch.split(self.data, _BATCH))
+            self._check(model)
         return model
+
+    def _check(self, model: nn.Module) -> None:
+        """Refuse a network that tells its inputs apart no more.
+
+        Raises:
+            CompressionError: Its outputs are not finite, or the same for every sample.
+        """
+        with torch.no_grad():
+            outputs = model(self.data[:_CHECKED]).float().flatten(1)
+        if not bool(outputs.isfinite().all()):
+            raise CompressionError("What is left of the network gives NaN or infinite outputs.")
+        # Of one sample nothing can be told; a network that says one thing to everything has said so from the start.
+        if len(outputs) > 1 and self._tells_apart and bool((outputs == outputs[:1]).all()):
+            raise CompressionError(
+                "What is left of the network gives the same outputs for every sample: its features have become zero."
+            )
 
     def recalibrated(self) -> nn.Module:
         """Return the uncompressed model, its batch-norms as those of changed ones would be, in eval mode."""

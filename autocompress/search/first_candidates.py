@@ -7,7 +7,7 @@ compressed more than it had to be. Owns the order; `TrialLoop` runs the trials, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress.policy import CompressionPolicy
@@ -66,14 +66,15 @@ class FirstCandidates:
         space: What may be chosen.
         constraints: Limits.
         knowns: What is known of choices.
+        said: Called with what the user should know.
     """
 
     def __init__(
         self, attempt: Callable[[Choices], TrialRecord | None], space: SearchSpace, constraints: Constraints,
-        knowns: Knowns,
+        knowns: Knowns, said: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
         self._attempt, self._space, self._constraints, self._knowns = attempt, space, constraints, knowns
-        self._allowed = constraints.allowed_drop
+        self._allowed, self._said = constraints.allowed_drop, said
         # The mildest and the fastest that is known to be accurate enough.
         self._safe: tuple[Choices, float] = (space.everywhere(), 1.0)
 
@@ -86,7 +87,10 @@ class FirstCandidates:
                 self._further(path)
                 return
         elif self._safe[1] > budget:
-            for path in self._ordered(budget)[:_TRIED]:
+            paths = self._ordered(budget)
+            if paths and not self._reachable(paths, budget):
+                return
+            for path in paths[:_TRIED]:
                 if self._approach(path, budget):
                     return
 
@@ -139,6 +143,25 @@ class FirstCandidates:
         )
         path.measured(0, self._safe[1])
         return path
+
+    def _reachable(self, paths: Sequence[ChoicePath], budget: float) -> bool:
+        """Return whether a network may meet the limit; where none is expected to, the most compressed one tells."""
+        path = min(paths, key=lambda path: path.expected(len(path)))
+        if path.expected(len(path)) <= budget:
+            return True
+        record = self._tried(path.at(len(path)))
+        if record is None:
+            return True
+        cost = self._constraints.cost(record)
+        path.measured(len(path), cost)
+        if cost <= budget:
+            return True
+        self._said(
+            f"The limit looks out of reach: the most compressed network that the search space is expected to give "
+            f"takes {cost:.3g}x of the uncompressed one, and {budget:.3g}x was asked. Within reach is {cost:.3g}x to "
+            "1x; a wider --space may go further."
+        )
+        return False
 
     def _approach(self, path: ChoicePath, budget: float) -> bool:
         """Try networks of a path until one is just inside the limit, then half-way back; return whether one is good."""

@@ -297,7 +297,7 @@ class SearchSession:
         def attempt(choices: Choices) -> TrialRecord | None:
             return self.loop.attempt(choices, until) if len(self.loop.records) < trials else None
 
-        FirstCandidates(attempt, space, self.constraints, self._knowns).run()
+        FirstCandidates(attempt, space, self.constraints, self._knowns, self.observer.warn).run()
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""

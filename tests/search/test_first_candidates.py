@@ -26,6 +26,7 @@ class Network:
     def __init__(self, harm: dict[str, float] | None = None, *, speed: float = 0.6, scale: float = 1.0) -> None:
         self.harm, self.speed, self.scale = harm or {}, speed, scale
         self.tried: list[CompressionPolicy] = []
+        self.said: list[str] = []
         self.refuses: Any = lambda policy: False
         file = {"pruning": {"ratios": list(RATIOS)}, "dtype": {"choices": ["dense", "int8"]}}
         self.space = SearchSpace(SpaceFile.model_validate(file), make_inventory(), "fp32", int8=True)
@@ -68,7 +69,7 @@ class Network:
             return made
 
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
-        FirstCandidates(attempt, self.space, constraints, knowns).run()
+        FirstCandidates(attempt, self.space, constraints, knowns, self.said.append).run()
         return found
 
 
@@ -150,3 +151,15 @@ def test_of_paths_the_one_that_is_measured_to_lose_least_at_the_limit_is_taken()
     assert len(seen) >= 2
     ratios = list(found[0].policy.pruning.values())
     assert len(ratios) >= 4 and max(ratios) - min(ratios) <= 0.25
+
+
+def test_a_limit_that_no_network_reaches_is_told_with_the_range_that_is_within_reach() -> None:
+    network = Network()
+    found = network.run(target_latency="0.05x", max_drop="2pp")
+    lowest = min(r.measurement.ratio for r in found if r.measurement)
+    (text,) = network.said
+    assert f"{lowest:.3g}x to 1x" in text and "0.05x was asked" in text and lowest == pytest.approx(0.15, abs=0.01)
+    assert len(found) <= 3
+    reachable = Network()
+    reachable.run(target_latency="0.3x", max_drop="2pp")
+    assert not reachable.said
