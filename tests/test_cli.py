@@ -98,7 +98,7 @@ def test_search_prints_one_json_document_with_every_key(done: Finished) -> None:
 def test_progress_goes_to_stderr(done: Finished) -> None:
     assert "Run directory: run" in done.stderr and "baseline val. acc." in done.stderr
     assert done.stderr.count("trial    ") >= 3 and "Fine-tuning trial" in done.stderr
-    assert "Plan for 60 s" in done.stderr and "Steered by KL divergence of class scores" in done.stderr
+    assert "Plan for 90 s" in done.stderr and "Steered by KL divergence of class scores" in done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
 
 

@@ -18,7 +18,7 @@ _LEAST_CANDIDATES, _MOST_SHARE = 6, 0.7
 # Seconds to start a process and import a runtime, and to draw the report.
 _START_S, _REPORT_S = 3.0, 3.0
 # What estimates of the end are multiplied by, and the least and the most that is kept back of a timeout.
-_CAUTION, _LEAST_RESERVE_S, _MOST_RESERVE = 1.3, 5.0, 0.5
+_CAUTION, _LEAST_RESERVE_S, _MOST_RESERVE = 1.2, 5.0, 0.5
 # A candidate is compressed, exported, built, verified, scored and measured; what compressing takes of the others.
 _STATIONS = ("export", "build", "verify", "proxy")
 _TRIAL_MEASURE_S = 2.0
@@ -67,7 +67,10 @@ class TimePlan:
         candidate = compress + sum(stations.values()) + _TRIAL_MEASURE_S
         if timeout is None:
             return cls(started, now, math.inf, 0.0, math.inf, candidate, math.inf)
-        end = 2 * stations["proxy"] * test_share + baseline.get("measure", 0.0) + _START_S + _REPORT_S
+        # Every dtype was measured, if there were several, then the fastest alone; in the end it is two files.
+        files = 1 if dtypes == 1 else dtypes + 1
+        measuring = 2 * baseline.get("measure", 0.0) / files
+        end = 2 * stations["proxy"] * test_share + measuring + _START_S + _REPORT_S
         reserve = min(max(_CAUTION * end, _LEAST_RESERVE_S), _MOST_RESERVE * timeout)
         left = max(started + timeout - reserve - now, 0.0)
         sensitivity = min(_SENSITIVITY_SHARE * left, _SENSITIVITY_CANDIDATES * candidate)

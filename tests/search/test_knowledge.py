@@ -53,7 +53,7 @@ def test_a_limit_is_its_budget(limit: dict[str, str], task: Task, tmp_path: Path
     # A resumed search goes on with what it was told.
     tighter = dict.fromkeys(limit, "0.05x")
     again = autocompress.search(task, out=run.path, resume=True, **{**OPTIONS, "n_trials": 8}, **tighter)
-    assert len(again.records) == 8
+    assert len(run.records) <= len(again.records) <= 8
 
 
 def test_a_model_that_says_nothing_is_searched_all_the_same(

@@ -33,7 +33,7 @@ def test_a_candidate_takes_what_the_stations_of_one_dtype_take(monkeypatch: pyte
 
 def test_large_test_data_are_kept_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = make(monkeypatch, 600.0), make(monkeypatch, 600.0, test_share=20.0)
-    assert large.reserve - small.reserve == pytest.approx(1.3 * 2 * 3.0 * 19)
+    assert large.reserve - small.reserve == pytest.approx(1.2 * 2 * 3.0 * 19)
     # However large they are, half of the time is left.
     assert make(monkeypatch, 600.0, test_share=1e4).reserve == 300
 

@@ -132,7 +132,7 @@ def finished(make_folder: Callable[[str], Path]) -> tuple[Path, str, str]:
     """Return a finished run, the stdout of the search that made it and its stderr; made once a session. Read only."""
     if not _finished:
         folder = write_task(make_folder("finished"))
-        words = ("search", "--task", "tiny_task:make", "--max-drop", "20pp", "--n-trials", "3", "--timeout", "60s")
+        words = ("search", "--task", "tiny_task:make", "--max-drop", "20pp", "--n-trials", "3", "--timeout", "90s")
         answer = run(*words, *QUICK, "--out", "run", "--json", cwd=folder)
         (folder / "stdout").write_text(answer.stdout)
         (folder / "stderr").write_text(f"{answer.returncode}\n{answer.stderr}")
