@@ -21,8 +21,8 @@ from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
 from autocompress.search.first_sight import behind
-from autocompress.search.fitting import Fitting
 from autocompress.search.knapsack import COST_ATTRIBUTE
+from autocompress.search.milder import milder_choices
 from autocompress.search.pareto import Constraints
 from autocompress.search.refusals import Refusals
 from autocompress.search.screening import Drawn, FittedSampler, Screen, explores
@@ -35,8 +35,6 @@ from autocompress.tasks.validation import Glance
 _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
 # What a trial notes that was not proposed by the sampler, and runs whatever is predicted of it; one that was refused.
 _FIRST, _REFUSED = "first", "refused"
-# Of the latency limit: a network this far inside it that is not accurate enough is followed by a milder one.
-_FAR_INSIDE, _AIM = 0.07, 0.97
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 # What these first trials tell is worth more to a sampler than the time that asking ahead saves.
@@ -330,31 +328,19 @@ class TrialLoop:
         return known is None
 
     def _ask_milder(self, choices: dict[str, Choice], record: TrialRecord) -> None:
-        """Queue a milder network after one that is far inside the limit and not accurate enough.
-
-        The harshest choices are taken back until the limit is used, going by what this one took and the uncompressed
-        one does. Predictions that are trusted have seen to that before.
-        """
-        budget = self.constraints.budget
-        if budget is None or self._cost is None or (self.screen is not None and self.screen.trusted):
+        """Queue a milder network after one that went too far; predictions that are trusted have seen to that before."""
+        screen = self.screen
+        if self._cost is None or (screen is not None and screen.trusted) or record.policy in self._milder:
             return
-        cost = self.constraints.cost(record, self.screen.pace if self.screen else None)
-        far = cost < budget * (1 - _FAR_INSIDE) and not self.constraints.within_drop(record)
-        here = self._cost(record.policy)
-        if not far or here >= 1 or record.policy in self._milder:
-            return
-
-        def expected(policy: CompressionPolicy) -> float:
-            assert self._cost is not None
-            return cost + (1 - cost) * (self._cost(policy) - here) / (1 - here)
-
-        blocks = self.screen.blocks if self.screen is not None else ()
-        fitting = Fitting(choices, self.space, expected, random.Random(record.number), blocks)
-        fitting.loosen(_AIM * budget)
-        milder = self.space.policy(fitting.choices)
-        if milder not in self._by_policy and milder not in self._milder:
-            self._milder.add(milder)
-            self.study.enqueue_trial(fitting.choices, user_attrs={_PROPOSED: choices})
+        spent = self.constraints.cost(record, screen.pace if screen else None)
+        blocks = screen.blocks if screen is not None else ()
+        found = milder_choices(
+            choices, record, self.space, self.constraints, self._cost, spent=spent, blocks=blocks
+        )  # fmt: skip
+        policy = None if found is None else self.space.policy(found)
+        if found is not None and policy is not None and policy not in self._by_policy and policy not in self._milder:
+            self._milder.add(policy)
+            self.study.enqueue_trial(found, user_attrs={_PROPOSED: choices})
 
     def _evaluated(
         self, trial: optuna.Trial, policy: CompressionPolicy, predicted: Prediction | None, *, another: bool
