@@ -173,7 +173,7 @@ def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
     begun = time.process_time()
     sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
     sensitivity = sensing.run()
-    assert sensitivity is not None
+    assert sensitivity.note is None, sensitivity.note
     known_s = time.process_time() - begun
     begun = time.process_time()
     costs = fitted_costs(evaluator.space, lambda policy: evaluator.predictor.predict(policy).ratio)
