@@ -114,7 +114,7 @@ class ActivationQuantizer(nn.Module):
             self._top = math.inf
             return
         # Every k-th value is enough for the histogram, whose cost would otherwise be the calibration's.
-        magnitude = magnitude[:: max(1, magnitude.numel() // _SAMPLES)]
+        magnitude = magnitude[:: _stride(magnitude.numel())]
         if top > self._top:
             # Old counts move to the bins that their centres fall into under the wider range.
             if self._top > 0:
@@ -172,6 +172,17 @@ def learned_step(x: Tensor, step: Tensor, low: int, high: int, *, features: int)
     step = step * scale + (step - step * scale).detach()
     codes = (x / step).clamp(low, high)
     return (codes + (codes.round() - codes).detach()) * step
+
+
+def _stride(values: int) -> int:
+    """Return a step that takes about `_SAMPLES` of so many values, from every column, row and channel alike.
+
+    A step that shares a factor with a map's width never meets some of its columns.
+    """
+    stride = max(1, values // _SAMPLES)
+    while math.gcd(stride, values) != 1:
+        stride += 1
+    return stride
 
 
 class _Int8Layer:

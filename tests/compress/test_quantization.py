@@ -233,3 +233,15 @@ def test_of_a_factorized_linear_layer_the_first_factor_is_int8() -> None:
     policy = CompressionPolicy(layers={"0": LayerPolicy("int8", 0.5), "1": LayerPolicy("int8")})
     found = Quantization().apply(model, policy, CompressionContext(torch.zeros(1, 16)))
     assert [name for name, _ in quantized_layers(found)] == ["0.0", "1"]
+
+
+def test_the_histogram_sees_every_column_of_a_map() -> None:
+    # Large in all columns but the first, and so many values that only some are looked at: one in 64, two rows apart.
+    values = torch.rand(512, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    values[..., 0] *= 1e-3
+    quantizer = ActivationQuantizer(calibration(QuantizationConfig(calibration="percentile", percentile=50.0)))
+    quantizer.mode = "observe"
+    quantizer(values)
+    quantizer.finish("layer")
+    middle = float(values.flatten()[:: values.numel() // 2**20 + 1].median())
+    assert float(quantizer.scale) * 255 == pytest.approx(middle, rel=0.02)
