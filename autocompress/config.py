@@ -98,7 +98,8 @@ class RunConfig(_Section):
     """One search run.
 
     Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
-    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own.
+    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. `first_candidates`: whether
+    trials begin with what a good engineer tries; `stop_early`: whether they end when nothing more can be won.
     """
 
     task: TaskConfig = TaskConfig()
@@ -116,6 +117,7 @@ class RunConfig(_Section):
     timeout: str | None = None
     sampler: str = "knapsack"
     first_candidates: bool = True
+    stop_early: bool = True
     seed: int = 0
     table: str = ANY_TABLE
     allow_foreign_table: bool = False

@@ -175,7 +175,11 @@ class SearchSession:
             self.observer.stage("Measuring the best again")
             self._confirm(lambda: [self._best] if self._best is not None else [])
 
-        trials, settled = self.config.n_trials, self._settled
+        trials = self.config.n_trials
+
+        def settled() -> bool:
+            return self.config.stop_early and self._settled()
+
         if self.constraints.latency is not None:
             first = trials - round(_LAST_SHARE * trials)
             self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress, done_when=settled)

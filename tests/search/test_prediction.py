@@ -42,7 +42,7 @@ def test_a_search_learns_to_predict_from_its_own_trials(
     # Few networks are enough for a chain of two layers, and a test's short measurements are rough.
     monkeypatch.setattr(predictor, "LEAST_NETWORKS", KNOWN)
     monkeypatch.setattr(screening, "TRUSTED", 10.0)
-    run = api.search(task, n_trials=KNOWN + 6, out=tmp_path / "run", **OPTIONS)
+    run = api.search(task, n_trials=KNOWN + 6, out=tmp_path / "run", stop_early=False, **OPTIONS)
     found, records = run.summary["prediction"], run.records
     assert len(records) == len({r.policy for r in records}) == KNOWN + 6
     assert found["networks_known"] >= KNOWN + 6 and 0 <= found["mape"] < 1
