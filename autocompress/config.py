@@ -98,8 +98,8 @@ class RunConfig(_Section):
     """One search run.
 
     Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
-    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. `first_candidates`: whether
-    trials begin with what a good engineer tries; `stop_early`: whether they end when nothing more can be won.
+    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. Trials begin with
+    `first_candidates`, what a good engineer tries, and end when nothing more can be won (`stop_early`).
     """
 
     task: TaskConfig = TaskConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx_ir as ir
@@ -191,10 +192,14 @@ def test_layers_with_other_scales_get_pairs_of_their_own(exported: Exported, tmp
     edited = copy_of(graph)
     insert_qdq(edited, changed, "onnxruntime")
     assert len(ops(edited, "QuantizeLinear")) == len(LAYERS)
-    x = networks.images(2, seed=3)
     simulated = copy.deepcopy(model)
     simulated.right.input_quantizer.scale *= 2
-    assert relative_error(run(edited, x, tmp_path), simulated, x) < 5e-3
+    errors = []
+    for seed in range(3, 12):
+        x = networks.images(2, seed=seed)
+        errors.append(relative_error(run(edited, x, tmp_path), simulated, x))
+    # Where no sum lies on the edge of a step they are equal; one code that falls to the other side is some 5e-3.
+    assert median(errors) < 1e-4 and max(errors) < 2e-2
 
 
 def test_zero_points_are_zero_and_typed_by_the_sign(exported: Exported) -> None:

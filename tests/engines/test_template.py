@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.smoothing import divisors, undivided
 from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.engines.input_division import divide_inputs
 from autocompress.engines.qdq import InputQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
 from autocompress.inventory import Inventory, take_inventory
@@ -182,8 +184,11 @@ def test_int8_layers_are_found_in_the_edited_graph(engine: str, tmp_path: Path) 
     assert len(layers) == 8  # two whole layers, chains of three and of two, the first factor of the linear layer
     edited = base.template(2).bind(model, policy.removed_blocks)
     assert edited is not None
-    with quantization_mode(model, "off"):
+    with quantization_mode(model, "off"), undivided(model):
         exported = to_onnx(model, networks.images(2))
+    divided = {name: divisor.float().numpy() for name, divisor in divisors(model).items()}
+    for graph in (edited, exported):
+        divide_inputs(graph, divided)
     x = networks.images(2, seed=5)
     dense = run(copy_of(edited), x, tmp_path)
     for graph in (edited, exported):

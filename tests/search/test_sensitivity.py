@@ -63,8 +63,8 @@ def test_every_choice_is_measured_and_what_does_nothing_loses_nothing(task: Task
 
 
 def test_what_every_change_does_alike_is_no_loss_of_a_choice(task: Task) -> None:
-    # Of statistics that are not those of the calibration data, estimating them anew moves the outputs more than a choice
-    # does: they move by what was changed alone.
+    # Of statistics that are not those of the calibration data, estimating them anew moves the outputs more than a
+    # choice does: they move by what was changed alone.
     model = task.model()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
