@@ -64,7 +64,7 @@ def unet(config: TaskConfig) -> Task:
 
     data = drawn("shapes-1", config, make, (2500, 300, 600))
     classes = 1 + len(drawing.SHAPES)
-    recipe = Recipe(epochs=3, learning_rate=4e-3, batch_size=32)
+    recipe = Recipe(epochs=5, learning_rate=4e-3, batch_size=16, version=2)
     model = trained("unet", config, lambda: UNet(classes), data["train"], loss=F.cross_entropy, recipe=recipe)
     return ArrayTask("unet", model, data, mean_iou, F.cross_entropy, outputs="classes")
 
