@@ -24,6 +24,8 @@ from autocompress.errors import CompressionError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+# What has parameters of each channel that go with it, and makes no channels of its own.
+_FOLLOWERS = (*NORMS, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def coupled_groups(
                 (producers if is_output else consumers).add(target)
                 if not is_output:
                     widths[target] = widths.get(target, 0) + len(indices)
-            elif not isinstance(dependency.target.module, NORMS):
+            elif not isinstance(dependency.target.module, _FOLLOWERS):
                 foreign.add(target)
         # A depthwise layer's input axis is its output axis: it is a member, not a consumer.
         consumers = {c for c in consumers if c not in producers or layers[c].kind != "depthwise"}

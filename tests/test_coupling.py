@@ -191,3 +191,34 @@ def test_a_model_that_remembers_traced_tensors_can_still_be_copied() -> None:
     dependency_graph(model, images())
     assert torch.equal(copy.deepcopy(model)(images()), model(images()))
     assert set(inventory(Remembering()).groups) == {"conv"}
+
+
+class Slopes(nn.Sequential):
+    """PReLU with a slope for each channel, and one with a slope for all."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.Conv2d(16, 12, 3), nn.PReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(12, 24), nn.PReLU(24), nn.Linear(24, 5),
+        )  # fmt: skip
+
+
+def test_slopes_go_with_their_channels() -> None:
+    torch.manual_seed(0)
+    model = Slopes().eval()
+    slopes = [model.get_submodule(name) for name in ("1", "7")]
+    with torch.no_grad():
+        for act in slopes:
+            assert isinstance(act, nn.PReLU)
+            act.weight.uniform_(-0.5, 0.9)
+        # Half of the channels are read by nobody: without them the network computes the same.
+        for name in ("2", "8"):
+            model.get_submodule(name).weight[:, ::2] = 0  # type: ignore[index]
+    found = inventory(model)
+    assert {name: group.channels for name, group in found.groups.items()} == {"0": 16, "2": 12, "6": 24}
+    scores = {"0": (torch.arange(16) % 2).float(), "6": (torch.arange(24) % 2).float()}
+    policy = CompressionPolicy(pruning={"0": 0.5, "6": 0.5})
+    small = apply_policy(model, policy, CompressionContext(images(), scores))
+    assert [len(small.get_submodule(name).weight) for name in ("1", "3", "7")] == [8, 1, 12]  # type: ignore[arg-type]
+    with torch.no_grad():
+        torch.testing.assert_close(small(images()), model(images()))

@@ -159,8 +159,10 @@ class GraphTemplate:
 
 def _fill(value: ir.Value, array: NDArray[np.float32], source: _Source) -> None:
     if array.ndim != len(source.shape):
-        # A token or an embedding that the exporter gave another shape.
-        array = array.reshape(source.shape)
+        # A token or an embedding that the exporter gave another shape; or one number for each channel, fewer now.
+        channels = [size for size in source.shape if size != 1]
+        shape = tuple(-1 if size != 1 else 1 for size in source.shape) if len(channels) == 1 else source.shape
+        array = array.reshape(shape)
     array = np.ascontiguousarray(array)
     value.const_value = ir.tensor(array, name=value.name)
     value.shape = ir.Shape(array.shape)

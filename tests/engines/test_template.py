@@ -92,6 +92,24 @@ class EndsInBlock(nn.Module):
         return self.block(self.stem(x))
 
 
+class Slopes(nn.Module):
+    """A slope of its own for each channel, after a convolution and after a linear layer; a shortcut past one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 16, 3, padding=1), nn.PReLU(16)
+        self.conv, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.PReLU(16)
+        self.hidden, self.third, self.fc = nn.Linear(16, 24), nn.PReLU(24), nn.Linear(24, 5)
+        with torch.no_grad():
+            for act in (self.first, self.second, self.third):
+                act.weight.uniform_(-0.5, 0.9, generator=torch.Generator().manual_seed(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x))
+        x = (x + self.second(self.conv(x))).mean((2, 3))
+        return self.fc(self.third(self.hidden(x)))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": networks.Plain,
     "residual": networks.Residual,
@@ -103,6 +121,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "chain": Chain,
     "everything": Everything,
     "read twice": ReadTwice,
+    "slopes": Slopes,
     "resnet20": CIFAR_MODELS["resnet20"],
 }
 
