@@ -52,6 +52,8 @@ from autocompress.worker.client import EngineWorker
 _OFFERED = "offered.json"
 # Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
 _LAST_SHARE = 0.12
+# Trials that are run although nothing more can be won: a front is there to be looked at.
+_LEAST_TRIALS = 8
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
 
@@ -178,7 +180,8 @@ class SearchSession:
         trials = self.config.n_trials
 
         def settled() -> bool:
-            return self.config.stop_early and self._settled()
+            enough = len(self.loop.records) >= _LEAST_TRIALS
+            return self.config.stop_early and enough and self._settled()
 
         if self.constraints.latency is not None:
             first = trials - round(_LAST_SHARE * trials)
