@@ -32,6 +32,7 @@ from autocompress.search.choice_path import Choices
 from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.first_candidates import FirstCandidates, Knowns
+from autocompress.search.int8_sensitivity import Int8Sensitivity
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
@@ -117,6 +118,9 @@ class SearchSession:
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
         self.observer.warn(self.plan.describe())
+        with self.pipeline.ledger.spend("profile"):
+            # Found once, by running the uncompressed model.
+            _ = self.task.divergence_name
         steered, data = self.task.divergence_name, self.pipeline.data.describe()
         self.observer.warn(f"Steered by {steered}; {data}")
         if self.predictor is None:
@@ -285,9 +289,14 @@ class SearchSession:
         until = self.plan.sensitivity_until + self.plan.sensitivity
 
         def divergence(policy: CompressionPolicy) -> float | None:
-            return sensitivities.divergence(policy) if time.monotonic() < until else None
+            with pipeline.ledger.spend("profile"):
+                return sensitivities.divergence(policy) if time.monotonic() < until else None
 
-        self._knowns = Knowns(costs, ratio, self._losses or {}, divergence, sensitivities.int8)
+        def int8() -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
+            with pipeline.ledger.spend("profile"):
+                return sensitivities.int8()
+
+        self._knowns = Knowns(costs, ratio, self._losses or {}, divergence, int8)
         if not knapsack:
             return None
         error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
