@@ -83,9 +83,9 @@ class FirstCandidates:
         self._int8()
         budget = self._constraints.budget
         if budget is None:
-            for path in self._ordered(_FIRST_CUT * self._safe[1]) if self._constraints.max_drop is not None else ():
+            limited = self._constraints.max_drop is not None
+            for path in self._ordered(_FIRST_CUT * self._safe[1])[:1] if limited else ():
                 self._further(path)
-                return
         elif self._safe[1] > budget:
             paths = self._ordered(budget)
             if paths and not self._reachable(paths, budget):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -119,8 +120,7 @@ class SensitivityPass:
         started = time.monotonic()
         clock = _Clock(deadline)
         single = self.cache.read()
-        with torch.no_grad():
-            reference = self._outputs(self._base)
+        reference = self._dense_outputs
         if not bool(torch.isfinite(reference).all()):
             return self._result({}, 0, 0, started, "the uncompressed model's outputs are not finite")
         wanted = self._singles()
@@ -131,11 +131,7 @@ class SensitivityPass:
             with clock.measuring():
                 shared |= {name: {"int8": part} for name, part in self._int8_choices().items()}
         if missing and not clock.over():
-            with torch.no_grad():
-                # What changes the structure has its batch-norms recalibrated, which moves the outputs by itself:
-                # counted to every choice alike, that hid what the mild ones lose.
-                recalibrated = self._outputs(self._oneshot.recalibrated())
-            order = missing
+            recalibrated, order = self._moved_outputs, missing
             if math.isfinite(deadline):
                 first = self._one(missing[0], reference, recalibrated, single, clock)
                 order = missing[1:]
@@ -166,10 +162,23 @@ class SensitivityPass:
 
     def divergence(self, policy: CompressionPolicy) -> float:
         """Return how far the outputs of a network are from the uncompressed one's; infinite if it cannot be made."""
-        with torch.no_grad():
-            reference = self._outputs(self._base if policy.is_structural_identity else self._oneshot.recalibrated())
-        loss = self._loss(policy, reference)
+        loss = self._loss(policy, self._dense_outputs if policy.is_structural_identity else self._moved_outputs)
         return loss if math.isfinite(loss) else math.inf
+
+    @cached_property
+    def _dense_outputs(self) -> Tensor:
+        """What the uncompressed network gives."""
+        with torch.no_grad():
+            return self._outputs(self._base)
+
+    @cached_property
+    def _moved_outputs(self) -> Tensor:
+        """What it gives with its batch-norms as those of changed networks are.
+
+        That moves the outputs by itself: counted to every choice alike, it would hide what the mild ones lose.
+        """
+        with torch.no_grad():
+            return self._outputs(self._oneshot.recalibrated())
 
     # -- what is measured, in which order -----------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ def test_engines_are_built_and_latency_is_predicted(run: autocompress.Run) -> No
     best = summary["best"]
     assert best["latency_source"] == PREDICTED and best["feasible"] and best["verified"] is False
     assert best["latency_ratio_interval"][1] <= 0.6 and best["accuracy"] > 0.5
-    assert done
+    assert len(done) >= 4
     for record in done:
         assert record.measurement is not None and record.artifact is not None
         assert (record.measurement.source, record.measurement.n) == (PREDICTED, 0)
