@@ -37,7 +37,7 @@ from autocompress.recovery.optimizers import (
     state_of,
     thaw,
 )
-from autocompress.recovery.recalibration import fast_dtype, recalibrate
+from autocompress.recovery.recalibration import fast_dtype, following, recalibrate
 from autocompress.results import write_bytes
 from autocompress.tasks.base import Batch, Task
 
@@ -148,7 +148,7 @@ def finetune(
     frozen = {} if untrained else thaw(model)
     try:
         # Somebody may have switched gradients off for good, as one does for inference.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), following(model):
             return training.run()
     finally:
         for name, parameter in model.named_parameters():

@@ -20,6 +20,9 @@ METHOD = Method(
     "Li et al., EagleEye, ECCV 2020",
 )
 
+# The least that batch-norms follow their batches by in training: PyTorch's default.
+_MOMENTUM = 0.1
+
 
 def fast_dtype() -> torch.dtype:
     """Return what forward passes run in under autocast: bfloat16 where the processor computes in it, else float32."""
@@ -52,6 +55,24 @@ def recalibrating(model: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.eval()
+
+
+@contextmanager
+def following(model: nn.Module) -> Iterator[None]:
+    """Have batch-norms in training mode follow their batches in the block, whatever momentum they came with.
+
+    Converted networks come with 0, whose statistics stay what they were for other weights, or with None, the average
+    over all batches of a training that is long over; 0.01 follows too slowly for a training of a hundred steps.
+    """
+    norms = batch_norms(model)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = max(norm.momentum or 0.0, _MOMENTUM)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:

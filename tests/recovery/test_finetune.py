@@ -22,6 +22,7 @@ from autocompress.recovery import finetune as module
 from autocompress.recovery import recalibrate
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import AUGMENTED_EPOCHS, Budget, finetune, learning_rate_factor
+from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks import Batch, ClassificationTask
 from tests.recovery.conftest import untrained
 
@@ -348,6 +349,17 @@ def test_frozen_parameters_and_gradients_switched_off_train(task: Classification
         report = finetune(model, teacher, task, CONFIG, Budget(3, LONG))
     assert report.improved
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["fc.bias"]
+
+
+def test_batch_norms_follow_whatever_momentum_they_came_with(task: ClassificationTask, teacher: Teacher) -> None:
+    models = [untrained(5), untrained(5)]
+    for norm in batch_norms(models[1]):
+        norm.momentum = 0.0
+    for model in models:
+        finetune(model, teacher, unmeasured(task), CONFIG, Budget(2, LONG))
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert {norm.momentum for norm in batch_norms(models[1])} == {0.0}
 
 
 class Auxiliary(nn.Module):

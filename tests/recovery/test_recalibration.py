@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.recovery.recalibration import following
 from tests import networks
 
 
@@ -66,3 +68,16 @@ def test_the_momentum_comes_back_after_an_error() -> None:
 
 def test_fast_dtype_is_one_that_autocast_takes() -> None:
     assert fast_dtype() in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(("came_with", "follows_by"), [(None, 0.1), (0.0, 0.1), (0.01, 0.1), (0.3, 0.3)])
+def test_statistics_follow_training_whatever_momentum_a_network_came_with(
+    came_with: float | None, follows_by: float
+) -> None:
+    norm = nn.BatchNorm1d(1, momentum=came_with)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.fill_(100_000)
+    with following(norm):
+        norm(torch.tensor([[10.0], [30.0]]))
+    torch.testing.assert_close(norm.running_mean, torch.tensor([20 * follows_by]))
+    assert norm.momentum == came_with
