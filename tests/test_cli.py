@@ -496,5 +496,6 @@ def test_what_libraries_print_from_c_does_not_get_between_the_data(tmp_path: Pat
         "    click.echo('{}')\n"
         "main()\n"
     )
-    answer = subprocess.run([sys.executable, str(script), "noisy"], capture_output=True, text=True, check=True)
-    assert json.loads(answer.stdout) == {} and "from C" in answer.stderr
+    for words, told in ((["noisy"], ""), (["--debug", "noisy"], "from C")):
+        answer = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=True)
+        assert json.loads(answer.stdout) == {} and answer.stderr == told

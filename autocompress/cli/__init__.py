@@ -16,16 +16,21 @@ from autocompress.cli import devices, methods, runs, storage
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Compress a trained PyTorch model for a latency budget, measured on the device it will run on."""
-    _keep_stdout_clean()
+    _keep_stdout_clean(chatter=debug)
 
 
-def _keep_stdout_clean() -> None:
-    """Send to stderr what libraries print from C, as HiGHS does: stdout is for data, which somebody may parse."""
+def _keep_stdout_clean(*, chatter: bool) -> None:
+    """Keep what libraries print from C, as HiGHS does, off stdout, which is for data that somebody may parse.
+
+    It goes to stderr where `chatter` is wanted, else nowhere: names of its functions tell a user nothing.
+    """
     if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.fileno() != 1:
         return
     sys.stdout.flush()
     ours = os.dup(1)
-    os.dup2(2, 1)
+    elsewhere = os.dup(2) if chatter else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(elsewhere, 1)
+    os.close(elsewhere)
     sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, buffering=1)
 
 
