@@ -47,11 +47,16 @@ class QuantizationConfig(_Section):
     percentile: float = Field(default=99.99, gt=0, le=100)
 
 
+# Passes over the training data of one fine-tuning.
+DEFAULT_EPOCHS = 24.0
+
+
 class RecoveryConfig(_Section):
     """How finalists are fine-tuned: see `autocompress.recovery.finetune`.
 
     `optimizer` and `learning_rate` (None) are found from the network unless given; `batch_size` is the most that a step
-    takes, fewer where there are few samples. `mixtures` says when mixed inputs are learned from: ``"auto"`` where
+    takes, fewer where there are few samples. `epochs` (None) are `DEFAULT_EPOCHS` unless given, and under a time limit
+    as many as make 4,000 steps, if that is more. `mixtures` says when mixed inputs are learned from: ``"auto"`` where
     samples are few and inputs continuous.
 
     `distill` maps methods of distillation to their weights (None: the method's own), and may be written as a list of
@@ -60,7 +65,7 @@ class RecoveryConfig(_Section):
 
     enabled: bool = True
     candidates: int = Field(default=3, ge=1)
-    epochs: float = Field(default=24.0, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     share: float = Field(default=0.65, gt=0, lt=1)
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     learning_rate: float | None = Field(default=None, gt=0)
@@ -73,6 +78,11 @@ class RecoveryConfig(_Section):
     distill_at: dict[str, str] | None = None
     qat_fraction: float = Field(default=0.25, gt=0, le=1)
     qat: Literal["straight_through", "lsq"] = "straight_through"
+
+    @property
+    def whole_epochs(self) -> float:
+        """Passes over the training data of a whole fine-tuning without a time limit."""
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
     @field_validator("distill", mode="before")
     @classmethod

@@ -76,6 +76,6 @@ def distill(
         raise ConfigError("weights are for a student known by name; load them into the model that you pass.")
     with EngineWorker() as worker:
         return teaching.distill(
-            loaded, student, resolved, worker, epochs=resolved.recovery.epochs if epochs is None else epochs,
+            loaded, student, resolved, worker, epochs=resolved.recovery.whole_epochs if epochs is None else epochs,
             to=folder, protocol=protocol, stage=observer.stage, progress=observer.progress,
         )  # fmt: skip

@@ -105,7 +105,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         **alternatives(finished_records(run), session.constraints, baseline),
         # What ended it: the time, or as many trials and epochs as were asked for.
         "budget": {
-            "epochs": session.config.recovery.epochs if session.config.recovery.enabled else None,
+            "epochs": session.config.recovery.whole_epochs if session.config.recovery.enabled else None,
             "seconds_left": None if session.deadline is None else max(0.0, session.deadline - reached),
         },
         "n_trials": len(records),

@@ -55,6 +55,8 @@ _WARM_UP = 0.1
 _LOOKS, _LOOK_SHARE = (0.5, 0.8), 0.03
 # Steps of an epoch at least, for which batches are made smaller; and samples of a batch at least.
 _LEAST_STEPS, _LEAST_BATCH = 8, 8
+# Steps of a training whose end the time sets, where epochs are few steps.
+_STEPS_WITHIN = 4000
 # Calibration takes this share of a training's time at most.
 _CALIBRATION_SHARE = 0.1
 # Steps below which running statistics have not settled (their momentum is 0.1).
@@ -101,6 +103,21 @@ class FinetuneReport:
     def improved(self) -> bool:
         """Whether the metric is better than before; where nobody can tell, it is taken to be."""
         return self.before is None or self.metric is None or self.metric > self.before
+
+
+def training_batch(samples: int, config: RecoveryConfig) -> int:
+    """Return the batch size for so many training samples: the configured one, or smaller so that an epoch has steps."""
+    return max(2, min(config.batch_size, max(_LEAST_BATCH, samples // _LEAST_STEPS), max(samples, 1)))
+
+
+def epochs_within(samples: int, config: RecoveryConfig) -> float:
+    """Return the epochs of a training that a time limit ends: those given, else at least `_STEPS_WITHIN` steps.
+
+    24 epochs of 250 samples are 200 steps, over in seconds where the network is small.
+    """
+    if config.epochs is not None:
+        return config.epochs
+    return max(config.whole_epochs, _STEPS_WITHIN / max(1, samples // training_batch(samples, config)))
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -173,7 +190,7 @@ class _Training:
     def __post_init__(self) -> None:
         self._start = time.monotonic()
         config, size = self.config, self.task.train_size()
-        self._batch = max(2, min(config.batch_size, max(_LEAST_BATCH, size // _LEAST_STEPS), max(size, 1)))
+        self._batch = training_batch(size, config)
         self._dtype = fast_dtype()
         self._held_out = HeldOut(self.task, self._dtype, self.budget.seconds)
         self._mode = TrainingMode(self._batch, dropout=self.untrained)
@@ -195,7 +212,8 @@ class _Training:
         self._offset = done
         if done < 1:
             self._prepare()
-            self._steps = max(1, math.ceil(self.budget.epochs * max(1, self.task.train_size() // self._batch)))
+            epoch = max(1, self.task.train_size() // self._batch)
+            self._steps = max(1, math.ceil(self.budget.epochs * epoch))
             self._step = round(done * self._steps)
             loss = self._train(done)
             self._finish()

@@ -332,7 +332,7 @@ def settings(view: RunView) -> str:
     pairs += [("trials not built for what was seen of them", len(view.rejected) or None)]
     if config is not None:
         recovery = config.recovery
-        tuned = f"{recovery.epochs:g} epochs, {recovery.candidates} candidates" if recovery.enabled else "off"
+        tuned = f"{recovery.whole_epochs:g} epochs, {recovery.candidates} candidates" if recovery.enabled else "off"
         pairs += [("sampler", config.sampler), ("search space", config.space), ("seed", config.seed)]
         pairs += [("recovery", tuned), ("target latency", config.target_latency), ("maximum drop", config.max_drop)]
         pairs += [("maximum size", config.max_size), ("timeout", config.timeout)]

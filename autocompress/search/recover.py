@@ -7,6 +7,7 @@ wanted, by `promotion`), and that a candidate which training did not better is d
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.recovery import fast_dtype
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import Budget, epochs_within, finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints
@@ -64,7 +65,7 @@ class Recovery:
         Args:
             candidates: Proxy records, most promising first; without a limit the front, of which as many as the
                 configuration says are taken.
-            deadline: `time.monotonic()` by which everything has ended, or None to train `config.epochs`.
+            deadline: `time.monotonic()` by which everything has ended, or None to train `config.whole_epochs`.
         """
         assert self.pipeline.baseline is not None
         goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
@@ -127,7 +128,7 @@ class Recovery:
                 checkpoint = folder / f"checkpoint-{round_number}.safetensors"
                 report = finetune(
                     model, self._teacher, self.pipeline.task, self.config,
-                    Budget(self.config.epochs * epochs, seconds),
+                    Budget(self._epochs(seconds) * epochs, seconds),
                     checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
                     told=self.observer.warn,
                 )  # fmt: skip
@@ -153,6 +154,11 @@ class Recovery:
         self.on_record(found)
         self.observer.trial(found)
         return found
+
+    def _epochs(self, seconds: float) -> float:
+        """Return the epochs of a whole training; where the time ends it, few samples are seen more often."""
+        size = self.pipeline.task.train_size()
+        return self.config.whole_epochs if math.isinf(seconds) else epochs_within(size, self.config)
 
     def _discard(self, record: TrialRecord, before: float | None, after: float | None, checkpoint: Path) -> None:
         """Say that training bettered nothing; the record of before stays."""

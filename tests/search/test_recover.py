@@ -33,6 +33,9 @@ class FakePipeline:
     def model(self) -> nn.Module:
         return nn.Linear(1, 1)
 
+    def train_size(self) -> int:
+        return 250
+
     def score(self, model: Any, policy: Any, number: int, folder: Path, ledger: Ledger, *, stage: str) -> TrialRecord:
         if not self.accuracies[number]:
             raise BuildError("no")
@@ -65,12 +68,13 @@ class Bench:
         return self.reports.pop(0) if self.reports else FinetuneReport(1.0, 1.0, 0.1, before=0.5, metric=0.6)
 
     def run(
-        self, accuracies: dict[int, list[float]], deadline: float | None = None, **limits: str
-    ) -> list[TrialRecord]:
+        self, accuracies: dict[int, list[float]], deadline: float | None = None, *, epochs: float | None = 10,
+        **limits: str,
+    ) -> list[TrialRecord]:  # fmt: skip
         pipeline: Any = FakePipeline(self.path, accuracies)
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
         found = recover.Recovery(
-            pipeline, RecoveryConfig(epochs=10), constraints, self.observer,
+            pipeline, RecoveryConfig(epochs=epochs), constraints, self.observer,
             lambda r: self.improved.append((r.number, r.accuracy)),
         ).run([record(number, 0.5, 5) for number in accuracies], deadline)  # fmt: skip
         assert pipeline.run.history() == found
@@ -142,6 +146,18 @@ def test_who_trains_on_stays_inside_the_limit_at_every_pace_of_the_machine(
 def test_one_candidate_gets_everything(bench: Bench) -> None:
     assert len(bench.run({1: [0.9]}, target_latency="0.5x")) == 1
     assert bench.budgets[0].epochs == 10 and bench.budgets[0].seconds == float("inf")
+
+
+@pytest.mark.parametrize(
+    # 250 samples in batches of 31 are 8 steps: 24 epochs would be over in seconds.
+    ("given", "seconds", "trained"), [(None, 100.0, 500), (None, None, 24), (3.0, 100.0, 3)]
+)  # fmt: skip
+def test_few_samples_are_seen_more_often_where_the_time_ends_a_training(
+    given: float | None, seconds: float | None, trained: float, bench: Bench
+) -> None:
+    deadline = None if seconds is None else time.monotonic() + seconds
+    bench.run({1: [0.9]}, deadline=deadline, epochs=given, target_latency="0.5x")
+    assert [b.epochs for b in bench.budgets] == [trained]
 
 
 def test_without_a_budget_all_are_trained_to_the_end_and_share_the_time(bench: Bench) -> None:
