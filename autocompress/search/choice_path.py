@@ -8,7 +8,7 @@ from the safe side in two or three measurements, whatever the prediction is wort
 from __future__ import annotations
 
 import math
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -103,14 +103,15 @@ class ChoicePath:
     def expected(self, steps: int) -> float:
         """Return what the network after so many steps will cost, by predictions and what was measured beside it."""
         here = self.predicted(steps)
-        below = [anchor for anchor in self._anchors if anchor[0] <= here]
-        above = [anchor for anchor in self._anchors if anchor[0] > here]
-        if below and above:
-            (low, low_cost), (high, high_cost) = below[-1], above[0]
-            return low_cost + (high_cost - low_cost) * (here - low) / (high - low)
         if not self._anchors:
             return here
-        nearest = above[0] if above else below[-1]
+        at = bisect_right(self._anchors, here, key=lambda anchor: anchor[0])
+        # The two measured networks around it, or the nearest two: what predictions leave out does not shrink with them.
+        first = min(max(at - 1, 0), max(len(self._anchors) - 2, 0))
+        (low, low_cost), *others = self._anchors[first : first + 2]
+        if others and (high_cost := others[0][1]) > low_cost:
+            return max(low_cost + (high_cost - low_cost) * (here - low) / (others[0][0] - low), 0.0)
+        nearest = self._anchors[0] if at == 0 else self._anchors[at - 1]
         return here * nearest[1] / nearest[0]
 
     def steps_to(self, cost: float) -> int:

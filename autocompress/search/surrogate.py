@@ -59,12 +59,14 @@ class Scales:
         pairs: Variance of an interaction's weight; 0 leaves interactions out.
         noise: Multiplies the variance of every observation.
         local: Multiplies the prior variance of what does not add up.
+        constant: Multiplies the prior variance of the constant in every observation.
     """
 
     effects: float = 1.0
     pairs: float = 0.0
     noise: float = 1.0
     local: float = 0.0
+    constant: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class AdditiveModel:
         block = np.ix_(at, at)
         means, products, common = self._means[at], self._products[at], self._in_common[at]
         matrix = scales.effects * self._kernel[block] + self.prior.scale_sd**2 * np.outer(means, means)
-        matrix += self.prior.intercept_sd**2 + common @ common.T
+        matrix += scales.constant * self.prior.intercept_sd**2 + common @ common.T
         if scales.pairs:
             matrix += scales.pairs * products @ products.T
         if scales.local:
@@ -282,7 +284,7 @@ class Posterior:
         start = Effects(
             scale * prior.mean + together + np.sqrt(scales.effects) * strayed,
             np.sqrt(scales.pairs) * rng.standard_normal(len(prior.pairs)),
-            prior.intercept_sd * rng.standard_normal(),
+            np.sqrt(scales.constant) * prior.intercept_sd * rng.standard_normal(),
             scale,
         )
         seen = model.total(start, self._rows, self._offsets)
@@ -321,6 +323,6 @@ class Posterior:
         return Effects(
             start.effects + change,
             start.pairs + scales.pairs * (self._products.T @ weight),
-            start.intercept + prior.intercept_sd**2 * float(weight.sum()),
+            start.intercept + scales.constant * prior.intercept_sd**2 * float(weight.sum()),
             start.scale + factor,
         )

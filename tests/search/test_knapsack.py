@@ -189,6 +189,27 @@ def test_one_objective_finds_the_best_within_the_budget() -> None:
     assert max(inside) > 0.9 - 0.8 * 0.13
 
 
+@pytest.mark.parametrize("rest", [0.3, 0.6])
+def test_a_constant_that_predictions_know_nothing_of_is_learned(rest: float) -> None:
+    """As arithmetic knows nothing of a recurrence: what is proposed must not stay above the budget for it."""
+    whole = figures({f"prune/{i}": 0.0 for i in range(5)} | {f"dtype/{i}": "dense" for i in range(5)})[1]
+    budget = rest + 0.5 * (1 - rest)
+
+    def bounded(trial: optuna.Trial) -> float:
+        quality, cost = figures(suggest(trial))
+        trial.set_user_attr(COST_ATTRIBUTE, rest + (1 - rest) * cost / whole)
+        return quality
+
+    costs = []
+    for seed in range(4):
+        study = optuna.create_study(
+            direction="maximize", sampler=KnapsackSampler(make_costs(), budget=budget, seed=seed)
+        )
+        study.optimize(bounded, 16)
+        costs += [t.user_attrs[COST_ATTRIBUTE] / budget for t in study.trials[6:]]
+    assert np.mean(np.array(costs) <= 1.0) >= 0.6 and np.median(costs) > 0.9
+
+
 def test_a_lower_is_better_quality_and_a_missing_cost() -> None:
     study = optuna.create_study(direction="minimize", sampler=KnapsackSampler(make_costs(), LOSSES, budget=6.0, seed=0))
     study.optimize(lambda trial: 1 - figures(suggest(trial))[0], n_trials=10)
@@ -233,14 +254,17 @@ def test_twenty_trials_stand_above_a_hundred_at_random() -> None:
 
 
 class Widths:
-    """Layers whose costs are products of widths, of which sums know only what each saves from the whole network."""
+    """Layers whose costs are products of widths, of which sums know only what each saves from the whole network.
+
+    Nor do sums know what a change of width costs by itself.
+    """
 
     names = tuple(f"prune/{i}" for i in range(8))
     dear = tuple(0.02 + 0.03 * i for i in range(8))
 
     def cost(self, choices: Mapping[str, Any]) -> float:
         left = [1.0, *(1 - choices[name] for name in self.names), 1.0]
-        return float(sum(a * b for a, b in pairwise(left))) / 9
+        return float(sum(a * b + 0.2 * (a != b) for a, b in pairwise(left))) / 9
 
     def sums(self) -> Costs:
         whole = dict.fromkeys(self.names, 0.0)
