@@ -26,7 +26,7 @@ _LEFT_OUT, _LESS = 2, 3.0
 # Where int8 as a whole could not be built: its share of the divergence that is to be left.
 _REFUSED = 0.25
 # Networks that approach the limit on one path, how far below it they aim and may come out, as shares of the limit.
-_APPROACH, _BELOW, _NEAR = 3, 0.03, 0.07
+_APPROACH, _BELOW, _NEAR = 4, 0.03, 0.07
 # Paths that are tried where the one that loses least is not accurate enough at the limit.
 _TRIED = 2
 # Networks half-way back where the one at the limit is not accurate enough, or further on where there is no limit.
@@ -93,6 +93,21 @@ class FirstCandidates:
             for path in paths[:_TRIED]:
                 if self._approach(path, budget):
                     return
+
+    def reach(self, choices: Choices, cost: float) -> None:
+        """Go on from a network that is over the limit until one is inside it.
+
+        Args:
+            choices: Of the network.
+            cost: What it takes, in shares of the uncompressed one.
+        """
+        budget = self._constraints.budget
+        if budget is None or cost <= budget:
+            return
+        self._safe = choices, cost
+        for path in self._ordered(budget)[:_TRIED]:
+            if self._approach(path, budget):
+                return
 
     # -- int8 ---------------------------------------------------------------------------------------------------------
 

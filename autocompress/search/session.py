@@ -29,6 +29,7 @@ from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search import ranks
 from autocompress.search.choice_path import Choices
+from autocompress.search.constraints import counting
 from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
 from autocompress.search.first_candidates import FirstCandidates, Knowns
@@ -57,6 +58,8 @@ _LAST_SHARE = 0.12
 _LEAST_TRIALS = 8
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
+# How often networks go on to a limit that none is inside, and for which share of the time that is left each.
+_REACHES, _REACH_SHARE = 2, 0.3
 
 
 @dataclass
@@ -149,7 +152,7 @@ class SearchSession:
             elapsed = (time.monotonic() - begun) / (until - begun) if until != float("inf") else 0.0
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
-        self._search(begun, until, progress)
+        self._search(space, begun, until, progress)
         if recovery.enabled and not self._settled():
 
             def choose() -> list[TrialRecord]:
@@ -174,8 +177,11 @@ class SearchSession:
         self.reasons = self._explain(space, baseline)
         return self._best if self._best is not None else baseline
 
-    def _search(self, begun: float, until: float, progress: Callable[[int, int], None]) -> None:
-        """Run the trials; the last ones use the room that the best, measured once more, leaves below its limit."""
+    def _search(self, space: SearchSpace, begun: float, until: float, progress: Callable[[int, int], None]) -> None:
+        """Run the trials; the last ones use the room that the best, measured once more, leaves below its limit.
+
+        Fine-tuning cannot make a network faster: where none is inside the limit, part of its time goes to reaching it.
+        """
 
         def confirm() -> None:
             self.observer.stage("Measuring the best again")
@@ -196,6 +202,12 @@ class SearchSession:
             self.loop.finish()
         self.loop.run(trials, until, progress, done_when=settled)
         confirm()
+        for _ in range(_REACHES):
+            now = time.monotonic()
+            rest = math.inf if self.deadline is None else self.deadline - now
+            if not self._reach(space, now + _REACH_SHARE * rest):
+                break
+            confirm()
 
     def _open_ahead(self) -> None:
         """Take latencies from a table of the device, which is not here."""
@@ -308,12 +320,29 @@ class SearchSession:
     def _try_first(self, space: SearchSpace, until: float) -> None:
         """Run the trials that come before the sampler's."""
         self.observer.stage("Trying what a good engineer tries first")
+        self._first_candidates(space, until).run()
+
+    def _first_candidates(self, space: SearchSpace, until: float) -> FirstCandidates:
         trials = self.config.n_trials
 
         def attempt(choices: Choices) -> TrialRecord | None:
             return self.loop.attempt(choices, until) if len(self.loop.records) < trials else None
 
-        FirstCandidates(attempt, space, self.constraints, self._knowns, self.observer.warn).run()
+        return FirstCandidates(attempt, space, self.constraints, self._knowns, self.observer.warn)
+
+    def _reach(self, space: SearchSpace, until: float) -> bool:
+        """Where no network is inside the limit, go on from the closest one; return whether anything was tried."""
+        limits, records = self.constraints, counting(self.loop.records.values())
+        if limits.latency is None or not self.config.first_candidates or any(map(limits.within_budget, records)):
+            return False
+        known = [(limits.cost(r), r.number, c) for r in records if (c := self.loop.choices_of(r.number)) is not None]
+        if not known:
+            return False
+        cost, _, choices = min(known, key=lambda entry: entry[:2])
+        before = len(self.loop.records)
+        self.observer.stage("Going on to the limit")
+        self._first_candidates(space, until).reach(dict(choices), cost)
+        return len(self.loop.records) > before
 
     def _explain(self, space: SearchSpace, baseline: TrialRecord) -> list[Reason]:
         """Return why the result is what it is, as far as predictions and sensitivities tell."""

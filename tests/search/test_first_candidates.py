@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -57,6 +57,12 @@ class Network:
         return sum(value for name, value in self.harm.items() if name not in layers)
 
     def run(self, **limits: str) -> list[TrialRecord]:
+        return self._with(lambda first: first.run(), limits)
+
+    def reach(self, choices: Any, cost: float, **limits: str) -> list[TrialRecord]:
+        return self._with(lambda first: first.reach(choices, cost), limits)
+
+    def _with(self, act: Callable[[FirstCandidates], None], limits: dict[str, str]) -> list[TrialRecord]:
         ms = {f"prune/c{i}": {r: SLOW[i] * (1 - r) / sum(SLOW) for r in RATIOS} for i in range(5)}
         losses = {f"prune/c{i}": {r: DEAR[i] * r for r in RATIOS} for i in range(5)}
         ratio = lambda policy: figures(policy)[1] / sum(SLOW)  # noqa: E731
@@ -69,7 +75,7 @@ class Network:
             return made
 
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
-        FirstCandidates(attempt, self.space, constraints, knowns, self.said.append).run()
+        act(FirstCandidates(attempt, self.space, constraints, knowns, self.said.append))
         return found
 
 
@@ -163,3 +169,15 @@ def test_a_limit_that_no_network_reaches_is_told_with_the_range_that_is_within_r
     reachable = Network()
     reachable.run(target_latency="0.3x", max_drop="2pp")
     assert not reachable.said
+
+
+def test_from_a_network_over_the_limit_it_goes_on_until_one_is_inside() -> None:
+    network = Network(scale=0.5)
+    choices = network.space.everywhere(dtype="int8")
+    over = network.attempt(choices)
+    assert over is not None and over.measurement is not None and over.measurement.ratio > 0.5
+    found = network.reach(choices, over.measurement.ratio, target_latency="0.5x", max_drop="20pp")
+    ratios = [r.measurement.ratio for r in found if r.measurement]
+    assert 0.85 * 0.5 <= ratios[-1] <= 0.5 and all(r.policy.int8_layers for r in found)
+    assert not network.reach(choices, 0.5, target_latency="0.5x")
+    assert not network.reach(choices, 0.9, max_drop="1pp")
