@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -131,8 +131,30 @@ def test_the_last_trials_start_from_the_best_once_it_is_confirmed(
         finish=lambda: seen.append("finish"),
     )
     session._confirm = lambda choose: seen.append("confirm")  # type: ignore[method-assign,assignment]
-    session._search(begun, begun + 100.0, lambda done, total: None)
+    session._reach = lambda space, until: False  # type: ignore[method-assign]
+    session._search(cast("Any", None), begun, begun + 100.0, lambda done, total: None)
     assert seen == expected
+
+
+def test_where_no_network_is_inside_the_limit_the_closest_one_goes_on_to_it(tmp_path: Path) -> None:
+    session = make(tmp_path, n_trials=50, target_latency="0.5x")
+    found = [record(0, 0.9, 9.9), record(1, 0.8, 7.0), record(2, 0.7, 6.9)]
+    # Nothing was chosen of trial 2 that could be gone on from.
+    choices = {0: {"prune/a": 0.0}, 1: {"prune/a": 0.5}}
+    session.loop = SimpleNamespace(  # type: ignore[assignment]
+        records={r.number: r for r in found}, choices_of=choices.get, run=lambda *_, **__: None, finish=lambda: None
+    )
+    asked: list[Any] = []
+
+    def reach(chosen: Any, cost: float) -> None:
+        asked.append((chosen, cost))
+        session.loop.records[3] = record(3, 0.6, 4.0)
+
+    session._first_candidates = lambda space, until: SimpleNamespace(reach=reach)  # type: ignore[method-assign,assignment,return-value]
+    session._confirm = lambda choose: []  # type: ignore[method-assign]
+    now = time.monotonic()
+    session._search(cast("Any", None), now, now + 100.0, lambda done, total: None)
+    assert asked == [({"prune/a": 0.5}, session.constraints.cost(found[1]))]
 
 
 def test_without_a_latency_limit_nothing_is_measured_again(tmp_path: Path) -> None:
