@@ -26,9 +26,13 @@ def table(results: Path) -> str:
     met = sum(_met(document) for document in searched)
     beaten = sum(bool(_better(document)) for document in searched)
     rows = [_row(document) for document in documents]
-    count = f"{met} of {len(searched)} searches met both limits; a rival was better in {beaten}." if searched else (
-        "No search has been run yet."
-    )  # fmt: skip
+    nobody = sum(not _met(document) and not _rival_met(document) for document in searched)
+    count = (
+        f"{met} of {len(searched)} searches met both limits; of the others, no rival's file met them in {nobody}. "
+        f"A rival was better in {beaten}."
+        if searched
+        else "No search has been run yet."
+    )
     return "\n".join([_HEAD, "|" + "---|" * (_HEAD.count("|") - 1), *rows, "", count])
 
 
@@ -91,6 +95,16 @@ def _points(drop: float, dense: float) -> str:
 def _met(document: dict[str, Any]) -> bool:
     summary = document.get("search", {}).get("summary")
     return summary is not None and bool(summary["best"]["feasible"])
+
+
+def _rival_met(document: dict[str, Any]) -> bool:
+    """Return whether some rival's file meets both limits; True where they were not timed."""
+    asked, compared = document["asked"], document.get("compared", {})
+    if not compared.get("timed"):
+        return True
+    ratio, drop = (float(asked[key].rstrip("xp")) for key in ("target_latency", "max_drop"))
+    rows = (row for row in compared["rows"] if "ratio_to_dense" in row)
+    return any(row["ratio_to_dense"] <= ratio and row["drop_pp"] <= drop for row in rows)
 
 
 def _better(document: dict[str, Any]) -> list[str]:

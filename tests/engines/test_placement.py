@@ -82,13 +82,14 @@ class Attention(nn.Module):
 
 
 def placed(
-    model: nn.Module, x: Tensor, layers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch | None = None, **off: Any
-) -> tuple[ir.Model, dict[str, str]]:
-    """Insert Q/DQ by TensorRT's rules, with some of them switched off."""
+    model: nn.Module, x: Tensor, layers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch | None = None, *,
+    engine: str = "tensorrt", **off: Any,
+) -> tuple[ir.Model, dict[str, str]]:  # fmt: skip
+    """Insert Q/DQ by an engine's rules, with some of them switched off."""
     graph = to_onnx(networks.randomize(model), x)
     if monkeypatch is not None:
-        monkeypatch.setattr(qdq, "RULES", {"tensorrt": replace(RULES["tensorrt"], **off)})
-    dense = insert_qdq(graph, dict.fromkeys(layers, CODES), "tensorrt").dense
+        monkeypatch.setattr(qdq, "RULES", {engine: replace(RULES[engine], **off)})
+    dense = insert_qdq(graph, dict.fromkeys(layers, CODES), engine).dense
     return graph, dense
 
 
@@ -192,16 +193,17 @@ def attention_input() -> Tensor:
     return torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_whole_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["tensorrt", "openvino"])
+def test_whole_attention(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def below_the_product(model: ir.Model) -> set[str]:
         products = [n for n in ops(model, "MatMul") if "DequantizeLinear" not in producers(n)]
         return {use.node.op_type for n in products for use in n.outputs[0].uses()}
 
     layers = ("q", "k", "v", "out")
-    model, dense = placed(Attention(), attention_input(), layers)
+    model, dense = placed(Attention(), attention_input(), layers, engine=engine)
     assert dense == {}
     assert "QuantizeLinear" not in below_the_product(model)
-    without, _ = placed(Attention(), attention_input(), layers, monkeypatch, whole_attention=False)
+    without, _ = placed(Attention(), attention_input(), layers, monkeypatch, engine=engine, whole_attention=False)
     assert "QuantizeLinear" in below_the_product(without)
 
 
