@@ -25,8 +25,9 @@ from autocompress.graphs import Ranges, write_model
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher, taught_by
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.recovery.schedule import cumulative_ratios
 from autocompress.results import write_json
 from autocompress.tasks.base import Task

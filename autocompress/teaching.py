@@ -31,8 +31,9 @@ from autocompress.inventory import count_macs
 from autocompress.latency.protocol import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher, taught_by
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.results import Measurement, write_bytes, write_json
 from autocompress.run_directory import write_engine
 from autocompress.tasks.base import Batch, Task

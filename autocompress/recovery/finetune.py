@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.methods import Method
+from autocompress.recovery.budget import Budget, learning_rate_factor, training_batch
+from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recovery.distillation import Distiller, Teacher
 from autocompress.recovery.held_out import HeldOut
 from autocompress.recovery.label_loss import LabelLoss
@@ -38,7 +38,6 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import fast_dtype, following, recalibrate
-from autocompress.results import write_bytes
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -49,31 +48,13 @@ METHOD = Method(
 )
 # Augmented epochs are repeated after this many, so that the teacher's outputs are computed once for each.
 AUGMENTED_EPOCHS = 6
-_WARM_UP = 0.1
 # Fractions of a training at which states are compared, beside its beginning and its end; and the share of its time
 # that one comparison may take for those to be made.
 _LOOKS, _LOOK_SHARE = (0.5, 0.8), 0.03
-# Steps of an epoch at least, for which batches are made smaller; and samples of a batch at least.
-_LEAST_STEPS, _LEAST_BATCH = 8, 8
-# Steps of a training whose end the time sets, where epochs are few steps.
-_STEPS_WITHIN = 4000
 # Calibration takes this share of a training's time at most.
 _CALIBRATION_SHARE = 0.1
 # Steps below which running statistics have not settled (their momentum is 0.1).
 _SETTLED_STEPS = 30
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long one fine-tuning may take: whichever ends first.
-
-    Attributes:
-        epochs: Passes over the training data; fractions are allowed.
-        seconds: Wall time, comparisons and calibration included; held to within a step.
-    """
-
-    epochs: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -103,28 +84,6 @@ class FinetuneReport:
     def improved(self) -> bool:
         """Whether the metric is better than before; where nobody can tell, it is taken to be."""
         return self.before is None or self.metric is None or self.metric > self.before
-
-
-def training_batch(samples: int, config: RecoveryConfig) -> int:
-    """Return the batch size for so many training samples: the configured one, or smaller so that an epoch has steps."""
-    return max(2, min(config.batch_size, max(_LEAST_BATCH, samples // _LEAST_STEPS), max(samples, 1)))
-
-
-def epochs_within(samples: int, config: RecoveryConfig) -> float:
-    """Return the epochs of a training that a time limit ends: those given, else at least `_STEPS_WITHIN` steps.
-
-    24 epochs of 250 samples are 200 steps, over in seconds where the network is small.
-    """
-    if config.epochs is not None:
-        return config.epochs
-    return max(config.whole_epochs, _STEPS_WITHIN / max(1, samples // training_batch(samples, config)))
-
-
-def learning_rate_factor(progress: float) -> float:
-    """Return the share of the peak rate at `progress` in [0, 1]: linear warm-up, then cosine to zero."""
-    if progress < _WARM_UP:
-        return max(progress / _WARM_UP, 0.02)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - _WARM_UP) / (1 - _WARM_UP))))
 
 
 def finetune(
@@ -208,7 +167,7 @@ class _Training:
         """Train and return what was done; leaves the best state."""
         self.model.to(memory_format=torch.channels_last)
         self._held_out.look(self.model.eval())
-        done, self._epoch, self._ranged = _resume(self.model, self.checkpoint)
+        done, self._epoch, self._ranged = load_checkpoint(self.model, self.checkpoint)
         self._offset = done
         if done < 1:
             self._prepare()
@@ -223,7 +182,7 @@ class _Training:
             self._held_out.look(settle_and_eval(self.model))
         self._held_out.restore(self.model)
         if self.checkpoint is not None and done < 1:
-            _save(self.model, self.checkpoint, 1.0, self._epoch, int8=self._simulate)
+            save_checkpoint(self.model, self.checkpoint, 1.0, self._epoch, int8=self._simulate)
         self.progress(1.0, "")
         return FinetuneReport(
             epochs=epochs,
@@ -272,7 +231,7 @@ class _Training:
                         f"of {self._batch}; lower recovery.batch_size."
                     )
             if self.checkpoint is not None and losses and fraction < 1:
-                _save(self.model, self.checkpoint, fraction, self._epoch, int8=self._simulate)
+                save_checkpoint(self.model, self.checkpoint, fraction, self._epoch, int8=self._simulate)
         return running
 
     def _one_epoch(self, fraction: float) -> tuple[float, list[float]]:
@@ -437,27 +396,3 @@ def _loss(
         return soft
     hard = labels(outputs, targets, lambda: distiller.outputs(inputs))
     return soft if hard is None else config.alpha * soft + (1 - config.alpha) * hard
-
-
-def _save(model: nn.Module, path: Path, fraction: float, epoch: int, *, int8: bool = False) -> None:
-    if fraction >= 1:
-        settle(model)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(path, save(state, {"fraction": str(fraction), "epoch": str(epoch), "int8": str(int8)}))
-
-
-def _resume(model: nn.Module, path: Path | None) -> tuple[float, int, bool]:
-    """Load a checkpoint into `model`; return the fraction and epochs done, and whether int8 had begun by then.
-
-    A damaged one is started over.
-    """
-    if path is None or not path.exists():
-        return 0.0, 0, False
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        model.load_state_dict(state)
-        return float(metadata["fraction"]), int(metadata["epoch"]), metadata.get("int8") == "True"
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
-        return 0.0, 0, False

@@ -20,8 +20,9 @@ from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.recovery import fast_dtype
+from autocompress.recovery.budget import Budget, epochs_within
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, epochs_within, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.results import TrialRecord
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints

@@ -5,14 +5,11 @@ Owns the order of the stages and the time each may take. What is reported and de
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from autocompress import environment
 from autocompress.compress.importance import DEFAULT_IMPORTANCE
@@ -21,27 +18,22 @@ from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor
-from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
-from autocompress.policy import CompressionPolicy
 from autocompress.recovery.distillation import taught_by
 from autocompress.results import TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact, replace_folder
 from autocompress.search import ranks
 from autocompress.search.choice_path import Choices
 from autocompress.search.constraints import counting
-from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.explain import Reason, explain
-from autocompress.search.first_candidates import FirstCandidates, Knowns
-from autocompress.search.int8_sensitivity import Int8Sensitivity
+from autocompress.search.first_candidates import FirstCandidates
+from autocompress.search.foreknowledge import Foreknowledge, predicted_ratio
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints, best_record, finalists, is_lossless, write_front
 from autocompress.search.recover import Recovery
 from autocompress.search.requantize import Requantization
-from autocompress.search.sampler import FORESIGHTED, Knowledge
-from autocompress.search.screening import TRUSTED
-from autocompress.search.sensitivity import SAMPLES, SensitivityPass
-from autocompress.search.space import Choice, SearchSpace, bind, configured_space
+from autocompress.search.sampler import FORESIGHTED
+from autocompress.search.space import SearchSpace, bind, configured_space
 from autocompress.search.staircase import edges
 from autocompress.search.study import open_study
 from autocompress.search.tables import open_ahead, open_predictor
@@ -95,8 +87,6 @@ class SearchSession:
         if self.config.recovery.enabled:
             taught_by(self.task.model(), self.pipeline.base, self.task, self.config.recovery)
         self._space_file = space
-        # What single choices lose, where the sampler asked for it.
-        self._losses: Mapping[str, Mapping[Choice, float]] | None = None
         self.reasons: list[Reason] = []
         # Trials that the standard protocol measured.
         self._confirmed: set[int] = set()
@@ -129,21 +119,22 @@ class SearchSession:
         if self.predictor is None:
             self.predictor = self._open_predictor(baseline.policy.dense_dtype)
         space = self._space(baseline)
-        knowledge = self._knowledge(space, baseline)
+        self._found = Foreknowledge(self.task, self.pipeline, self.config, self.plan, self.observer)
+        knowledge = self._found.gather(space, baseline, self.predictor, self.constraints)
         study = open_study(self.run, self.config, self._identity(space), knowledge)
         # Only now: a resumed run keeps its run file until the settings are known to fit.
         self.run.write_config(self.config)
         self.loop = TrialLoop(
             self.pipeline, space, study, self.constraints, self._finished,
             predictor=self.predictor, seed=self.config.seed, finalists=self.config.recovery.candidates,
-            ahead=self.config.sampler in FORESIGHTED, cost=self._knowns.cost, said=self.observer.warn,
+            ahead=self.config.sampler in FORESIGHTED, cost=self._found.knowns.cost, said=self.observer.warn,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
         recovery = self.config.recovery
         begun, until = time.monotonic(), self.plan.candidates_until()
         if self.config.first_candidates:
             self._try_first(space, until)
-        order = self._block_order(space) if self._space_file.blocks.remove else []
+        order = self._found.block_order(space) if self._space_file.blocks.remove else []
         # The knapsack sampler's own first proposals know more than these.
         self.loop.enqueue_seeds(order, queue=knowledge is None)
         self.observer.stage("Searching")
@@ -271,52 +262,6 @@ class SearchSession:
             recovery_share=recovery.share if recovery.enabled else 0.0,
         )  # fmt: skip
 
-    def _knowledge(self, space: SearchSpace, baseline: TrialRecord) -> Knowledge | None:
-        """Find out what is known before the first trial; return what the knapsack sampler is told of it.
-
-        None for the other samplers, which learn all from trials.
-        """
-        assert baseline.accuracy is not None and self.plan is not None
-        pipeline, limits, knapsack = self.pipeline, self.constraints, self.config.sampler == "knapsack"
-        sensitivities = SensitivityPass(
-            pipeline.base, pipeline.inventory, pipeline.scores, self.task, space,
-            quantization=self.config.quantization, oneshot=pipeline.oneshot, inputs=pipeline.validation_inputs(SAMPLES),
-        )  # fmt: skip
-        with pipeline.ledger.spend("profile"):
-            if knapsack:
-                self.observer.stage("Measuring what choices cost in accuracy")
-                found = sensitivities.run(self.plan.sensitivity_until, self.observer.progress)
-                self._losses = found.losses or None
-                if found.note is not None:
-                    self.observer.warn(f"What choices cost in accuracy is not known: {found.note}.")
-            predictor, layout = self.predictor, pipeline.graphs.layout
-            if limits.latency is None and limits.size_bytes is not None:
-                ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
-            elif predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
-                # As it is now: the sampler learns by itself what trials say of costs.
-                ratio = _predicted(copy.deepcopy(predictor))
-            else:
-                ratio = macs_ratio(layout)
-            costs = fitted_costs(space, ratio, self.config.seed)
-        until = self.plan.sensitivity_until + self.plan.sensitivity
-
-        def divergence(policy: CompressionPolicy) -> float | None:
-            with pipeline.ledger.spend("profile"):
-                return sensitivities.divergence(policy) if time.monotonic() < until else None
-
-        def int8() -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
-            with pipeline.ledger.spend("profile"):
-                return sensitivities.int8()
-
-        self._knowns = Knowns(costs, ratio, self._losses or {}, divergence, int8)
-        if not knapsack:
-            return None
-        error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
-        losses: Any = self._losses
-        predict: Any = lambda choices: ratio(space.policy(choices))  # noqa: E731 - of the space's own choices alone
-        # Not told how good the baseline is: it is tried, so that there is a result to deploy where nothing pays.
-        return Knowledge(costs, losses, budget=limits.budget, error=max(error, 1e-3), predict=predict)
-
     def _try_first(self, space: SearchSpace, until: float) -> None:
         """Run the trials that come before the sampler's."""
         self.observer.stage("Trying what a good engineer tries first")
@@ -328,7 +273,7 @@ class SearchSession:
         def attempt(choices: Choices) -> TrialRecord | None:
             return self.loop.attempt(choices, until) if len(self.loop.records) < trials else None
 
-        return FirstCandidates(attempt, space, self.constraints, self._knowns, self.observer.warn)
+        return FirstCandidates(attempt, space, self.constraints, self._found.knowns, self.observer.warn)
 
     def _reach(self, space: SearchSpace, until: float) -> bool:
         """Where no network is inside the limit, go on from the closest one; return whether anything was tried."""
@@ -352,14 +297,14 @@ class SearchSession:
             return []
         predictor, latency = self.predictor, None
         if predictor is not None and predictor.ready and baseline.latency_ms is not None:
-            ratio, whole = _predicted(predictor), baseline.latency_ms
+            ratio, whole = predicted_ratio(predictor), baseline.latency_ms
             latency = lambda policy: ratio(policy) * whole  # noqa: E731 - typed by what takes it
         with self.pipeline.ledger.spend("profile"):
             try:
                 layout = self.pipeline.graphs.layout
             except ExportError:
                 layout = None
-            return explain(choices, space, latency, self._losses, layout)
+            return explain(choices, space, latency, self._found.losses, layout)
 
     def _settled(self) -> bool:
         """Whether the best so far meets the bounds of latency and size and loses nothing: nothing more can be won."""
@@ -418,27 +363,6 @@ class SearchSession:
             **{f"quantization.{k}": v for k, v in config.quantization.model_dump(exclude_defaults=True).items()},
         }
 
-    def _block_order(self, space: SearchSpace) -> list[str]:
-        """Return removable blocks, the one whose removal changes the outputs least first."""
-        blocks = [name for name in self.pipeline.inventory.blocks if f"block/{name}" in space.parameters]
-        if self._losses is not None:
-            known = self._losses
-            return sorted(blocks, key=lambda name: known[f"block/{name}"]["remove"])
-        assert self.plan is not None
-        pipeline, losses = self.pipeline, dict.fromkeys(blocks, math.inf)
-        until = time.monotonic() + self.plan.sensitivity
-        inputs = pipeline.validation_inputs(SAMPLES)
-        if blocks:
-            self.observer.stage("Ordering the blocks")
-        with pipeline.ledger.spend("profile"), torch.no_grad():
-            reference = pipeline.base(inputs)
-            for name in blocks:
-                if time.monotonic() >= until:
-                    break
-                model = pipeline.compress(CompressionPolicy(removed_blocks=(name,)), Ledger())
-                losses[name] = float(self.task.divergence(model(inputs), reference))
-        return sorted(losses, key=losses.__getitem__)
-
     def _finished(self, record: TrialRecord) -> None:
         if record.state == "complete":
             self._improve(record)
@@ -470,7 +394,3 @@ class SearchSession:
         if best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)
-
-
-def _predicted(predictor: LatencyPredictor) -> Callable[[CompressionPolicy], float]:
-    return lambda policy: predictor.predict(policy).ratio

@@ -33,8 +33,9 @@ from autocompress.inventory import take_inventory
 from autocompress.latency.units import Layout
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot, fast_dtype, recalibrate
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.results import read_json, write_json
 from autocompress.storage.granularity import quantized
 from autocompress.storage.quantizers import QUANTIZERS

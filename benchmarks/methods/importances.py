@@ -34,8 +34,9 @@ from autocompress.config import RecoveryConfig, TaskConfig
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.results import read_json, write_json
 from autocompress.tasks import load_task
 from autocompress.tasks.base import Task

@@ -24,8 +24,9 @@ from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.results import read_json, write_json
 
 

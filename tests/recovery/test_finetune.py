@@ -20,8 +20,10 @@ from autocompress.errors import CompressionError, ConfigError
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import finetune as module
 from autocompress.recovery import recalibrate
+from autocompress.recovery.budget import Budget, learning_rate_factor
+from autocompress.recovery.checkpoint import save_checkpoint
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import AUGMENTED_EPOCHS, Budget, finetune, learning_rate_factor
+from autocompress.recovery.finetune import AUGMENTED_EPOCHS, finetune
 from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks import Batch, ClassificationTask
 from tests.recovery.conftest import untrained
@@ -275,7 +277,7 @@ def test_a_damaged_checkpoint_is_started_over(watched: Watched, teacher: Teacher
     elif damage == "text":
         path.write_text("not weights")
     else:
-        module._save(nn.Linear(2, 2), path, 0.5, 1)
+        save_checkpoint(nn.Linear(2, 2), path, 0.5, 1)
     watched.log.clear()
     model = untrained(5)
     report = finetune(model, teacher, watched, CONFIG, Budget(2, LONG), checkpoint=path)

@@ -25,8 +25,9 @@ from autocompress.config import RecoveryConfig, RunConfig
 from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import recalibrate
+from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
-from autocompress.recovery.finetune import Budget, finetune
+from autocompress.recovery.finetune import finetune
 from autocompress.recovery.lsq import learn_steps, settle
 from autocompress.tasks import ClassificationTask
 from tests.recovery.conftest import untrained

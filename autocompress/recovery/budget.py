@@ -1,0 +1,50 @@
+"""How long a fine-tuning takes, in which steps, and how its learning rate runs. Numbers only; `finetune` trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autocompress.config import RecoveryConfig
+
+# Share of a training in which the rate rises.
+_WARM_UP = 0.1
+# Steps of an epoch at least, for which batches are made smaller; and samples of a batch at least.
+_LEAST_STEPS, _LEAST_BATCH = 8, 8
+# Steps of a training whose end the time sets, where epochs are few steps.
+_STEPS_WITHIN = 4000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long one fine-tuning may take: whichever ends first.
+
+    Attributes:
+        epochs: Passes over the training data; fractions are allowed.
+        seconds: Wall time, comparisons and calibration included; held to within a step.
+    """
+
+    epochs: float
+    seconds: float
+
+
+def training_batch(samples: int, config: RecoveryConfig) -> int:
+    """Return the batch size for so many training samples: the configured one, or smaller so that an epoch has steps."""
+    return max(2, min(config.batch_size, max(_LEAST_BATCH, samples // _LEAST_STEPS), max(samples, 1)))
+
+
+def epochs_within(samples: int, config: RecoveryConfig) -> float:
+    """Return the epochs of a training that a time limit ends: those given, else at least `_STEPS_WITHIN` steps.
+
+    24 epochs of 250 samples are 200 steps, over in seconds where the network is small.
+    """
+    if config.epochs is not None:
+        return config.epochs
+    return max(config.whole_epochs, _STEPS_WITHIN / max(1, samples // training_batch(samples, config)))
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Return the share of the peak rate at `progress` in [0, 1]: linear warm-up, then cosine to zero."""
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, 0.02)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - _WARM_UP) / (1 - _WARM_UP))))
