@@ -73,7 +73,13 @@ class Teacher:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._dtype = dtype
         self._kept: dict[Question, dict[tuple[int, int], Tensor]] = {}
-        self._bytes = 0
+        self._bytes = self._batch_size = 0
+
+    def batches_of(self, size: int) -> None:
+        """Set how many samples a batch has; answers for batches of another size are dropped."""
+        if size != self._batch_size:
+            self._kept.clear()
+            self._bytes, self._batch_size = 0, size
 
     def outputs(self, inputs: Tensor, epoch: int, index: int) -> Tensor:
         """Return outputs ``(N, ...)`` for batch `index` of augmented epoch `epoch`."""

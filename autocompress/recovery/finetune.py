@@ -20,7 +20,7 @@ from autocompress.compress.quantization import calibrate, quantization_mode, qua
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.methods import Method
-from autocompress.recovery.budget import Budget, learning_rate_factor, training_batch
+from autocompress.recovery.budget import LEAST_BATCH, Budget, batch_within, learning_rate_factor, training_batch
 from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recovery.distillation import Distiller, Teacher
 from autocompress.recovery.held_out import HeldOut
@@ -28,6 +28,7 @@ from autocompress.recovery.label_loss import LabelLoss
 from autocompress.recovery.lsq import learn_steps, settle
 from autocompress.recovery.mixtures import FEW_SAMPLES, can_mix, mixed
 from autocompress.recovery.optimizers import (
+    LEAST_FOR_STATISTICS,
     RateGuard,
     TrainingMode,
     clip_gradients,
@@ -37,7 +38,7 @@ from autocompress.recovery.optimizers import (
     state_of,
     thaw,
 )
-from autocompress.recovery.recalibration import fast_dtype, following, recalibrate
+from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -152,7 +153,6 @@ class _Training:
         self._batch = training_batch(size, config)
         self._dtype = fast_dtype()
         self._held_out = HeldOut(self.task, self._dtype, self.budget.seconds)
-        self._mode = TrainingMode(self._batch, dropout=self.untrained)
         self._quantized = any(True for _ in quantized_layers(self.model))
         self._simulate = False
         self._step_seconds = 0.0
@@ -167,6 +167,7 @@ class _Training:
         """Train and return what was done; leaves the best state."""
         self.model.to(memory_format=torch.channels_last)
         self._held_out.look(self.model.eval())
+        self._fit_batch()
         done, self._epoch, self._ranged = load_checkpoint(self.model, self.checkpoint)
         self._offset = done
         if done < 1:
@@ -193,6 +194,15 @@ class _Training:
             optimizer=self._name if done < 1 else "",
             learning_rate=self._guard.rate if done < 1 else math.nan,
         )
+
+    def _fit_batch(self) -> None:
+        """Make batches smaller where so few would fit into the time that training got nowhere."""
+        least = LEAST_FOR_STATISTICS if batch_norms(self.model) else LEAST_BATCH
+        spent, seconds = self._held_out.sample_seconds, self.budget.seconds
+        if math.isfinite(seconds):
+            self._batch = batch_within(self._batch, spent, seconds, least=least)
+        self._mode = TrainingMode(self._batch, dropout=self.untrained)
+        self.teacher.batches_of(self._batch)
 
     def _prepare(self) -> None:
         config, own = self.config, self.task.has_own_divergence

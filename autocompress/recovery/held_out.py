@@ -33,6 +33,7 @@ class HeldOut:
         before: Metric of the first state that was looked at; None where the task cannot measure.
         best: The highest of all states.
         seconds: What the last evaluation took.
+        sample_seconds: What one sample's forward pass took then; 0 where nothing was evaluated.
     """
 
     def __init__(self, task: Task, dtype: torch.dtype, seconds: float) -> None:
@@ -43,7 +44,7 @@ class HeldOut:
         self._state: dict[str, Tensor] | None = None
         self.before: float | None = None
         self.best: float | None = None
-        self.seconds = 0.0
+        self.seconds = self.sample_seconds = 0.0
 
     def look(self, model: nn.Module) -> bool:
         """Evaluate a network in eval mode as it stands; return whether it is the best so far, a later one at a tie.
@@ -70,13 +71,16 @@ class HeldOut:
             model.load_state_dict(self._state)
 
     def _metric(self, model: nn.Module) -> float | None:
-        outputs, targets = [], []
+        outputs, targets, spent = [], [], 0.0
         with torch.no_grad(), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
             for inputs, target in self._batches():
+                began = time.monotonic()
                 outputs.append(model(inputs).float())
+                spent += time.monotonic() - began
                 targets.append(target)
-        if not sum(map(len, targets)):
+        if not (samples := sum(map(len, targets))):
             return None
+        self.sample_seconds = spent / samples
         try:
             return self._task.metric(torch.cat(outputs), torch.cat(targets))
         except AutoCompressError:  # there is nothing to measure by

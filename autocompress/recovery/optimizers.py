@@ -134,7 +134,7 @@ class TrainingMode:
     """
 
     def __init__(self, batch_size: int, *, dropout: bool = False) -> None:
-        self.statistics = batch_size >= _LEAST_FOR_STATISTICS
+        self.statistics = batch_size >= LEAST_FOR_STATISTICS
         self._dropout = dropout
 
     def set(self, model: nn.Module) -> None:
@@ -149,7 +149,7 @@ class TrainingMode:
 
 
 # Samples from which a batch's statistics are those of the data.
-_LEAST_FOR_STATISTICS = 32
+LEAST_FOR_STATISTICS = 32
 
 
 def thaw(model: nn.Module) -> dict[str, bool]:

@@ -353,6 +353,32 @@ def test_frozen_parameters_and_gradients_switched_off_train(task: Classification
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["fc.bias"]
 
 
+def test_batches_become_smaller_where_few_steps_fit_into_the_time(
+    task: ClassificationTask, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    batches = ClassificationTask.train_batches
+
+    def watched_batches(self: ClassificationTask, size: int, epoch: int) -> Iterator[Batch]:
+        sizes.append(size)
+        return batches(self, size, epoch)
+
+    monkeypatch.setattr(ClassificationTask, "train_batches", watched_batches)
+    look = module.HeldOut.look
+
+    def slow(self: module.HeldOut, model: nn.Module) -> bool:
+        better = look(self, model)
+        self.sample_seconds = 0.1
+        return better
+
+    monkeypatch.setattr(module.HeldOut, "look", slow)
+    report = finetune(untrained(5), teacher, task, CONFIG, Budget(2, LONG))
+    # 1,000 s are 25 samples a step; batch-norms want 32.
+    assert set(sizes) == {32} and report.improved
+    assert finetune(untrained(5), teacher, task, CONFIG, Budget(1, math.inf)).improved
+    assert set(sizes) == {32, 64}
+
+
 def test_batch_norms_follow_whatever_momentum_they_came_with(task: ClassificationTask, teacher: Teacher) -> None:
     models = [untrained(5), untrained(5)]
     for norm in batch_norms(models[1]):
