@@ -132,7 +132,10 @@ def _preprocessed(job: Job) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = job.to.with_name(f"preprocessed-{job.to.name}")
-    quant_pre_process(str(job.onnx), str(path))
+    try:
+        quant_pre_process(str(job.onnx), str(path))
+    except Exception:  # its inference of symbolic shapes does not know every graph; what else it does needs none
+        quant_pre_process(str(job.onnx), str(path), skip_symbolic_shape=True)
     return path
 
 
