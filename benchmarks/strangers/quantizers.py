@@ -134,7 +134,7 @@ def _preprocessed(job: Job) -> Path:
     path = job.to.with_name(f"preprocessed-{job.to.name}")
     try:
         quant_pre_process(str(job.onnx), str(path))
-    except Exception:  # its inference of symbolic shapes does not know every graph; what else it does needs none
+    except Exception:  # noqa: BLE001 - symbolic shapes are not inferred for every graph; the rest needs none
         quant_pre_process(str(job.onnx), str(path), skip_symbolic_shape=True)
     return path
 
