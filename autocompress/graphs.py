@@ -89,7 +89,8 @@ class GraphBuilder:
             ExportError: The model cannot be exported.
         """
         template = self._template
-        return Layout(self._inventory, template.wiring, template.structure, RULES[self._engine].identity)
+        placement = RULES[self._engine].identity(attention=template.has_attention)
+        return Layout(self._inventory, template.wiring, template.structure, placement)
 
     def layer_of(self, node: str) -> str | None:
         """Return the layer that a node of an edited graph belongs to, or None."""

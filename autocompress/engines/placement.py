@@ -72,10 +72,16 @@ class PlacementRules:
     pools_in_layout: bool = False
     whole_attention: bool = False
 
-    @property
-    def identity(self) -> str:
-        """The rules that are on, as text; another one after any change of how int8 networks are made."""
+    def identity(self, *, attention: bool) -> str:
+        """Return the rules that are on, as text; another one after any change of how int8 networks are made.
+
+        Args:
+            attention: Whether the network multiplies activations by each other: without, those rules say nothing of it,
+                and are left out, so that tables of before them still fit.
+        """
         on = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(self).items()}
+        if not attention:
+            del on["whole_attention"]
         return json.dumps({"codes": _CODES, **{name: value for name, value in on.items() if value}}, sort_keys=True)
 
 

@@ -23,6 +23,7 @@ from autocompress.attention import head_axes, keep_heads
 from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
 from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
 from autocompress.engines.head_shapes import free_heads, set_shape
+from autocompress.engines.placement import multiplies_activations
 from autocompress.engines.wiring import feeding, structure, wiring
 from autocompress.errors import ExportError
 
@@ -52,6 +53,11 @@ class GraphTemplate:
         inputs: Example inputs of exactly the shape to export ``(N, ...)``.
         blocks: Names of the blocks that may be removed.
 
+    Attributes:
+        structure: The graph's operations and how they are joined, as a hash.
+        wiring: Who reads whose result.
+        has_attention: Whether it multiplies activations by each other.
+
     Raises:
         ExportError: The model cannot be exported at all.
     """
@@ -68,6 +74,7 @@ class GraphTemplate:
         self._nodes = {name: node.name for name, node in nodes.items() if node.name is not None}
         self._layers = {node: name for name, node in self._nodes.items()}
         self.structure = structure(self._graph)
+        self.has_attention = any(multiplies_activations(v) for node in self._graph.graph for v in node.outputs)
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}
         values = _values(self._graph.graph)
         ends = {block: (values[given], values[read]) for block, (given, read) in self._blocks.items()}

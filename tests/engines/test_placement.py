@@ -500,3 +500,9 @@ def test_openvino_computes_them_when_they_are_shifted(tmp_path: Path) -> None:
     compiled = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # Unshifted: 0.17 without AMX (2026.4), and as exact as shifted with it. Only what ours are is a promise.
     assert np.linalg.norm(compiled(x.numpy())[0] - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_rules_of_attention_are_part_of_the_identity_of_networks_with_attention_alone() -> None:
+    with_rule, without = (replace(RULES["openvino"], whole_attention=on) for on in (True, False))
+    assert with_rule.identity(attention=True) != without.identity(attention=True)
+    assert with_rule.identity(attention=False) == without.identity(attention=False)
