@@ -188,6 +188,11 @@ class SearchSession:
             first = trials - round(_LAST_SHARE * trials)
             self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress, done_when=settled)
             confirm()
+            if not self.config.stop_early and self.deadline is not None and self._settled():
+                # Nothing is left to fine-tune: its time is the trials'.
+                until = self.deadline
+                self.loop.run(first, begun + (1 - _LAST_SHARE) * (until - begun), progress)
+                confirm()
             if len(self.loop.records) < trials and time.monotonic() < until and not settled():
                 self.observer.stage("Searching near the best")
             self.loop.finish()
