@@ -136,6 +136,22 @@ def test_the_last_trials_start_from_the_best_once_it_is_confirmed(
     assert seen == expected
 
 
+def test_what_needs_no_fine_tuning_leaves_its_time_to_trials_that_go_on(tmp_path: Path) -> None:
+    session = make(tmp_path, n_trials=50, target_latency="0.5x", stop_early=False, timeout="1000s")
+    session.started = begun = time.monotonic()
+    ends: list[float] = []
+    session.loop = SimpleNamespace(  # type: ignore[assignment]
+        records=range(9), run=lambda trials, until, *_, **__: ends.append(until - begun), finish=lambda: None
+    )
+    session._confirm = lambda choose: []  # type: ignore[method-assign]
+    session._reach = lambda space, until: False  # type: ignore[method-assign]
+    session._settled = lambda: True  # type: ignore[method-assign]
+    session._search(cast("Any", None), begun, begun + 100.0, lambda done, total: None)
+    assert session.deadline is not None
+    left = session.deadline - begun
+    assert ends == pytest.approx([88, 0.88 * left, left])
+
+
 def test_where_no_network_is_inside_the_limit_the_closest_one_goes_on_to_it(tmp_path: Path) -> None:
     session = make(tmp_path, n_trials=50, target_latency="0.5x")
     found = [record(0, 0.9, 9.9), record(1, 0.8, 7.0), record(2, 0.7, 6.9)]
