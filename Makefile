@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:
 
-# A search ends once nothing is lost inside the limit; this one goes on, for a front that is worth looking at.
+# A search ends once nothing is lost inside the limit; this one goes on and uses its time.
 demo: $(VENV)/.demo
 	rm -rf $(DEMO) $(DEMO)-deployed
 	$(BIN)/autocompress search --task digits --target-latency 0.5x --max-drop 2pp --timeout 3m --set stop_early=false \

@@ -26,10 +26,11 @@ def table(results: Path) -> str:
     met = sum(_met(document) for document in searched)
     beaten = sum(bool(_better(document)) for document in searched)
     rows = [_row(document) for document in documents]
+    timed = sum(bool(document.get("compared", {}).get("timed")) for document in searched)
     nobody = sum(not _met(document) and not _rival_met(document) for document in searched)
     count = (
         f"{met} of {len(searched)} searches met both limits; of the others, no rival's file met them in {nobody}. "
-        f"A rival was better in {beaten}."
+        f"A rival was better in {beaten} of the {timed} whose rivals were timed."
         if searched
         else "No search has been run yet."
     )
@@ -53,7 +54,8 @@ def _row(document: dict[str, Any]) -> str:
     compared = document.get("compared", {})
     rows = {row["rival"]: row for row in compared.get("rows", ())}
     cells += [_rival_cell(rows.get(rival), compared) for rival in _RIVALS]
-    cells.append(", ".join(_better(document)) or ("no" if "search" in document else ""))
+    unknown = "not timed" if "search" in document else ""
+    cells.append(", ".join(_better(document)) or ("no" if compared.get("timed") else unknown))
     return "| " + " | ".join(cells) + " |"
 
 
