@@ -109,7 +109,9 @@ class RunConfig(_Section):
 
     Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
     `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. Trials begin with
-    `first_candidates`, what a good engineer tries, and end when nothing more can be won (`stop_early`).
+    `first_candidates`, what a good engineer tries, and end when nothing more can be won (`stop_early`). A latency limit
+    is judged in the least favourable state of the machine that is measured, beside a busy processor, unless
+    `latency_state` is ``"quiet"``.
     """
 
     task: TaskConfig = TaskConfig()
@@ -128,6 +130,7 @@ class RunConfig(_Section):
     sampler: str = "knapsack"
     first_candidates: bool = True
     stop_early: bool = True
+    latency_state: Literal["worst", "quiet"] = "worst"
     seed: int = 0
     table: str = ANY_TABLE
     allow_foreign_table: bool = False

@@ -7,6 +7,7 @@ the order of the stations, the check that all forms of a model agree, and where 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
 from autocompress.latency.forecast import Forecast
 from autocompress.latency.measure import Protocol
+from autocompress.latency.occasions import Spread, combined
 from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.metric import metric_name
@@ -112,6 +114,10 @@ class Pipeline:
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
+        # What was measured on several occasions, by the first of them.
+        self._repeated: dict[float, Measurement] = {
+            m.occasions[0].at: m for r in run.history() if (m := r.measurement) is not None and len(m.occasions) > 1
+        }
         # Dense dtypes that the baseline was built for.
         self.dtypes = 1
         self._prepared: _Prepared | None = None
@@ -192,12 +198,7 @@ class Pipeline:
         with ledger.spend("proxy"):
             accuracy = self.accuracy(file)
         with ledger.spend("measure"):
-            # Against itself: the ratio is 1 by definition and its interval shows the noise.
-            measurement = (
-                self.worker.measure([file], self._latency_inputs(), Protocol())[0]
-                if self.forecast is None
-                else self._predicted(policy)
-            )
+            measurement = self._against_its_copy(file) if self.forecast is None else self._predicted(policy)
         self.baseline = TrialRecord(
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=self.inventory.macs,
@@ -210,11 +211,23 @@ class Pipeline:
         self.ledger.merge(ledger)
         return self.baseline
 
+    def _against_its_copy(self, file: EngineFile) -> Measurement:
+        """Return the baseline's measurement; its A/A figures and occasions are those of a copy of its file."""
+        with tempfile.TemporaryDirectory(dir=self.run.path, prefix=".copy-") as folder:
+            copies = {path: Path(folder) / path.name for path in file.files()}
+            for path, copy in copies.items():
+                shutil.copyfile(path, copy)
+            own, copied = self.worker.measure(
+                [file, replace(file, path=copies[file.path])], self._latency_inputs(), Protocol.standard()
+            )
+        low, high = copied.ratio_low, copied.ratio_high
+        return replace(own, aa_ratio=copied.ratio, aa_low=low, aa_high=high, occasions=copied.occasions)
+
     def _fastest(
         self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: Ledger
     ) -> tuple[CompressionPolicy, EngineFile]:
         with ledger.spend("measure"):
-            measured = self.worker.measure([file for _, file in files], self._latency_inputs(), Protocol())
+            measured = self.worker.measure([file for _, file in files], self._latency_inputs(), Protocol.again())
         return min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)[0]
 
     def reopen_baseline(self, record: TrialRecord, file: EngineFile) -> None:
@@ -339,13 +352,39 @@ class Pipeline:
     def _latency_inputs(self) -> np.ndarray:
         return self.inputs.float().numpy()
 
-    def measure(self, file: EngineFile, protocol: Protocol | None = None) -> Measurement:
-        """Measure an engine file interleaved with the baseline; the raw samples are kept beside it."""
+    def measure(
+        self, file: EngineFile, protocol: Protocol | None = None, earlier: Measurement | None = None
+    ) -> Measurement:
+        """Measure an engine file interleaved with the baseline; the raw samples are kept beside it.
+
+        Args:
+            file: What is measured.
+            protocol: How long; None for `Protocol.again`.
+            earlier: Of the same network (its latency does not depend on its weights), whose occasions count as well.
+        """
         kept = file.path.parent / "samples.npz"
-        files, timing = [self.baseline_file, file], replace(protocol or Protocol(), usual_ms=self.usual_ms)
+        timing = self.timing(protocol)
+        files = [self.baseline_file, file]
         found = self.worker.measure(files, self._latency_inputs(), timing, keep_samples=kept)[1]
         self._baselines_ms.append(found.baseline_ms)
+        if earlier is not None and earlier.occasions:
+            found = combined(found, [*earlier.occasions, *found.occasions], self.spread)
+        if len(found.occasions) > 1:
+            self._repeated[found.occasions[0].at] = found
         return found
+
+    @property
+    def spread(self) -> Spread:
+        """What a ratio differs by from occasion to occasion, going by all that was measured repeatedly in this run."""
+        recorded = self.baseline.measurement if self.baseline is not None else None
+        return Spread.of(self._repeated.values(), [recorded] if recorded is not None else [])
+
+    def timing(self, protocol: Protocol | None = None) -> Protocol:
+        """Return a protocol (None for `Protocol.again`) with what this run knows of its machine."""
+        spread = self.spread
+        return replace(
+            protocol or Protocol.again(), usual_ms=self.usual_ms, deviation=spread.deviation, freedom=spread.freedom
+        )  # fmt: skip
 
     def _predicted(self, policy: CompressionPolicy) -> Measurement:
         assert self.forecast is not None
@@ -359,18 +398,19 @@ class Pipeline:
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,
-        stage: str, protocol: Protocol | None = None, aside: Aside = _NO_ASIDE,
+        stage: str, protocol: Protocol | None = None, aside: Aside = _NO_ASIDE, earlier: Measurement | None = None,
     ) -> TrialRecord:  # fmt: skip
         """Take a compressed model through build, check, accuracy and latency, and write its artefact.
 
-        `aside` goes on while the engine is built and its accuracy taken; it has ended before anything is measured.
+        `earlier` is of the same policy with other weights. `aside` goes on while the engine is built and its accuracy
+        taken; it has ended before anything is measured.
         """
         file = self.build(model, policy, folder, ledger, aside)
         with ledger.spend("proxy" if stage == "proxy" else "recovery"):
             accuracy = self.accuracy(file)
             aside.ended()
         with ledger.spend("measure"):
-            measurement = self.measure(file, protocol) if self.forecast is None else self._predicted(policy)
+            measurement = self.measure(file, protocol, earlier) if self.forecast is None else self._predicted(policy)
         layer_ms: dict[str, float] = {}
         if stage == "proxy" and self.forecast is None:
             with ledger.spend("profile"):
@@ -397,14 +437,14 @@ class Pipeline:
         write_json(file.path.parent / "kernels.json", [kernel.to_dict() for kernel in kernels])
         return {name: float(f"{time_ms:.7g}") for name, time_ms in found.items()}
 
-    def measure_again(self, record: TrialRecord) -> TrialRecord:
-        """Return a finished record measured anew by the standard protocol; its artefact says so too."""
+    def measure_again(self, record: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
+        """Return a finished record with further occasions, by `Protocol.again`; its artefact says so too."""
         assert record.artifact is not None
         folder, ledger = self.run.path / record.artifact, Ledger()
         file = read_artifact(folder)
         try:
             with ledger.spend("measure"):
-                measurement = self.measure(file)
+                measurement = self.measure(file, protocol, record.measurement)
         finally:
             self.ledger.merge(ledger)
         again = replace(record, measurement=measurement)

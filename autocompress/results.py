@@ -20,6 +20,9 @@ from autocompress.policy import CompressionPolicy
 
 SCHEMA_VERSION = 1
 MEASURED, PREDICTED, ELSEWHERE = "measured", "predicted", "elsewhere"
+# States of the machine: nothing else runs; we keep a neighbouring processor busy; somebody else does, seen by calls of
+# two kinds.
+QUIET, BUSY, SHARED = "quiet", "busy", "shared"
 # Two opened copies of one file differ by up to this: where their memory lies differs.
 SAME_FILE = 0.01
 # What nobody would notice.
@@ -41,18 +44,52 @@ class _Json:
 
 
 @dataclass(frozen=True)
+class Figures(_Json):
+    """What one state of the machine gave on one occasion: medians in ms, and the interleaved ratio."""
+
+    latency_ms: float
+    baseline_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Occasion(_Json):
+    """One measurement at one moment, every file alone in its process: the unit that intervals are made of.
+
+    Attributes:
+        at: When it ended, in s since 1970.
+        states: Figures by state of the machine, ``"quiet"``, ``"busy"`` or ``"shared"``.
+    """
+
+    at: float
+    states: Mapping[str, Figures] = field(hash=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form."""
+        return cls(data["at"], {state: Figures.from_dict(one) for state, one in data["states"].items()})
+
+
+@dataclass(frozen=True)
 class Measurement(_Json):
     """Latency of one engine file, measured interleaved with a baseline by `latency.measure`.
+
+    **What the interval means.** Where there are occasions, `ratio_low` to `ratio_high` is where one further measurement
+    is expected to lie, of the same files by one fresh process each, at another moment, with 95 % confidence: a
+    prediction interval over occasions (`latency.occasions`). It covers every state of the machine that was measured,
+    so its upper end is that of the least favourable one, and a limit is met when that end meets it. `low_ms` and
+    `high_ms` are the same of the latency. Without occasions (tables, throughput, results of old releases) it is the
+    bootstrap interval of the median over the rounds of one moment, which says nothing of the next hour.
 
     Attributes:
         latency_ms: Median over all iterations of one inference call of `batch_size` samples.
         p90_ms, p95_ms, p99_ms: Percentiles of the same samples.
         mad_ms: Median absolute deviation.
         n: Number of timed iterations.
-        low_ms, high_ms: Bootstrap 95 % interval of the median.
+        low_ms, high_ms: 95 % interval of the median; see above.
         ratio: Median over rounds of this engine's median divided by the baseline's in the same round; below 1 is
             faster.
-        ratio_low, ratio_high: Bootstrap 95 % interval of `ratio` over rounds.
+        ratio_low, ratio_high: 95 % interval of `ratio`; see above.
         baseline_ms: The baseline's median in the same interleaved run.
         noisy: Whether the figures are not to be trusted to the last digits, after measuring longer: the interval stayed
             wider than the protocol allows, the median drifted, or something took a share of the processor.
@@ -68,6 +105,9 @@ class Measurement(_Json):
             whether its clock was locked; None for engines of the processor.
         source: ``"measured"`` on the run's device; ``"predicted"`` from a latency table, without running anything; or
             ``"elsewhere"``, measured on another device than the run's other figures.
+        occasions: Every moment at which it was measured.
+        states: Ratio and the bounds of its interval by state of the machine; `ratio` and `latency_ms` are the quiet
+            one's.
     """
 
     latency_ms: float
@@ -95,9 +135,36 @@ class Measurement(_Json):
     energy_mj: float | None = None
     gpu: Mapping[str, Any] | None = None
     source: str = MEASURED
+    occasions: tuple[Occasion, ...] = ()
+    states: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise", tuple(self.noise))
+        object.__setattr__(self, "occasions", tuple(self.occasions))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form, of old releases too."""
+        occasions = tuple(Occasion.from_dict(one) for one in data.get("occasions", ()))
+        states = {state: (low, middle, high) for state, (low, middle, high) in data.get("states", {}).items()}
+        return super().from_dict({**data, "occasions": occasions, "states": states})
+
+    @property
+    def quiet(self) -> tuple[float, float, float]:
+        """Ratio and the bounds of its interval on the quiet machine, or of all where states were not told apart."""
+        known = (self.states[state] for state in (QUIET, SHARED) if state in self.states)
+        return next(known, (self.ratio, self.ratio_low, self.ratio_high))
+
+    @property
+    def worst_ratio(self) -> float:
+        """The ratio in the least favourable state of the machine."""
+        return max((middle for middle, _, _ in self.states.values()), default=self.ratio)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first occasion to the last; 0 for one or none."""
+        moments = [occasion.at for occasion in self.occasions]
+        return max(moments) - min(moments) if moments else 0.0
 
     @classmethod
     def predicted(
@@ -115,9 +182,10 @@ class Measurement(_Json):
     def verdict(self) -> str:
         """``"faster"``, ``"slower"`` or ``"equal"`` (within `EQUAL`) to the baseline, or ``"unsure"``.
 
-        The interval of the ratio is widened by what the baseline differed from itself by, and must clear `SAME_FILE`.
+        The interval of the ratio must clear `SAME_FILE`. That of one moment is widened by what the baseline differed
+        from itself by; between occasions it holds what a file differs from its copy by.
         """
-        spread = max(self.aa_high, 1 / self.aa_low if self.aa_low > 0 else math.inf)
+        spread = 1.0 if self.occasions else max(self.aa_high, 1 / self.aa_low if self.aa_low > 0 else math.inf)
         low, high = self.ratio_low / spread, self.ratio_high * spread
         if high * (1 + SAME_FILE) < 1:
             return "faster"
@@ -127,7 +195,10 @@ class Measurement(_Json):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the verdict for readers of it."""
-        return {**super().to_dict(), "noise": list(self.noise), "verdict": self.verdict}
+        data = super().to_dict()
+        data |= {"noise": list(self.noise), "occasions": list(data["occasions"]), "verdict": self.verdict}
+        data["states"] = {state: list(interval) for state, interval in self.states.items()}
+        return data
 
 
 @dataclass(frozen=True)

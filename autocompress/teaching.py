@@ -159,7 +159,7 @@ def distill(
     with TemporaryDirectory(prefix="autocompress-distill-") as folder:
         bench = _Bench(task, config, worker, Path(folder), described["capabilities"])
         files = [bench.build(model, policies, name) for name, model in (("teacher", teacher), ("student", student))]
-        chosen, measured = bench.measure(files, protocol or Protocol())
+        chosen, measured = bench.measure(files, protocol or Protocol.standard())
         stage("Reading the test data")
         figures = [bench.figures(*three) for three in zip((teacher, student), chosen, measured, strict=True)]
         loss = report.loss if math.isfinite(report.loss) else None

@@ -137,7 +137,7 @@ def benchmark(
         ConfigError: A path is no engine, the inputs of two files differ in shape, or the processors do not hold so many
             streams.
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or Protocol.standard()
     given: dict[str, Any] = {"mode": mode, "streams": streams}
     protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
     files = [resolve(Path(p), engine, options or EngineOptions()) for p in paths]

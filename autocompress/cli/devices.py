@@ -53,7 +53,7 @@ def benchmark(
 
     found, measured = api.benchmark(
         files, engine=engine, options=EngineOptions(dtype, threads, batch_size),
-        protocol=Protocol(min_seconds=seconds, max_seconds=4 * seconds),
+        protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds),
         mode="throughput" if throughput else "latency", streams=streams,
     )  # fmt: skip
     if as_json:
@@ -85,7 +85,7 @@ def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool
     with LiveObserver(err) as observer:
         found = api.measure(
             run, list(trials) or None, observer=observer,
-            protocol=Protocol(min_seconds=seconds, max_seconds=4 * seconds),
+            protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds),
         )  # fmt: skip
     if as_json:
         rows = [

@@ -174,7 +174,8 @@ def distill(
     with LiveObserver(err) as observer:
         found = teaching.distill(
             task, student, config=run_file, epochs=epochs, weights=student_weights, to=to, resume=resume,
-            protocol=Protocol(min_seconds=seconds, max_seconds=4 * seconds), observer=observer, sets=sets, **options,
+            protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds), observer=observer, sets=sets,
+            **options,
         )  # fmt: skip
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))

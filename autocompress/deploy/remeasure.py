@@ -15,7 +15,7 @@ import numpy as np
 
 from autocompress import environment
 from autocompress.agreement import agree
-from autocompress.deploy.summary import alternatives, trial_number
+from autocompress.deploy.summary import alternatives, interval_of, trial_number
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile
@@ -80,7 +80,7 @@ def measure_run(
     with EngineWorker(log_file=run.path / "measure.log") as worker:
         version = worker.describe(config.engine)["version"]
         progress(0.0, "the baseline")
-        measuring = _Measuring(worker, run, version, protocol or Protocol())
+        measuring = _Measuring(worker, run, version, protocol or Protocol.standard())
         found.append(measuring.baseline(baseline))
         for number, record in enumerate(chosen, 1):
             progress(number / (len(chosen) + 1), f"trial {record.number}")
@@ -201,7 +201,7 @@ def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
         # Test data is read by the search alone: of another result only the validation accuracy is known.
         "accuracy": tested,
         "validation_accuracy": best.accuracy,
-        "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+        **interval_of(measured),
         "latency_source": measured.source,
         "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
         "feasible": not missed and measured.source != PREDICTED,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
 from autocompress.engines.base import EngineFile
-from autocompress.latency.measure import Protocol
+from autocompress.latency.occasions import combined
 from autocompress.metric import Metric, metric_name
 from autocompress.results import SCHEMA_VERSION, Measurement, TrialRecord
-from autocompress.run_directory import read_artifact
+from autocompress.run_directory import read_artifact, write_artifact
 from autocompress.search.constraints import Constraints, counting
 from autocompress.search.missed import limits_of, missed_limits, say_alternatives, say_missed
 from autocompress.search.pareto import finished_records
@@ -54,7 +54,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     with pipeline.ledger.spend("test"):
         dense_accuracy = pipeline.test_accuracy(pipeline.baseline_file)
         accuracy = pipeline.test_accuracy(file)
-    measured = best.measurement if pipeline.ahead else _measured_again(session, file)
+    measured = best.measurement if pipeline.ahead else _measured_again(session, file, best)
     assert measured is not None
     drop = dense_accuracy - accuracy
     limits = limits_of(session.constraints, measured.baseline_ms)
@@ -64,7 +64,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         "accuracy_drop_pp": 100 * drop,
         "size_bytes": file.size_bytes,
     }
-    missed = missed_limits(figures, limits, best)
+    missed = missed_limits(figures, limits, replace(best, measurement=measured))
     records = pipeline.run.records()
     return {
         "schema_version": SCHEMA_VERSION,
@@ -92,7 +92,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "accuracy": accuracy,
             "validation_accuracy": best.accuracy,
             **figures,
-            "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+            **interval_of(measured),
             "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
             # The model itself is an answer where it meets the limits and other networks were measured, too.
             "feasible": not missed and (best.stage != "baseline" or any(r.measurement for r in records.values())),
@@ -117,14 +117,31 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _measured_again(session: SearchSession, file: EngineFile) -> Measurement:
-    """Check and measure the best file in a fresh process."""
+def interval_of(measured: Measurement) -> dict[str, Any]:
+    """Return how sure a result's ratio is, as ``summary.json`` says it; what it means is `Measurement`'s to say."""
+    return {
+        "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+        "latency_states": {state: list(interval) for state, interval in measured.states.items()},
+        "latency_occasions": len(measured.occasions),
+        "latency_span_s": measured.span_s,
+    }
+
+
+def _measured_again(session: SearchSession, file: EngineFile, best: TrialRecord) -> Measurement:
+    """Check the best file in a fresh process and measure it on further occasions; all of them count."""
     pipeline, run = session.pipeline, session.run
     with pipeline.ledger.spend("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
         check_outputs(fresh, file, run.best / REFERENCE_NAME)
         inputs = read_reference(run.best / REFERENCE_NAME)[0]
-        timing = replace(Protocol(), usual_ms=pipeline.usual_ms)
-        return fresh.measure([pipeline.baseline_file, file], inputs, timing)[1]
+        found = fresh.measure([pipeline.baseline_file, file], inputs, pipeline.timing())[1]
+    # The baseline's own are of its copy.
+    if best.measurement is None or best.stage == "baseline":
+        return found
+    measured = combined(found, [*best.measurement.occasions, *found.occasions], pipeline.spread)
+    known = replace(best, measurement=measured)
+    write_artifact(run.best, known, file, pipeline.engine_version)
+    run.append(known)
+    return measured
 
 
 def group_seconds(spent: Mapping[str, float], total: float) -> dict[str, float]:

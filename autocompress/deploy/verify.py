@@ -139,7 +139,7 @@ def never_slower(
     """
     tries = []
     for _ in range(_TRIES):
-        measured = worker.measure([baseline, file], inputs, timing or TimingProtocol())[1]
+        measured = worker.measure([baseline, file], inputs, timing or TimingProtocol.standard())[1]
         if measured.verdict != "slower" and measured.ratio <= 1 + EQUAL:
             return measured
         tries.append(measured)

@@ -136,6 +136,18 @@ class Runner(abc.ABC):
         self.run()
         return clock() - begin
 
+    def time_request(self, inputs: Array, clock: Callable[[], int]) -> int:
+        """Answer one request as a deployed ``run.py`` does, inputs in and outputs out; return how long it took, in ns.
+
+        Where the device has a clock of its own, transfers are left out.
+
+        Args:
+            inputs: ``(batch_size, ...)``, float32; other ones than the last request's.
+            clock: Returns ns.
+        """
+        self.prepare(inputs)
+        return self.time_run(clock)
+
 
 class Engine(abc.ABC):
     """One inference runtime on this machine.

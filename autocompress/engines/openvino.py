@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -209,6 +209,14 @@ class OpenVINORunner(Runner):
             raise BuildError(f"{self._path} takes inputs of shape {self._shape}, not {tuple(inputs.shape)}.")
         self._bound = np.array(inputs, dtype=self._dtype, order="C")
         self._request.set_input_tensor(_runtime().Tensor(self._bound, shared_memory=True))
+
+    def time_request(self, inputs: Array, clock: Callable[[], int]) -> int:
+        """Copy inputs in, run, copy outputs out: 6 µs more than `run` for a small image."""
+        begin = clock()
+        np.copyto(self._bound, inputs, casting="unsafe")
+        self._request.infer(share_outputs=True)
+        np.array(self._request.get_output_tensor(0).data)
+        return clock() - begin
 
     def run(self) -> None:
         """Run once. Outputs are shared, not copied: 14 µs a call for an empty graph, of which Python is under 1."""

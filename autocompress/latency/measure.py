@@ -12,11 +12,12 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.engines.base import Array, Runner
 from autocompress.errors import ConfigError
@@ -29,7 +30,7 @@ from autocompress.latency.statistics import Samples, drift, half_width, levelled
 from autocompress.latency.timers import LatencyTimer, Slice, ThroughputTimer, Timer
 from autocompress.results import Measurement
 
-__all__ = ["Protocol", "measure"]
+__all__ = ["Protocol", "measure", "measure_timers"]
 
 # A trend of the rounds' medians beyond this makes one median say too little of the device.
 _DRIFT = 0.03
@@ -45,6 +46,21 @@ _JUDGED_EVERY = 5
 # network that did not settle was then measured for minutes, until the client's deadline. The standard protocol's own
 # rounds are longer than this asks for.
 _MORE_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One engine on one occasion.
+
+    Attributes:
+        measurement: As `measure` gives it.
+        samples: Latency of every call in ms, ``(n,)``.
+        rounds: Median latency of each round in ms, ``(rounds,)``; those of other engines are of the same moments.
+    """
+
+    measurement: Measurement
+    samples: Samples
+    rounds: NDArray[np.float64]
 
 
 def measure(
@@ -84,13 +100,47 @@ def measure(
     made = [_timer(runner, name, protocol) for runner, name in zip(runners, names, strict=True)]
     streams = 1 if isinstance(runners[0], Runner) or protocol.mode == LATENCY else len(runners[0])
     with ExitStack() as stack:
-        stack.enter_context(_no_garbage_collection())
+        stack.enter_context(no_garbage_collection())
         timers = [stack.enter_context(timer) for timer in made]
-        watch = None if gpu is None else GpuWatch(gpu)
-        session = _Session(timers, protocol, threads * streams, meter or EnergyMeter(), watch)
+        session = _Session(timers, protocol, lambda: Watch(threads * streams), meter, gpu)
         session.warm_up(inputs)
         session.run()
     return session.results([len(array) for array in inputs], threads, streams)
+
+
+def measure_timers(
+    timers: Sequence[Timer],
+    inputs: Sequence[Array],
+    protocol: Protocol,
+    *,
+    threads: int,
+    watch: Callable[[], Watch],
+    load: AbstractContextManager[object] | None = None,
+) -> tuple[list[Taken], list[Taken]]:
+    """Time engines wherever they are, one occasion: quiet, and then beside a load.
+
+    Args:
+        timers: One for each engine, the baseline's first.
+        inputs: One array ``(batch_size, ...)`` for each engine.
+        protocol: Of one occasion.
+        threads: Threads of one call; recorded, not set.
+        watch: Makes what watches the machine.
+        load: Keeps a neighbouring processor busy while it is open; None measures the quiet machine alone.
+
+    Returns:
+        One for each engine, quiet and beside the load (empty without one).
+    """
+    sizes = [len(array) for array in inputs]
+    quiet = _Session(timers, protocol, watch)
+    quiet.warm_up(inputs)
+    quiet.run()
+    found = quiet.taken(sizes, threads)
+    if load is None:
+        return found, []
+    with load:
+        beside = _Session(timers, protocol.loaded(), watch)
+        beside.run()
+    return found, beside.taken(sizes, threads)
 
 
 def _timer(runner: Runner | Sequence[Runner], name: str, protocol: Protocol) -> Timer:
@@ -105,9 +155,16 @@ class _Session:
     """One interleaved run: its rounds, and what they say. Engine 0 is the baseline."""
 
     def __init__(
-        self, timers: Sequence[Timer], protocol: Protocol, busy: int, meter: EnergyMeter, gpu: GpuWatch | None
+        self,
+        timers: Sequence[Timer],
+        protocol: Protocol,
+        watch: Callable[[], Watch],
+        meter: EnergyMeter | None = None,
+        gpu: Gpu | None = None,
     ) -> None:
-        self._timers, self._protocol, self._busy, self._meter, self._gpu = timers, protocol, busy, meter, gpu
+        self._timers, self._protocol, self._meter = timers, protocol, meter or EnergyMeter()
+        self._begin_watch = watch
+        self._gpu = None if gpu is None else GpuWatch(gpu)
         # Of each engine; the baseline has two slices a round, before and after the candidates' one each.
         self._slices: list[list[Slice]] = [[] for _ in timers]
         self._unsettled: list[bool] = []
@@ -121,10 +178,10 @@ class _Session:
         for timer, array in zip(self._timers, inputs, strict=True):
             timer.prepare(array)
             self._unsettled.append(not timer.warm_up(self._protocol))
-        self._watch = Watch(self._busy)
 
     def run(self) -> None:
         """Take rounds until the protocol is met and nothing disturbs, or its time is up."""
+        self._watch = self._begin_watch()
         protocol = self._protocol
         share = protocol.min_seconds / protocol.rounds
         # So long that `_MORE_ROUNDS` of them use up the time.
@@ -235,7 +292,7 @@ class _Session:
         trend = drift(self._values(index))
         if abs(trend) > _DRIFT:
             found.append(Disturbance(f"the median drifted by {trend:+.0%}", True))
-        if self._unsettled[index]:
+        if self._unsettled and self._unsettled[index]:
             seconds = WARM_UP_PATIENCE * self._protocol.warm_up_s
             found.append(Disturbance(f"the warm-up did not settle within {seconds:.2g} s", False))
         return found
@@ -271,6 +328,11 @@ class _Session:
             made.append((measurement, samples))
         return made
 
+    def taken(self, batch_sizes: Sequence[int], threads: int) -> list[Taken]:
+        """Return every engine's measurement, samples and rounds."""
+        results = self.results(batch_sizes, threads, 1)
+        return [Taken(*result, np.array(self._values(index))) for index, result in enumerate(results)]
+
     def _rounds(self, index: int) -> list[Samples]:
         pieces = [piece.samples for piece in self._slices[index]]
         if index == 0:
@@ -290,7 +352,8 @@ def _order(count: int, number: int) -> list[int]:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector off."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +59,17 @@ class Watch:
     Args:
         threads: How many processors the measured program keeps busy.
         cpus: The processors it may run on; those of the calling thread by default.
+        used: Returns what the measured program has used until now: seconds of processor time, and how often a processor
+            was taken from it. Those of this process by default.
     """
 
-    def __init__(self, threads: int, cpus: Collection[int] | None = None) -> None:
-        self._threads = threads
+    def __init__(
+        self,
+        threads: int,
+        cpus: Collection[int] | None = None,
+        used: Callable[[], tuple[float, int]] | None = None,
+    ) -> None:
+        self._threads, self._used = threads, used or used_here
         self._affinity = frozenset(_affinity())
         self._cpus = self._affinity if cpus is None else frozenset(cpus)
         self._clocks: list[float] = []
@@ -82,7 +89,7 @@ class Watch:
         if wall < _SHORTEST_S:
             return []
         found = [*self._programs(before, now, wall)]
-        if frozenset(_affinity()) != self._affinity:
+        if self._used is used_here and frozenset(_affinity()) != self._affinity:
             found.append(Disturbance("something moved it to other processors meanwhile", False))
         stolen = _spent(before.stolen_s, now.stolen_s, self._cpus) / (wall * max(1, len(self._cpus)))
         if stolen > _STOLEN:
@@ -108,7 +115,7 @@ class Watch:
             if len(self._cpus) > 1:
                 share, where = share / len(self._cpus), f"the {len(self._cpus)} processors that were measured on"
             found.append(Disturbance(f"other programs used {min(share, 1):.0%} of {where}", True))
-        halves = frozenset(half for cpu in self._cpus for half in _siblings(cpu)) - self._cpus
+        halves = frozenset(half for cpu in self._cpus for half in siblings(cpu)) - self._cpus
         beside = frozenset(now.busy_s) - self._cpus - halves
         for cpus, words, harmful in (
             (halves, "on the other half of a core that was measured on", True),
@@ -123,7 +130,8 @@ class Watch:
     def _read(self) -> _Counters:
         busy, stolen = _processor_times()
         throttled = sum(_number(CPUS / f"cpu{c}" / "thermal_throttle" / "core_throttle_count") or 0 for c in self._cpus)
-        return _Counters(time.monotonic(), time.process_time(), busy, stolen, _switches(), int(throttled))
+        own, switches = self._used()
+        return _Counters(time.monotonic(), own, busy, stolen, switches, int(throttled))
 
 
 def _affinity() -> Collection[int]:
@@ -155,7 +163,7 @@ def _spent(before: dict[int, float], now: dict[int, float], cpus: Collection[int
     return sum(now[cpu] - before[cpu] for cpu in cpus if cpu in now and cpu in before)
 
 
-def _siblings(cpu: int) -> set[int]:
+def siblings(cpu: int) -> set[int]:
     """Return the processors of one core, as hyper-threads are; the kernel writes ``0,4`` or ``0-1``."""
     found: set[int] = set()
     try:
@@ -168,8 +176,12 @@ def _siblings(cpu: int) -> set[int]:
     return found
 
 
+def used_here() -> tuple[float, int]:
+    """Return this process's processor time in s, and how often it lost its processor to another."""
+    return time.process_time(), _switches()
+
+
 def _switches() -> int:
-    """Return how often this process lost its processor to another."""
     try:
         import resource
     except ImportError:  # Windows

@@ -133,11 +133,19 @@ class Timer(abc.ABC):
 
 
 class LatencyTimer(Timer):
-    """Times one runner, a call after the other; where an engine is open more than once, the one whose turn it is."""
+    """Times one runner, a call after the other; where an engine is open more than once, the one whose turn it is.
 
-    def __init__(self, runners: Sequence[Runner], name: str) -> None:
+    Args:
+        runners: Opened, of one engine file.
+        name: Of the engine, for errors.
+        fresh: Inputs ``(batch_size, ...)`` of which each call gets the next, as a request brings its own; empty to run
+            what `prepare` bound throughout.
+    """
+
+    def __init__(self, runners: Sequence[Runner], name: str, fresh: Sequence[Array] = ()) -> None:
         super().__init__(name)
         self._runners, self._runner = runners, runners[0]
+        self._fresh, self._next = fresh, 0
         self.instances = len(runners)
 
     def turn(self, number: int) -> None:
@@ -172,13 +180,17 @@ class LatencyTimer(Timer):
 
         def fill() -> None:
             try:
-                _fill(took, self._runner.time_run, int(seconds * 1e9), least)
+                _fill(took, self._time_fresh if self._fresh else self._runner.time_run, int(seconds * 1e9), least)
             finally:
                 self._calls += len(took)
 
         self._guarded(fill)
         samples = _milliseconds(took)
         return Slice(samples, float(np.median(samples)), sum(took) / 1e9)
+
+    def _time_fresh(self, clock: Clock) -> int:
+        self._next = (self._next + 1) % len(self._fresh)
+        return self._runner.time_request(self._fresh[self._next], clock)
 
     def joined(self, pieces: Sequence[Slice]) -> float:
         """Return the median of all calls: the mean of two medians of half as many is larger, calls being skewed."""

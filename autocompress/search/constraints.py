@@ -34,6 +34,7 @@ class Constraints:
         size_bytes: Bound on the engine's files, or None.
         baseline_ms, baseline_bytes, baseline_accuracy: The baseline's figures when the limits were resolved.
         tie: Accuracies this close are equal among candidates for fine-tuning.
+        quiet: Whether latency is judged on the quiet machine alone, not in the least favourable state.
     """
 
     latency: Limit | None
@@ -44,6 +45,7 @@ class Constraints:
     baseline_bytes: int | None = field(default=None, compare=False)
     tie: float = field(default=TIE, compare=False)
     baseline_accuracy: float | None = field(default=None, compare=False)
+    quiet: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, baseline: TrialRecord) -> Constraints:
@@ -59,6 +61,7 @@ class Constraints:
             baseline_bytes=baseline.size_bytes,
             tie=max(TIE, _standard_error(baseline)),
             baseline_accuracy=baseline.accuracy,
+            quiet=config.latency_state == "quiet",
         )
 
     # -- latency and size -----------------------------------------------------------------------------------------
@@ -75,8 +78,17 @@ class Constraints:
         """
         if self.latency is None:
             return -1.0
-        found = measurement.ratio_high if self.latency.relative else measurement.high_ms
-        return found / self.latency.value - 1
+        return self.upper(measurement) / self.latency.value - 1
+
+    def upper(self, measurement: Measurement) -> float:
+        """Return the end of a measurement's interval that the limit is judged by: a ratio, or ms for a limit in ms."""
+        ratio = self._ratio_high(measurement)
+        if self.latency is None or self.latency.relative:
+            return ratio
+        return measurement.high_ms * ratio / measurement.ratio_high
+
+    def _ratio_high(self, measurement: Measurement) -> float:
+        return measurement.quiet[2] if self.quiet else measurement.ratio_high
 
     def cost(self, record: TrialRecord, pace: Pace | None = None) -> float:
         """Return what is bounded, over the baseline's: the upper end of the latency's interval, or the size.
@@ -86,7 +98,7 @@ class Constraints:
         assert record.measurement is not None and record.size_bytes is not None
         if self.latency is None and self.size_bytes is not None:
             return record.size_bytes / (self.baseline_bytes or record.size_bytes)
-        return record.measurement.ratio_high * (1.0 if pace is None else pace.level(record.measurement))
+        return self._ratio_high(record.measurement) * (1.0 if pace is None else pace.level(record.measurement))
 
     @property
     def budget(self) -> float | None:
@@ -99,7 +111,13 @@ class Constraints:
         """Whether a measurement's median, not its interval, is within the latency bound."""
         if self.latency is None:
             return True
-        return (measurement.ratio if self.latency.relative else measurement.latency_ms) <= self.latency.value
+        ratio = measurement.quiet[0] if self.quiet else measurement.worst_ratio
+        found = ratio if self.latency.relative else measurement.latency_ms * ratio / measurement.ratio
+        return found <= self.latency.value
+
+    def undecided(self, measurement: Measurement) -> bool:
+        """Whether further occasions may show that a measurement is within the latency bound: its median is."""
+        return self.reached(measurement) and self.latency_excess(measurement) > 0
 
     def violations(self, record: TrialRecord) -> dict[str, float]:
         """Return Optuna constraint values of latency and size; feasible when all are at or below 0."""
@@ -186,7 +204,11 @@ class Constraints:
         latency = self.latency
         if latency is None:
             return inside
-        return [r for r in inside if r.measurement and pace.bound(r.measurement, latency) <= latency.value] or inside
+        return [
+            r
+            for r in inside
+            if r.measurement and pace.bound(r.measurement, latency, self.upper(r.measurement)) <= latency.value
+        ] or inside
 
 
 def counting(records: Iterable[TrialRecord]) -> list[TrialRecord]:

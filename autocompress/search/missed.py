@@ -11,13 +11,15 @@ from typing import Any
 
 from autocompress import units
 from autocompress.metric import Metric
-from autocompress.results import TrialRecord
+from autocompress.results import BUSY, QUIET, SHARED, TrialRecord
 from autocompress.search.constraints import ROUNDING, Constraints
 
 LATENCY, DROP, SIZE = "latency", "drop", "size"
+# Where a latency that is over its limit was measured.
+_STATES = {BUSY: " beside a busy processor", SHARED: " on a shared core"}
 
 
-def limits_of(constraints: Constraints, baseline_ms: float) -> dict[str, float | None]:
+def limits_of(constraints: Constraints, baseline_ms: float) -> dict[str, float | str | None]:
     """Return the ``constraints`` section of ``summary.json``.
 
     Args:
@@ -31,6 +33,7 @@ def limits_of(constraints: Constraints, baseline_ms: float) -> dict[str, float |
         "latency_ratio": latency.value if latency is not None and latency.relative else None,
         "max_drop": constraints.max_drop,
         "size_bytes": constraints.size_bytes,
+        "latency_state": "quiet" if constraints.quiet else "worst",
     }
 
 
@@ -56,13 +59,20 @@ def missed_limits(
         judged: The record that was chosen; the upper end of its interval must be within the limit as well.
     """
     found = []
-    measurement = None if judged is None else judged.measurement
+    ends: tuple[float, float] | None = None
+    state = QUIET
+    if judged is not None and (measured := judged.measurement) is not None:
+        ends = measured.ratio_high, measured.high_ms
+        if limits.get("latency_state") == QUIET:
+            ends = measured.quiet[2], measured.high_ms * measured.quiet[2] / measured.ratio_high
+        elif measured.states:
+            state = max(measured.states, key=lambda name: measured.states[name][2])
     if limits.get("latency_ratio") is not None:
-        upper = None if measurement is None else measurement.ratio_high
-        found.append(_latency(figures["latency_ratio"], limits["latency_ratio"], "x", upper))
+        upper = None if ends is None else ends[0]
+        found.append(_latency(figures["latency_ratio"], limits["latency_ratio"], "x", upper, state))
     elif limits.get("latency_ms") is not None:
-        upper = None if measurement is None else measurement.high_ms
-        found.append(_latency(figures["latency_ms"], limits["latency_ms"], "ms", upper))
+        upper = None if ends is None else ends[1]
+        found.append(_latency(figures["latency_ms"], limits["latency_ms"], "ms", upper, state))
     most, drop = limits.get("max_drop"), figures["accuracy_drop_pp"] / 100
     if most is not None and drop > most + ROUNDING:
         found.append({"limit": DROP, "reached": drop, "allowed": most, "unit": "fraction", "over": drop - most})
@@ -73,14 +83,14 @@ def missed_limits(
     return [entry for entry in found if entry]
 
 
-def _latency(reached: float, allowed: float, unit: str, upper: float | None) -> dict[str, Any]:
+def _latency(reached: float, allowed: float, unit: str, upper: float | None, state: str) -> dict[str, Any]:
     """Return the entry of a latency; empty when it is within the limit, and the end of its interval, if known, too."""
     entry = {"limit": LATENCY, "reached": reached, "allowed": allowed, "unit": unit, "over": reached / allowed - 1}
     if reached > allowed:
         return entry
     if upper is None or upper <= allowed:
         return {}
-    return {**entry, "upper": upper, "over": upper / allowed - 1}
+    return {**entry, "upper": upper, "over": upper / allowed - 1, "state": state}
 
 
 def say_missed(missed: Sequence[Mapping[str, Any]], metric: Metric, data: str = "test") -> str:
@@ -98,8 +108,9 @@ def _sentence(entry: Mapping[str, Any], metric: Metric, data: str) -> str:
         return f"{reached:.0f} bytes are more than the {allowed:.0f} allowed"
     form = _ratio if entry["unit"] == "x" else units.format_ms
     if "upper" in entry:
+        where = _STATES.get(entry.get("state", QUIET), "")
         return (
-            f"latency {form(reached)} may be {form(entry['upper'])} (95% interval), too close to the target of "
+            f"latency {form(reached)} may be {form(entry['upper'])}{where} (95% interval), too close to the target of "
             f"{form(allowed)} to be sure of it"
         )
     return f"latency {form(reached)} is {entry['over']:.1%} over the target of {form(allowed)}"

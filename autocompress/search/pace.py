@@ -76,15 +76,13 @@ class Pace:
         ratios = (paces / self.usual_ms) ** self.exponent
         return latency.value / float(np.max(ratios if latency.relative else ratios * paces))
 
-    def bound(self, measurement: Measurement, latency: Limit) -> float:
-        """Return a ratio, or ms for a limit in ms: the upper end of the measured interval at the worst pace.
+    def bound(self, measurement: Measurement, latency: Limit, upper: float) -> float:
+        """Return a ratio, or ms for a limit in ms: `upper`, an end of the measured interval, at the worst pace.
 
         It is never below what was measured.
         """
         paces = np.array([*self.edges_ms, measurement.baseline_ms]) / measurement.baseline_ms
-        if latency.relative:
-            return measurement.ratio_high * float(np.max(paces**self.exponent))
-        return measurement.high_ms * float(np.max(paces ** (self.exponent + 1)))
+        return upper * float(np.max(paces ** (self.exponent + (0 if latency.relative else 1))))
 
 
 def _exponent(known: np.ndarray) -> float:

@@ -137,7 +137,9 @@ class Recovery:
                 self._discard(record, report.before, report.metric, checkpoint)
                 return None
             kept.aside()
-            found = self.pipeline.score(model, record.policy, record.number, folder, ledger, stage="recovered")
+            found = self.pipeline.score(
+                model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
+            )  # fmt: skip
         except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
             self.observer.warn(f"Fine-tuning of trial {record.number} failed: {error}")
             self._failed.add(record.number)

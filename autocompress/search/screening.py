@@ -42,7 +42,7 @@ _INSIDE = 0.75
 # how many on they count alone, and between which bounds what follows from them is believed.
 _ASSUMED = (0.98, 1.0, 1.02, 1.03)
 _LAST, _ENOUGH = 16, 8
-_LEAST_MISS, _MOST_MISS = 0.95, 1.08
+_LEAST_MISS, _MOST_MISS = 0.95, 1.25
 # Known networks' ratios are learned anew where what the machine's pace is thought to do to them moved by more.
 _STALE = 0.003
 # What is this far below the aim, as a share of the limit, is near enough.
@@ -150,7 +150,7 @@ class Screen:
             if policy in fresh and policy not in known:
                 times += self._layer_times(self._new[policy], level)
             self._told[policy] = found, level
-            ratios = (level * ratio for ratio in (found.ratio, found.ratio_low, found.ratio_high))
+            ratios = (level * ratio for ratio in found.quiet)
             observations.append(Observation.of(policy, *ratios))
         self.predictor.observe(observations)
         self.predictor.observe_layers(times)

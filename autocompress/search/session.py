@@ -18,6 +18,7 @@ from autocompress.engines import runs_on_gpu
 from autocompress.errors import EngineError, ExportError
 from autocompress.latency.fingerprint import device_fingerprint
 from autocompress.latency.predictor import LatencyPredictor
+from autocompress.latency.protocol import Protocol
 from autocompress.pipeline import Pipeline
 from autocompress.recovery.distillation import taught_by
 from autocompress.results import TrialRecord, read_json
@@ -50,6 +51,10 @@ _LAST_SHARE = 0.12
 _LEAST_TRIALS = 8
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
+# Seconds between two occasions of the best network, at least: of two seconds each they take 3 % of the time.
+_APART_S = 60.0
+# Half-width of the interval of a file against its copy from which the machine is called busy.
+_BUSY_PERCENT = 8.0
 # How often networks go on to a limit that none is inside, and for which share of the time that is left each.
 _REACHES, _REACH_SHARE = 2, 0.3
 
@@ -108,6 +113,7 @@ class SearchSession:
             self._open_ahead()
         baseline = self._baseline()
         self.observer.baseline(baseline)
+        self._say_spread(baseline)
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
         self.observer.warn(self.plan.describe())
@@ -311,6 +317,18 @@ class SearchSession:
                 layout = None
             return explain(choices, space, latency, self._found.losses, layout)
 
+    def _say_spread(self, baseline: TrialRecord) -> None:
+        """Say how far the uncompressed network differs from its own copy, which no ratio can be better than."""
+        measured = baseline.measurement
+        if measured is None or not measured.occasions:
+            return
+        half = 100 * (measured.aa_high - measured.aa_low) / 2
+        busy = "This machine is busy: the" if half > _BUSY_PERCENT else "The"
+        self.observer.warn(
+            f"{busy} uncompressed network against a copy of itself: {measured.aa_ratio:.3f}x, ±{half:.0f} % "
+            f"({len(measured.occasions)} occasions)."
+        )
+
     def _settled(self) -> bool:
         """Whether the best so far meets the bounds of latency and size and loses nothing: nothing more can be won."""
         limits, best, baseline = self.constraints, self._best, self.pipeline.baseline
@@ -371,8 +389,24 @@ class SearchSession:
     def _finished(self, record: TrialRecord) -> None:
         if record.state == "complete":
             self._improve(record)
+        self._another_occasion()
         write_front(self.run)
         self.observer.trial(record)
+
+    def _another_occasion(self) -> None:
+        """Measure the best once more where that was long ago: its occasions are to be spread over the whole run."""
+        best = self._best
+        if best is None or best.stage == "baseline" or best.measurement is None or self.pipeline.ahead:
+            return
+        occasions = best.measurement.occasions
+        if not occasions or time.time() - occasions[-1].at < _APART_S:
+            return
+        again = self.pipeline.measure_again(best, Protocol.again(1))
+        self.run.append(again)
+        if again.stage == "proxy":
+            self.loop.replace(again)
+        self._best = None
+        self._improve(again)
 
     def _resumed_best(self, baseline: TrialRecord) -> TrialRecord | None:
         """Return the best record of an earlier session, and make sure that ``best/`` holds it.

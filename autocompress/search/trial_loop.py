@@ -17,6 +17,7 @@ import optuna
 
 from autocompress.errors import AutoCompressError, ConfigError, UnavailableError
 from autocompress.latency.predictor import LatencyPredictor, Prediction
+from autocompress.latency.protocol import Protocol
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
 from autocompress.results import MEASURED, TrialRecord
@@ -37,6 +38,8 @@ _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
 _FIRST, _REFUSED = "first", "refused"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
+# Occasions more for a trial that may be inside the limit.
+_FURTHER = 2
 # What these first trials tell is worth more to a sampler than the time that asking ahead saves.
 _FIRST_TOLD = 3
 
@@ -348,11 +351,25 @@ class TrialLoop:
         """Return the record of a network that is new; its prediction is noted before."""
         meanwhile = self._ask_ahead if another and self._asks_ahead else None
         if predicted is None:
-            return self.pipeline.evaluate(policy, trial.number, meanwhile=meanwhile)
+            return self._decided(self.pipeline.evaluate(policy, trial.number, meanwhile=meanwhile))
         trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
         hopeless = self._judge(trial.number, predicted)
         record = self.pipeline.evaluate(policy, trial.number, hopeless=hopeless, meanwhile=meanwhile)
-        return replace(record, predicted_ratio=predicted.ratio)
+        return self._decided(replace(record, predicted_ratio=predicted.ratio))
+
+    def _decided(self, record: TrialRecord) -> TrialRecord:
+        """Return a record measured until it is known whether it is inside the limit, where that would make it the best.
+
+        The interval of a single occasion is wide: a network just inside the limit is not known to be.
+        """
+        measured = record.measurement
+        if record.state != "complete" or measured is None or measured.source != MEASURED:
+            return record
+        inside = [r for r in self.records.values() if r.state == "complete" and self.constraints.within_budget(r)]
+        best = max((r.accuracy or 0.0 for r in inside), default=0.0)
+        if not self.constraints.undecided(measured) or (record.accuracy or 0.0) < best - self.constraints.tie:
+            return record
+        return self.pipeline.measure_again(record, Protocol.again(_FURTHER))
 
     def _looks(self, number: int) -> bool:
         """Whether a first sight of a trial's network may decide that it is not built."""

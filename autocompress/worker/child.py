@@ -6,6 +6,7 @@ it and 1 becomes stderr, which the client sends to a log. It ends when stdin clo
 
 from __future__ import annotations
 
+import base64
 import faulthandler
 import json
 import os
@@ -28,9 +29,11 @@ from autocompress.engines import Engine, EngineFile, EngineOptions, Runner, get_
 from autocompress.engines.base import Array
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
 from autocompress.latency.energy import EnergyMeter
-from autocompress.latency.measure import measure
+from autocompress.latency.measure import measure, no_garbage_collection
+from autocompress.latency.noise import used_here
 from autocompress.latency.nvml import first_gpu
 from autocompress.latency.protocol import THROUGHPUT, Protocol
+from autocompress.latency.timers import LatencyTimer
 from autocompress.worker import overrun
 
 # Opened engines kept between requests: the baseline of every measurement must outlive what one candidate opens (its
@@ -42,6 +45,8 @@ _KEPT_BYTES = 512 * 2**20
 _INSTANCE_BYTES = 96 * 2**20
 # An instance of a baseline is opened anew after this many measurements.
 _RENEWED_EVERY = 3
+# Inputs that calls get in turn: none is the last one's.
+_FRESH = 8
 # Of one file that a measurement names more than once, each has this many numbers for what it opens.
 _MOST_COPIES = 1000
 # More runners than this for one evaluation cost more compiling and memory than they save.
@@ -71,7 +76,14 @@ class Child:
             "infer": self.infer,
             "measure": self.measure,
             "profile": self.profile,
+            "timer_open": self.timer_open,
+            "timer_warm_up": self.timer_warm_up,
+            "timer_settle": self.timer_settle,
+            "timer_time": self.timer_time,
+            "timer_used": self.timer_used,
+            "timer_close": self.timer_close,
         }
+        self._timing = Timing()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Run one request and return its answer, an error included."""
@@ -188,6 +200,41 @@ class Child:
         self._evict()
         return [measurement.to_dict() for measurement, _ in results]
 
+    def timer_open(self, file: Mapping[str, Any], inputs: str) -> None:
+        """Open one file alone in this process, to be timed with the first samples of a ``.npy`` in turn."""
+        engine_file = _file(file)
+        kept = self._key(engine_file, 0)
+        for key in [key for key in self._open if key != kept]:
+            self._open.pop(key).__exit__(None, None, None)
+        runner = self._runner(engine_file)
+        samples = np.load(inputs, mmap_mode="r", allow_pickle=False)
+        size = engine_file.options.batch_size
+        starts = range(0, min(len(samples), _FRESH * size), size)
+        fresh = [np.array(_batch(samples, start, size)) for start in starts]
+        self._timing.open(LatencyTimer([runner], str(engine_file.path), fresh), fresh[0], engine_file.options.threads)
+
+    def timer_warm_up(self, protocol: Mapping[str, Any]) -> bool:
+        """Run untimed until the median settles; return whether it did."""
+        return self._timing.timer.warm_up(Protocol.from_dict(protocol))
+
+    def timer_settle(self, *, switched: bool) -> None:
+        """Run untimed after another process ran."""
+        self._timing.timer.settle(switched=switched)
+
+    def timer_time(self, seconds: float, least: int) -> dict[str, Any]:
+        """Time calls and return them."""
+        piece = self._timing.timer.time(seconds, least)
+        samples = base64.b64encode(piece.samples.tobytes()).decode()
+        return {"samples": samples, "value": piece.value, "seconds": piece.seconds}
+
+    def timer_used(self) -> tuple[float, int]:
+        """Return this process's processor time in s, and how often it lost its processor."""
+        return used_here()
+
+    def timer_close(self) -> None:
+        """Be as before `timer_open`; the file stays open for the next one."""
+        self._timing.close()
+
     def profile(self, file: Mapping[str, Any], inputs: str, seconds: float) -> list[dict[str, Any]]:
         """Return the kernels of an engine file and their times, pinned as a measurement is."""
         engine_file = _file(file)
@@ -239,6 +286,34 @@ class Child:
 
         while len(self._open) > _KEPT or (len(self._open) > 2 and total() > _KEPT_BYTES):
             self._open.popitem(last=False)[1].__exit__(None, None, None)
+
+
+class Timing:
+    """What is timed for the client, slice by slice, while this process is pinned."""
+
+    def __init__(self) -> None:
+        self._timer: LatencyTimer | None = None
+        self._stack = ExitStack()
+
+    @property
+    def timer(self) -> LatencyTimer:
+        """The open one."""
+        if self._timer is None:
+            raise ConfigError("No engine is open to be timed.")
+        return self._timer
+
+    def open(self, timer: LatencyTimer, inputs: Array, threads: int) -> None:
+        """Bind inputs, pin, and keep the garbage collector off until `close`."""
+        self.close()
+        timer.prepare(inputs)
+        self._stack.enter_context(no_garbage_collection())
+        self._stack.enter_context(_pinned(threads))
+        self._timer = timer
+
+    def close(self) -> None:
+        """Unpin."""
+        self._timer = None
+        self._stack.close()
 
 
 def _file(data: Mapping[str, Any]) -> EngineFile:

@@ -6,13 +6,8 @@ child. Requests and answers are JSON lines over pipes; arrays go through ``.npy`
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,29 +24,17 @@ from autocompress.engines import EngineFile, EngineOptions
 from autocompress.engines.base import Array
 from autocompress.engines.kernels import KernelTime
 from autocompress.errors import AutoCompressError, BuildError, ConfigError
-from autocompress.latency.protocol import Protocol
+from autocompress.latency.protocol import LATENCY, Protocol
 from autocompress.results import Measurement
 from autocompress.worker import overrun
+from autocompress.worker.bench import Bench
+from autocompress.worker.process import ChildProcess, ending, python_command
 
-# -P: nothing in the user's working directory can stand in for a module of ours.
-_COMMAND = (sys.executable, "-P", "-m", "autocompress.worker.child")
-_PACKAGE_ROOT = Path(__file__).parents[2]
-# Numpy does no linear algebra in the child; its pool of threads would only lie beside what is timed.
-_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# OpenVINO's TBB binds the calling thread to all processors of the machine's topology during every call, and back after
-# it: what pins a measurement would be undone while it is timed. hwloc, which TBB binds by, then binds nothing.
-_NO_BINDING = {"HWLOC_THISSYSTEM": "0"}
-# What was set for the parent's OpenMP (torch) must not reach the runtimes.
-_DROPPED = ("OMP_", "KMP_", "GOMP_")
-# A signal that another thread of the parent caught is handled in this one only when it wakes.
-_WAKE_S = 1.0
 _LOG_LINES = 6
 _LOG_BYTES = 16_384
 # Lines of faulthandler's report that show our own stack, or lists of modules.
 _STACK = ("  File ", "Current thread ", "Thread 0x", "Extension modules:")
 _LINE_CHARACTERS = 300
-# Between the pipe's end and the exit status there is at most the kernel's clean-up of a large process.
-_EXIT_S = 10.0
 
 
 class EngineWorker:
@@ -73,11 +56,12 @@ class EngineWorker:
         self, *, log_file: Path | None = None, time_limit_s: float = 300.0, command: Sequence[str] | None = None
     ) -> None:
         self.time_limit_s = time_limit_s
-        self._command = tuple(command or _COMMAND)
+        self._command = tuple(command or python_command("autocompress.worker.child"))
         self._folder = Path(tempfile.mkdtemp(prefix="autocompress-worker-"))
         self._log = log_file or self._folder / "worker.log"
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
         self._lock = threading.Lock()
+        self._bench: Bench | None = None
         self._requests = 0
         self._clean = weakref.finalize(self, _remove, self._folder, os.getpid())
 
@@ -91,8 +75,15 @@ class EngineWorker:
 
     def close(self) -> None:
         """Kill the child and remove the temporary files. A closed worker cannot be used again."""
+        if self._bench is not None:
+            self._bench.close()
         self._drop()
         self._clean()
+
+    def start(self) -> None:
+        """Start the child now, without waiting for it; else the first request does."""
+        with self._lock:
+            self._living_child()
 
     @property
     def pid(self) -> int | None:
@@ -156,6 +147,8 @@ class EngineWorker:
     ) -> list[Measurement]:
         """Measure files against the first one, the baseline, while pinned to as many processors as they keep busy.
 
+        A protocol of occasions times each file alone in a process of its own (on a GPU all in one fresh process); else
+        all are opened in this worker's child.
         That is their threads, and in the protocol's throughput mode that times its streams, all that fit by default.
         Each file runs the first ``batch_size`` of the ``(n, ...)`` samples, repeated when there are fewer.
         `keep_samples` names a ``.npz`` that gets the raw samples in ms, ``samples_ms_0`` for the first file and so on.
@@ -168,6 +161,11 @@ class EngineWorker:
         if len(counts) != 1:
             said = f"not of {counts}" if counts else "but there are none"
             raise ConfigError(f"Engine files to compare must be of one thread count, {said}.")
+        protocol = protocol or Protocol()
+        if protocol.occasions and protocol.mode == LATENCY:
+            with _Shared(inputs, self._folder) as shared:
+                bench = self._bench = self._bench or Bench(self._another)
+                return bench.measure(files, Path(shared), protocol, keep_samples)
         fresh = None
         if keep_samples is not None:
             keep_samples.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +177,7 @@ class EngineWorker:
                 time_limit_s,
                 files=[_described(file) for file in files],
                 inputs=shared,
-                protocol=(protocol or Protocol()).to_dict(),
+                protocol=protocol.to_dict(),
                 keep_samples=None if fresh is None else _absolute(fresh),
             )
         if fresh is not None and keep_samples is not None:
@@ -199,6 +197,17 @@ class EngineWorker:
                 f"Profiling {file.path}", "profile", time_limit_s, file=_described(file), inputs=shared, seconds=seconds
             )
         return [KernelTime.from_dict(kernel) for kernel in found]
+
+    def timer(self, file: EngineFile, operation: str, **arguments: Any) -> Any:
+        """Ask the child for one of a timer's operations on a file, as `worker.bench` does."""
+        if operation == "open":
+            arguments["file"] = _described(file)
+        return self._ask(f"Measuring {file.path}", f"timer_{operation}", None, **arguments)
+
+    def _another(self) -> EngineWorker:
+        """Return a worker of the same kind, with the same log."""
+        log = None if self._log.parent == self._folder else self._log
+        return EngineWorker(log_file=log, time_limit_s=self.time_limit_s, command=self._command)
 
     # -- the child ----------------------------------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class EngineWorker:
             except (EOFError, OSError, ValueError):
                 status = child.status()
                 self._drop()
-                raise BuildError(f"{what}: the worker process {_ending(status)}.{self._tail(mark)}") from None
+                raise BuildError(f"{what}: the worker process {ending(status)}.{self._tail(mark)}") from None
             except BaseException:
                 # Interrupted between request and answer: the next request must not read this one's answer.
                 self._drop()
@@ -231,12 +240,12 @@ class EngineWorker:
             raise _error_class(answer["error"])(answer["message"])
         return answer["result"]
 
-    def _living_child(self) -> _Child:
+    def _living_child(self) -> ChildProcess:
         if not self._clean.alive:
             raise ConfigError("This EngineWorker is closed; make another.")
         if self._child is None or not self._child.usable():
             self._drop()
-            self._child = _Child((*self._command, str(self._folder)), self._log)
+            self._child = ChildProcess((*self._command, str(self._folder)), self._log)
         return self._child
 
     def _drop(self) -> None:
@@ -254,69 +263,6 @@ class EngineWorker:
             return ""
         kept = [line[:_LINE_CHARACTERS] for line in lines if line and not line.startswith(_STACK)]
         return " Its last words:\n  " + "\n  ".join(kept[-_LOG_LINES:]) if kept else " It said nothing."
-
-
-class _Child:
-    """One child process, from start to end."""
-
-    def __init__(self, command: Sequence[str], log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=_environment(),
-                # Ctrl-C is for the parent, which then ends the child.
-                start_new_session=True,
-            )
-        self._owner = os.getpid()
-        self._rest = b""
-        self.end = weakref.finalize(self, _end, self._process, self._owner)
-
-    @property
-    def pid(self) -> int:
-        """The process number."""
-        return self._process.pid
-
-    def usable(self) -> bool:
-        """Return whether it lives and is this process's own, not inherited by a fork."""
-        return self._owner == os.getpid() and self._process.poll() is None
-
-    def ask(self, request: Mapping[str, Any], deadline: float) -> dict[str, Any]:
-        """Send a request and return its answer.
-
-        Raises:
-            TimeoutError: `deadline` (of `time.monotonic`) passed.
-            EOFError, OSError, ValueError: The child died or wrote something else.
-        """
-        put, get = self._process.stdin, self._process.stdout
-        if put is None or get is None:
-            raise EOFError
-        unsent = json.dumps(request).encode() + b"\n"
-        while unsent:
-            # What a pipe is ready for is at least this much; more may wait for a child that does not read.
-            _await(put.fileno(), select.POLLOUT, deadline)
-            unsent = unsent[os.write(put.fileno(), unsent[: select.PIPE_BUF]) :]
-        while b"\n" not in self._rest:
-            _await(get.fileno(), select.POLLIN, deadline)
-            data = os.read(get.fileno(), 65_536)
-            if not data:
-                raise EOFError
-            self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if answer.get("id") != request["id"]:
-            raise ValueError("an answer to another request")
-        return answer
-
-    def status(self) -> int | None:
-        """Return the exit status of a child that closed its end; negative is a signal, None when it still runs."""
-        try:
-            return self._process.wait(_EXIT_S)
-        except subprocess.TimeoutExpired:
-            return None
 
 
 class _Shared:
@@ -348,50 +294,9 @@ class _Shared:
             self._made.unlink(missing_ok=True)
 
 
-def _await(descriptor: int, event: int, deadline: float) -> None:
-    """Return when a pipe is ready or broken; raise TimeoutError at `deadline`."""
-    poll = select.poll()
-    poll.register(descriptor, event)
-    while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(min(left, _WAKE_S) * 1000):
-            return
-    raise TimeoutError
-
-
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    if owner != os.getpid():
-        return
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except OSError:  # What was buffered for a dead child.
-                continue
-    process.wait()
-
-
 def _remove(folder: Path, owner: int) -> None:
     if owner == os.getpid():
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(_DROPPED)}
-    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**kept, **_NO_BINDING, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _ending(status: int | None) -> str:
-    if status is None:
-        return "stopped answering"
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"was killed by {name}" + (" (perhaps out of memory)" if name == "SIGKILL" else "")
 
 
 def _error_class(name: str) -> type[AutoCompressError]:

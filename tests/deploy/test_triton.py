@@ -112,10 +112,10 @@ def test_run_py_answers_without_autocompress(tmp_path: Path, worker: EngineWorke
     reference = load_file(folder / REFERENCE_NAME)
     np.save(tmp_path / "in.npy", reference["inputs"])
     text = (folder / "run.py").read_text()
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 45
     roots = {n.name.partition(".")[0] for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)
              for n in node.names}  # fmt: skip
-    assert roots == {"sys", "numpy", engine}
+    assert roots - {"os"} == {"sys", "numpy", engine}
     # -I: neither this directory nor PYTHONPATH can help it.
     command = [sys.executable, "-I", str(folder / "run.py"), str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

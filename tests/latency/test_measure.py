@@ -238,10 +238,17 @@ def test_quick_takes_a_fraction_of_a_second_of_each(clock: Clock) -> None:
     assert Protocol.quick(rounds=3).rounds == 3
 
 
-def test_a_trial_takes_half_a_second_of_each(clock: Clock) -> None:
+def test_a_trial_takes_a_quarter_of_a_second_of_each(clock: Clock) -> None:
     runners = [FakeRunner(clock, lambda now, ms=ms: ms) for ms in (1.0, 0.2)]
-    measure(runners, [BATCH] * 2, Protocol.trial())
-    assert 2 * 0.4e9 < clock.ns < 2 * 0.6e9
+    measure(runners, [BATCH] * 2, Protocol.trial().occasion())
+    assert 2 * 0.25e9 < clock.ns < 2 * 0.5e9
+
+
+def test_occasions_share_the_timed_work() -> None:
+    once = Protocol.standard().occasion()
+    assert (once.occasions, once.rounds, once.min_seconds, once.instances) == (0, 6, 0.25, 1)
+    assert once.loaded().min_seconds == 0.125 and once.loaded().warm_up_s == 0
+    assert Protocol.standard(occasions=1, rounds=3).occasion().rounds == 4
 
 
 def test_a_device_that_disappears_is_an_error_with_its_words(clock: Clock) -> None:

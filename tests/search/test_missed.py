@@ -14,7 +14,7 @@ from autocompress.search.missed import figures_of, limits_of, missed_limits, say
 from tests.search.conftest import BASELINE, make_measurement, record
 
 
-def limits(**changes: str) -> dict[str, float | None]:
+def limits(**changes: str) -> dict[str, float | str | None]:
     return limits_of(Constraints.of(RunConfig.model_validate(changes), BASELINE), 10.0)
 
 
@@ -24,6 +24,7 @@ FIGURES = {"latency_ms": 4.0, "latency_ratio": 0.4, "accuracy_drop_pp": 0.5, "si
 def test_limits_are_those_of_the_summary() -> None:
     assert limits(target_latency="0.5x", max_drop="1pp", max_size="100B") == {
         "latency_ms": 5.0, "latency_ratio": 0.5, "max_drop": 0.01, "size_bytes": 100.0,
+        "latency_state": "worst",
     }  # fmt: skip
     assert limits(target_latency="7ms")["latency_ratio"] is None and limits(target_latency="7ms")["latency_ms"] == 7
 
@@ -55,6 +56,15 @@ def test_the_upper_end_of_the_interval_counts_too() -> None:
     said = say_missed([entry], Metric())
     assert said == "latency 0.4x may be 0.51x (95% interval), too close to the target of 0.5x to be sure of it"
     assert missed_limits(FIGURES, limits(target_latency="0.52x"), chosen) == []
+
+
+def test_the_least_favourable_state_decides_unless_the_user_says_otherwise() -> None:
+    states = {"quiet": (0.4, 0.39, 0.41), "busy": (0.5, 0.48, 0.52)}
+    measured = replace(make_measurement(4.0), ratio=0.4, ratio_low=0.39, ratio_high=0.52, states=states)
+    chosen = record(1, 0.9, 5, measurement=measured)
+    (entry,) = missed_limits(FIGURES, limits(target_latency="0.5x"), chosen)
+    assert "latency 0.4x may be 0.52x beside a busy processor (95% interval)" in say_missed([entry], Metric())
+    assert missed_limits(FIGURES, limits(target_latency="0.5x", latency_state="quiet"), chosen) == []
 
 
 def test_a_record_is_judged_on_validation_data() -> None:

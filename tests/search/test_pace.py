@@ -78,10 +78,10 @@ def test_a_relative_limit_is_tighter_where_the_machine_slows_the_baseline_alone(
     assert alike.limit(RELATIVE) == pytest.approx(0.5)
     # Measured beside a slow baseline: 4.8 ms are 0.533x of a fast one.
     slow = make_measurement(4.8, 11)
-    assert alone.bound(slow, RELATIVE) == pytest.approx(4.8 / 9)
-    assert alike.bound(slow, RELATIVE) == pytest.approx(4.8 / 11)
+    assert alone.bound(slow, RELATIVE, slow.ratio_high) == pytest.approx(4.8 / 9)
+    assert alike.bound(slow, RELATIVE, slow.ratio_high) == pytest.approx(4.8 / 11)
     # Never below what was measured, even where the machine was faster than counts.
-    assert alone.bound(make_measurement(4, 8), RELATIVE) == pytest.approx(0.5)
+    assert alone.bound(make_measurement(4, 8), RELATIVE, 0.5) == pytest.approx(0.5)
 
 
 def test_a_limit_in_milliseconds_holds_when_the_machine_is_slow() -> None:
@@ -89,8 +89,8 @@ def test_a_limit_in_milliseconds_holds_when_the_machine_is_slow() -> None:
     assert alone.limit(ABSOLUTE) == pytest.approx(0.5)
     assert alike.limit(ABSOLUTE) == pytest.approx(5 / 11)
     fast = make_measurement(4.8, 9)
-    assert alone.bound(fast, ABSOLUTE) == pytest.approx(4.8)
-    assert alike.bound(fast, ABSOLUTE) == pytest.approx(4.8 * 11 / 9)
+    assert alone.bound(fast, ABSOLUTE, fast.high_ms) == pytest.approx(4.8)
+    assert alike.bound(fast, ABSOLUTE, fast.high_ms) == pytest.approx(4.8 * 11 / 9)
 
 
 def test_limit_and_bound_agree() -> None:
@@ -99,7 +99,9 @@ def test_limit_and_bound_agree() -> None:
     for latency in (RELATIVE, ABSOLUTE):
         for base in (9.0, 9.7, 11.0):
             ratio = pace.limit(latency) * (base / 10) ** pace.exponent
-            assert pace.bound(make_measurement(ratio * base, base), latency) == pytest.approx(latency.value)
+            found = make_measurement(ratio * base, base)
+            upper = found.ratio_high if latency.relative else found.high_ms
+            assert pace.bound(found, latency, upper) == pytest.approx(latency.value)
 
 
 # -- what the search makes of it --------------------------------------------------------------------------------------

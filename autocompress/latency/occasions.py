@@ -1,0 +1,187 @@
+"""What measurements of several moments say together, and where the next one is expected to lie.
+
+Calls of one process at one moment agree with each other far better than with those of the next process, or of the same
+one an hour later: where memory comes to lie, a neighbour on the same core, clocks, caches. So an occasion, every file
+alone in a fresh process, is the unit of variance (Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM
+2013), and intervals are prediction intervals of one further occasion, in the logarithm of the ratio. What a run knows
+of the spread of its machine (a file against its copy, and whatever else was measured repeatedly) counts as further
+degrees of freedom, so that a single occasion has an interval, too.
+
+States of the machine are kept apart: quiet, beside a processor that we keep busy, and shared, where rounds fall
+into two kinds although nothing of ours ran. A ratio is always of two latencies of the same state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.latency.measure import Taken
+from autocompress.results import BUSY, QUIET, SHARED, Figures, Measurement, Occasion
+
+# Standard deviation of a log ratio between occasions before any is known, and the degrees of freedom of that guess;
+# what a run's spread counts for at most beside a file's own occasions.
+_GUESS, _GUESS_N, _MOST_N = 0.012, 2.0, 8.0
+# The same of a log latency, which the machine's speed moves whole.
+_GUESS_MS = 0.02
+_CONFIDENCE = 0.95
+# A round is compared with this quantile of all; it is calm within the first factor of it, of another kind beyond the
+# second. So are occasions with each other, where calm is all that is not beyond the third.
+_FAST, _CALM, _APART, _OTHER = 0.2, 1.08, 1.25, 1.12
+# Rounds of a kind, at least: calm ones, and share of all.
+_LEAST_CALM, _SHARE = 3, 0.3
+# The shared state counts where it was seen on as many occasions: one is chance.
+_SEEN = 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What log ratios of one file differ by from occasion to occasion on this machine, in this run.
+
+    Attributes:
+        deviation: Standard deviation.
+        freedom: Degrees of freedom that it is known with.
+    """
+
+    deviation: float = _GUESS
+    freedom: float = _GUESS_N
+
+    @classmethod
+    def of(cls, measured: Iterable[Measurement], copies: Iterable[Measurement] = ()) -> Spread:
+        """Pool what was measured repeatedly.
+
+        Args:
+            measured: Files with their occasions; each deviates from its own mean.
+            copies: A file against its copy: it deviates from 1.
+        """
+        squares, freedom = _GUESS_N * _GUESS**2, _GUESS_N
+        for measurement in measured:
+            logs = _logs(measurement.occasions, QUIET)
+            squares += float(((logs - logs.mean()) ** 2).sum()) if len(logs) else 0.0
+            freedom += max(0, len(logs) - 1)
+        for measurement in copies:
+            logs = _logs(measurement.occasions, QUIET)
+            squares += float((logs**2).sum())
+            freedom += len(logs)
+        return cls(math.sqrt(squares / freedom), freedom)
+
+
+def interval(logs: NDArray[np.float64], spread: Spread) -> tuple[float, float, float]:
+    """Return the median of values ``(n,)`` and the bounds between which the next one is expected, all as exp()."""
+    count = len(logs)
+    known = min(spread.freedom, _MOST_N)
+    freedom = known + count - 1
+    variance = (known * spread.deviation**2 + float(((logs - logs.mean()) ** 2).sum())) / freedom
+    half = _student(freedom) * math.sqrt(variance * (1 + 1 / count))
+    middle = float(np.median(logs))
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread | None = None) -> Measurement:
+    """Return a measurement with what all its occasions say of ratio and latency.
+
+    Args:
+        latest: Whose other figures are kept.
+        occasions: All of them, at least one.
+        spread: Of this run; None where nothing is known of it.
+    """
+    spread, told_apart = spread or Spread(), sorted_out(occasions)
+    known = [state for state in (QUIET, SHARED, BUSY) if _has(told_apart, state)]
+    if QUIET not in known and SHARED not in known:
+        known = [SHARED, *known]
+    states = {state: interval(_logs(told_apart, state), spread) for state in known}
+    # Where no occasion was quiet, what there is.
+    first = known[0]
+    latencies = Spread(max(_GUESS_MS, spread.deviation), spread.freedom)
+    ms = {state: interval(_log_ms(told_apart, state), latencies) for state in known}
+    return replace(
+        latest,
+        latency_ms=ms[first][0],
+        low_ms=min(low for _, low, _ in ms.values()),
+        high_ms=max(high for _, _, high in ms.values()),
+        ratio=states[first][0],
+        ratio_low=min(low for _, low, _ in states.values()),
+        ratio_high=max(high for _, _, high in states.values()),
+        baseline_ms=float(np.median([o.states[first].baseline_ms for o in told_apart if first in o.states])),
+        occasions=tuple(occasions),
+        states=states,
+    )
+
+
+def sorted_out(occasions: Sequence[Occasion]) -> list[Occasion]:
+    """Return occasions with those as shared in which nothing of ours ran, but one of the files was clearly slower.
+
+    A neighbour may stay for minutes: all rounds of an occasion are then alike, and only other occasions tell.
+    """
+    quiet = [occasion.states[QUIET] for occasion in occasions if QUIET in occasion.states]
+    if len(quiet) < _LEAST_CALM:
+        return list(occasions)
+    own, dense = (np.quantile([getattr(one, name) for one in quiet], _FAST) for name in ("latency_ms", "baseline_ms"))
+    found = []
+    for occasion in occasions:
+        states = dict(occasion.states)
+        one = states.get(QUIET)
+        if one is not None and max(one.latency_ms / own, one.baseline_ms / dense) > _OTHER:
+            states[SHARED] = states.pop(QUIET)
+        found.append(replace(occasion, states=states))
+    return found
+
+
+def half_width(measurement: Measurement) -> float:
+    """Return the half-width of the quiet state's interval, relative to its middle."""
+    middle, low, high = measurement.quiet
+    return (high - low) / (2 * middle)
+
+
+def figures(baseline: Taken, file: Taken, *, loaded: bool, usual_ms: float = 0.0) -> Mapping[str, Figures]:
+    """Return what one occasion gave: one state's figures, or two where rounds fell into two kinds.
+
+    A round is calm where both engines were about as fast as in their fast rounds. What the machine does in the others
+    (a neighbour for some milliseconds, or for the whole occasion but those) moves a median of all of them by chance.
+
+    Args:
+        baseline, file: Rounds of the same moments.
+        loaded: Whether we kept a neighbouring processor busy.
+        usual_ms: What the baseline takes on the quiet machine; 0 where that is not known. Clearly slower, it shared.
+    """
+    dense, own = baseline.rounds, file.rounds
+    above = np.maximum(dense / np.quantile(dense, _FAST), own / np.quantile(own, _FAST))
+    calm, slow = above <= _CALM, above >= _APART
+    if calm.sum() < max(_LEAST_CALM, _SHARE * len(own)):
+        calm = np.ones_like(calm)
+        slow = ~calm
+    first = _of(dense[calm], own[calm])
+    if not loaded and usual_ms and first.baseline_ms > _OTHER * usual_ms:
+        return {SHARED: first}
+    found = {BUSY if loaded else QUIET: first}
+    if not loaded and slow.sum() >= _SHARE * len(own):
+        found[SHARED] = _of(dense[slow], own[slow])
+    return found
+
+
+def _of(dense: NDArray[np.float64], own: NDArray[np.float64]) -> Figures:
+    return Figures(float(np.median(own)), float(np.median(dense)), float(np.median(own / dense)))
+
+
+def _has(occasions: Sequence[Occasion], state: str) -> bool:
+    seen = sum(state in occasion.states for occasion in occasions)
+    return seen >= (_SEEN if state == SHARED else 1)
+
+
+def _logs(occasions: Sequence[Occasion], state: str) -> NDArray[np.float64]:
+    return np.log([occasion.states[state].ratio for occasion in occasions if state in occasion.states])
+
+
+def _log_ms(occasions: Sequence[Occasion], state: str) -> NDArray[np.float64]:
+    return np.log([occasion.states[state].latency_ms for occasion in occasions if state in occasion.states])
+
+
+def _student(freedom: float) -> float:
+    """Return the two-sided quantile of Student's distribution."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + _CONFIDENCE / 2))
