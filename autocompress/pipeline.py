@@ -218,10 +218,10 @@ class Pipeline:
             for path, copy in copies.items():
                 shutil.copyfile(path, copy)
             own, copied = self.worker.measure(
-                [file, replace(file, path=copies[file.path])], self._latency_inputs(), Protocol.standard()
+                [file, replace(file, path=copies[file.path])], self._latency_inputs(), Protocol.again()
             )
-        low, high = copied.ratio_low, copied.ratio_high
-        return replace(own, aa_ratio=copied.ratio, aa_low=low, aa_high=high, occasions=copied.occasions)
+        middle, low, high = copied.quiet
+        return replace(own, aa_ratio=middle, aa_low=low, aa_high=high, occasions=copied.occasions)
 
     def _fastest(
         self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: Ledger
@@ -383,7 +383,8 @@ class Pipeline:
         """Return a protocol (None for `Protocol.again`) with what this run knows of its machine."""
         spread = self.spread
         return replace(
-            protocol or Protocol.again(), usual_ms=self.usual_ms, deviation=spread.deviation, freedom=spread.freedom
+            protocol or Protocol.again(), usual_ms=self.usual_ms, deviation=spread.deviation, freedom=spread.freedom,
+            crossed=spread.crossed,
         )  # fmt: skip
 
     def _predicted(self, policy: CompressionPolicy) -> Measurement:

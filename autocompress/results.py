@@ -45,11 +45,20 @@ class _Json:
 
 @dataclass(frozen=True)
 class Figures(_Json):
-    """What one state of the machine gave on one occasion: medians in ms, and the interleaved ratio."""
+    """What one state of the machine gave on one occasion.
+
+    Attributes:
+        latency_ms, baseline_ms: Medians over calm rounds.
+        ratio: Of the two in the same rounds.
+        all_ms, all_baseline_ms: Medians over all calls, as a timer sees them that knows nothing of rounds; 0 where
+            that was not kept.
+    """
 
     latency_ms: float
     baseline_ms: float
     ratio: float
+    all_ms: float = 0.0
+    all_baseline_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,14 @@ class Occasion(_Json):
 class Measurement(_Json):
     """Latency of one engine file, measured interleaved with a baseline by `latency.measure`.
 
-    **What the interval means.** Where there are occasions, `ratio_low` to `ratio_high` is where one further measurement
-    is expected to lie, of the same files by one fresh process each, at another moment, with 95 % confidence: a
-    prediction interval over occasions (`latency.occasions`). It covers every state of the machine that was measured,
-    so its upper end is that of the least favourable one, and a limit is met when that end meets it. `low_ms` and
-    `high_ms` are the same of the latency. Without occasions (tables, throughput, results of old releases) it is the
-    bootstrap interval of the median over the rounds of one moment, which says nothing of the next hour.
+    **What the interval means.** Where there are occasions, `ratio_low` to `ratio_high` is where the ratio of one
+    further occasion is expected to lie, of the same files by one fresh process each, in turns, at another moment, with
+    95 % confidence: a prediction interval over occasions (`latency.occasions`). It covers every state of the machine
+    that was measured, so its upper end is that of the least favourable one, and a limit is met when that end meets it.
+    `low_ms` and `high_ms` are the same of the latency. `expected_low` to `expected_high` is the wider one of a further
+    measurement that times one file after the other: what the machine does in the seconds between is in it.
+    Without occasions (tables, throughput, results of old releases) all of them are the bootstrap interval of the median
+    over the rounds of one moment, which says nothing of the next hour.
 
     Attributes:
         latency_ms: Median over all iterations of one inference call of `batch_size` samples.
@@ -108,6 +119,7 @@ class Measurement(_Json):
         occasions: Every moment at which it was measured.
         states: Ratio and the bounds of its interval by state of the machine; `ratio` and `latency_ms` are the quiet
             one's.
+        expected_low, expected_high: See above; `ratio_low` and `ratio_high` where nothing more is known.
     """
 
     latency_ms: float
@@ -137,10 +149,15 @@ class Measurement(_Json):
     source: str = MEASURED
     occasions: tuple[Occasion, ...] = ()
     states: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, hash=False)
+    expected_low: float = 0.0
+    expected_high: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise", tuple(self.noise))
         object.__setattr__(self, "occasions", tuple(self.occasions))
+        if not self.expected_high:
+            object.__setattr__(self, "expected_low", self.ratio_low)
+            object.__setattr__(self, "expected_high", self.ratio_high)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -11,6 +11,7 @@ import click
 
 from autocompress.cli.terminal import err, out, plain_errors
 from autocompress.errors import UnavailableError
+from autocompress.results import Measurement
 
 
 @click.command(short_help="Time engines against each other, interleaved.")
@@ -24,7 +25,7 @@ from autocompress.errors import UnavailableError
     type=float,
     default=1.0,
     show_default=True,
-    help="Time for each file; up to four times as long when noisy.",
+    help="Time for each file, over all occasions of the quiet machine.",
 )
 @click.option("--throughput", is_flag=True, help="Samples a second of several streams, in place of latency.")
 @click.option("--streams", type=int, help="Calls in flight with --throughput; as many as the processors hold.")
@@ -42,11 +43,13 @@ def benchmark(
     streams: int | None,
     as_json: bool,
 ) -> None:
-    """Time FILES interleaved in one process: run or deployed directories, engine files, ONNX files.
+    """Time FILES in turns, each alone in a process: run or deployed directories, engine files, ONNX files.
 
-    The first is the baseline of every ratio: `autocompress benchmark RUN/baseline DEPLOYED`.
+    The first is the baseline of every ratio: `autocompress benchmark RUN/baseline DEPLOYED` also says whether what was
+    stated of DEPLOYED holds here.
     """
     from autocompress import api
+    from autocompress.deploy.artifacts import stated
     from autocompress.engines.base import EngineOptions
     from autocompress.latency.measure import Protocol
     from autocompress.report.tables import benchmark_table
@@ -56,11 +59,25 @@ def benchmark(
         protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds),
         mode="throughput" if throughput else "latency", streams=streams,
     )  # fmt: skip
+    # Of a ratio to another file than its run's baseline nothing is stated.
+    compared = (files[0] / "record.json").exists() and files[0].name == "baseline" and not throughput
+    known = [stated(path) if compared and number else None for number, path in enumerate(files)]
     if as_json:
-        rows = [{"file": str(f.path), "engine": f.engine, **m.to_dict()} for f, m in zip(found, measured, strict=True)]
+        rows = [
+            {"file": str(f.path), "engine": f.engine, **m.to_dict(), "stated": _stated(s, m)}
+            for f, m, s in zip(found, measured, known, strict=True)
+        ]
         click.echo(json.dumps(rows, indent=2))
     else:
-        out.print(benchmark_table(found, measured))
+        out.print(benchmark_table(found, measured, known))
+
+
+def _stated(known: Measurement | None, now: Measurement) -> dict[str, Any] | None:
+    """Return what a file's own record says of its ratio, and whether what is measured now lies inside."""
+    if known is None:
+        return None
+    low, high = known.expected_low, known.expected_high
+    return {"ratio": known.ratio, "ratio_low": low, "ratio_high": high, "holds": low <= now.ratio <= high}
 
 
 @click.command(short_help="Measure a run's front on this machine.")

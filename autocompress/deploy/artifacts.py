@@ -11,7 +11,7 @@ from autocompress.deploy.manifest import MANIFEST_NAME, Manifest
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError, nearest
-from autocompress.results import read_json
+from autocompress.results import Measurement, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 
 _DEFAULT_ENGINE = "openvino"
@@ -48,6 +48,25 @@ def resolve(path: Path, engine: str | None, options: EngineOptions) -> EngineFil
             f"{path} cannot be opened by {chosen}, and has no engine.json beside it. Bare files: {known}."
         )
     return EngineFile(chosen, path, options)
+
+
+def stated(path: Path) -> Measurement | None:
+    """Return what a deployed directory or an artefact says was measured of it; None where it says nothing.
+
+    Ratios are to the baseline of its run.
+    """
+    if not path.is_dir():
+        path = path.parent
+    try:
+        if (path / MANIFEST_NAME).exists():
+            data = Manifest.read(path).measured
+        elif RunDirectory(path).config_file.exists():
+            data = read_json(path / "best" / "latency.json")
+        else:
+            data = read_json(path / "latency.json")
+        return None if data is None else Measurement.from_dict(data)
+    except (ConfigError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _in_folder(path: Path) -> EngineFile:

@@ -120,7 +120,8 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
 def interval_of(measured: Measurement) -> dict[str, Any]:
     """Return how sure a result's ratio is, as ``summary.json`` says it; what it means is `Measurement`'s to say."""
     return {
-        "latency_ratio_interval": [measured.ratio_low, measured.ratio_high],
+        "latency_ratio_interval": [measured.expected_low, measured.expected_high],
+        "latency_ratio_judged": [measured.ratio_low, measured.ratio_high],
         "latency_states": {state: list(interval) for state, interval in measured.states.items()},
         "latency_occasions": len(measured.occasions),
         "latency_span_s": measured.span_s,

@@ -1,12 +1,14 @@
 """What disturbed a measurement, in words: other programs, the hypervisor, the clock.
 
-Reads counters before and after, never while a call is timed, and judges no figures: whether the samples themselves
-look disturbed (spread, drift) is `latency.measure`'s to say. Linux tells all of this; elsewhere nothing is found.
+Steal, pressure (PSI), quotas, clocks, interrupts, what shares the core. Reads counters before and after, never while
+a call is timed, and judges no figures: whether the samples themselves look disturbed (spread, drift) is
+`latency.measure`'s to say. Linux tells all of this; elsewhere nothing is found.
 Counters: proc(5) ``/proc/stat``, the kernel's cpufreq and thermal documentation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+# The control group's own, as a container sees it: version 2, and version 1's file.
+CGROUP = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
 # Shares of the processors that were measured on; below them is the kernel's own housekeeping.
 _OTHERS = 0.05
@@ -23,6 +27,8 @@ _BESIDE = 0.25
 # Involuntary context switches a second; the kernel's own are a few.
 _SWITCHES = 50
 _CLOCK = 0.1
+# Share of the time in which some program waited for a processor (the kernel's pressure stall information).
+_PRESSED = 0.1
 # Processor time is counted in ticks of 10 ms: less than this many are no finding, and no shorter time is judged.
 _TICKS = 4
 _SHORTEST_S = 0.1
@@ -51,6 +57,8 @@ class _Counters:
     stolen_s: dict[int, float]
     switches: int
     throttled: int
+    held_back: int
+    pressed_s: float
 
 
 class Watch:
@@ -96,6 +104,11 @@ class Watch:
             found.append(Disturbance(f"the hypervisor took {stolen:.0%} of the processor's time", True))
         if now.throttled > before.throttled:
             found.append(Disturbance("the processor was too hot and throttled its clock", True))
+        if now.held_back > before.held_back:
+            found.append(Disturbance("the control group's processor quota was used up, and it was held back", True))
+        pressed = (now.pressed_s - before.pressed_s) / wall
+        if pressed > _PRESSED:
+            found.append(Disturbance(f"programs waited for a processor {pressed:.0%} of the time", False))
         if self._clocks and (low := min(self._clocks)) < (high := max(self._clocks)) * (1 - _CLOCK):
             found.append(Disturbance(f"the clock moved between {low:.2f} and {high:.2f} GHz", False))
         switches = (now.switches - before.switches) / wall
@@ -131,7 +144,9 @@ class Watch:
         busy, stolen = _processor_times()
         throttled = sum(_number(CPUS / f"cpu{c}" / "thermal_throttle" / "core_throttle_count") or 0 for c in self._cpus)
         own, switches = self._used()
-        return _Counters(time.monotonic(), own, busy, stolen, switches, int(throttled))
+        return _Counters(
+            time.monotonic(), own, busy, stolen, switches, int(throttled), _held_back(), _pressed_s()
+        )  # fmt: skip
 
 
 def _affinity() -> Collection[int]:
@@ -187,6 +202,23 @@ def _switches() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _held_back() -> int:
+    """Return how often the control group's quota stopped its programs; 0 where there is none."""
+    for name in ("cpu.stat", "cpu/cpu.stat"):
+        with contextlib.suppress(OSError, ValueError):
+            fields = dict(line.split() for line in (CGROUP / name).read_text().splitlines())
+            return int(fields.get("nr_throttled", 0))
+    return 0
+
+
+def _pressed_s() -> float:
+    """Return the seconds since the start of the machine in which some program waited for a processor; 0 if untold."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        first = (PROC / "pressure" / "cpu").read_text().splitlines()[0]
+        return int(first.rpartition("total=")[2]) / 1e6
+    return 0.0
 
 
 def _tick_s() -> float:

@@ -7,12 +7,16 @@ alone in a fresh process, is the unit of variance (Kalibera and Jones, "Rigorous
 of the spread of its machine (a file against its copy, and whatever else was measured repeatedly) counts as further
 degrees of freedom, so that a single occasion has an interval, too.
 
+Who times one file and then the other has no rounds to pair. What the machine does in the seconds between is seen where
+occasions follow each other: one file's latency on one against the other's on the next (`crossed`).
+
 States of the machine are kept apart: quiet, beside a processor that we keep busy, and shared, where rounds fall
 into two kinds although nothing of ours ran. A ratio is always of two latencies of the same state.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +38,8 @@ _CONFIDENCE = 0.95
 _FAST, _CALM, _APART, _OTHER = 0.2, 1.08, 1.25, 1.12
 # Rounds of a kind, at least: calm ones, and share of all.
 _LEAST_CALM, _SHARE = 3, 0.3
+# Occasions that follow each other within this belong to one burst.
+_AT_ONCE_S = 60.0
 # The shared state counts where it was seen on as many occasions: one is chance.
 _SEEN = 2
 
@@ -45,10 +51,12 @@ class Spread:
     Attributes:
         deviation: Standard deviation.
         freedom: Degrees of freedom that it is known with.
+        crossed: Standard deviation where the two latencies are of successive occasions.
     """
 
     deviation: float = _GUESS
     freedom: float = _GUESS_N
+    crossed: float = _GUESS
 
     @classmethod
     def of(cls, measured: Iterable[Measurement], copies: Iterable[Measurement] = ()) -> Spread:
@@ -58,27 +66,55 @@ class Spread:
             measured: Files with their occasions; each deviates from its own mean.
             copies: A file against its copy: it deviates from 1.
         """
-        squares, freedom = _GUESS_N * _GUESS**2, _GUESS_N
-        for measurement in measured:
+        squares = crossed = _GUESS_N * _GUESS**2
+        freedom = cross_freedom = _GUESS_N
+        for measurement, middle in (*((m, None) for m in measured), *((m, 0.0) for m in copies)):
             logs = _logs(measurement.occasions, QUIET)
-            squares += float(((logs - logs.mean()) ** 2).sum()) if len(logs) else 0.0
-            freedom += max(0, len(logs) - 1)
-        for measurement in copies:
-            logs = _logs(measurement.occasions, QUIET)
-            squares += float((logs**2).sum())
-            freedom += len(logs)
-        return cls(math.sqrt(squares / freedom), freedom)
+            if len(logs):
+                squares += float(((logs - (logs.mean() if middle is None else middle)) ** 2).sum())
+                freedom += len(logs) - (middle is None)
+            across = crossings(measurement.occasions)
+            if len(across):
+                crossed += float(((across - (across.mean() if middle is None else middle)) ** 2).sum()) / 2
+                cross_freedom += len(across) / 2
+        deviation = math.sqrt(squares / freedom)
+        return cls(deviation, freedom, max(deviation, math.sqrt(crossed / cross_freedom)))
+
+
+def crossings(occasions: Sequence[Occasion]) -> NDArray[np.float64]:
+    """Return log ratios ``(n,)`` of each latency to the baseline's of the next occasion, and of the one before.
+
+    Two a pair of occasions that followed each other at once, so that they are worth one each.
+    """
+    found = []
+    for one, other in itertools.pairwise(occasions):
+        if other.at - one.at > _AT_ONCE_S:
+            continue
+        for own, dense in ((one, other), (other, one)):
+            (first, _), (_, second) = (_all_ms(moment) for moment in (own, dense))
+            if first and second:
+                found.append(math.log(first / second))
+    return np.array(found)
+
+
+def _all_ms(occasion: Occasion) -> tuple[float, float]:
+    """Return latency and baseline's latency as a plain timer sees them when nothing of ours runs."""
+    found = occasion.states.get(QUIET) or occasion.states.get(SHARED)
+    return (0.0, 0.0) if found is None else (found.all_ms, found.all_baseline_ms)
 
 
 def interval(logs: NDArray[np.float64], spread: Spread) -> tuple[float, float, float]:
     """Return the median of values ``(n,)`` and the bounds between which the next one is expected, all as exp()."""
-    count = len(logs)
-    known = min(spread.freedom, _MOST_N)
-    freedom = known + count - 1
-    variance = (known * spread.deviation**2 + float(((logs - logs.mean()) ** 2).sum())) / freedom
-    half = _student(freedom) * math.sqrt(variance * (1 + 1 / count))
+    half = _half(float(((logs - logs.mean()) ** 2).sum()), len(logs) - 1, len(logs), spread.deviation, spread.freedom)
     middle = float(np.median(logs))
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def _half(squares: float, freedom: float, count: int, deviation: float, known: float) -> float:
+    """Return the half-width of a prediction interval from deviations of one's own and those that are known beside."""
+    known = min(known, _MOST_N)
+    variance = (known * deviation**2 + squares) / (known + freedom)
+    return _student(known + freedom) * math.sqrt(variance * (1 + 1 / count))
 
 
 def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread | None = None) -> Measurement:
@@ -96,6 +132,11 @@ def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread 
     states = {state: interval(_logs(told_apart, state), spread) for state in known}
     # Where no occasion was quiet, what there is.
     first = known[0]
+    across = crossings(occasions)
+    squares = float(((across - across.mean()) ** 2).sum()) / 2 if len(across) else 0.0
+    wide = _half(squares, max(0.0, len(across) / 2 - 1), len(occasions), spread.crossed, spread.freedom)
+    low, high = (min(low for _, low, _ in states.values()), max(high for _, _, high in states.values()))
+    middles = [middle for middle, _, _ in states.values()]
     latencies = Spread(max(_GUESS_MS, spread.deviation), spread.freedom)
     ms = {state: interval(_log_ms(told_apart, state), latencies) for state in known}
     return replace(
@@ -104,8 +145,10 @@ def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread 
         low_ms=min(low for _, low, _ in ms.values()),
         high_ms=max(high for _, _, high in ms.values()),
         ratio=states[first][0],
-        ratio_low=min(low for _, low, _ in states.values()),
-        ratio_high=max(high for _, _, high in states.values()),
+        ratio_low=low,
+        ratio_high=high,
+        expected_low=min(low, min(middles) * math.exp(-wide)),
+        expected_high=max(high, max(middles) * math.exp(wide)),
         baseline_ms=float(np.median([o.states[first].baseline_ms for o in told_apart if first in o.states])),
         occasions=tuple(occasions),
         states=states,
@@ -154,17 +197,18 @@ def figures(baseline: Taken, file: Taken, *, loaded: bool, usual_ms: float = 0.0
     if calm.sum() < max(_LEAST_CALM, _SHARE * len(own)):
         calm = np.ones_like(calm)
         slow = ~calm
-    first = _of(dense[calm], own[calm])
+    every = file.measurement.latency_ms, baseline.measurement.latency_ms
+    first = _of(dense[calm], own[calm], every)
     if not loaded and usual_ms and first.baseline_ms > _OTHER * usual_ms:
         return {SHARED: first}
     found = {BUSY if loaded else QUIET: first}
     if not loaded and slow.sum() >= _SHARE * len(own):
-        found[SHARED] = _of(dense[slow], own[slow])
+        found[SHARED] = _of(dense[slow], own[slow], every)
     return found
 
 
-def _of(dense: NDArray[np.float64], own: NDArray[np.float64]) -> Figures:
-    return Figures(float(np.median(own)), float(np.median(dense)), float(np.median(own / dense)))
+def _of(dense: NDArray[np.float64], own: NDArray[np.float64], every: tuple[float, float]) -> Figures:
+    return Figures(float(np.median(own)), float(np.median(dense)), float(np.median(own / dense)), *every)
 
 
 def _has(occasions: Sequence[Occasion], state: str) -> bool:

@@ -54,6 +54,7 @@ class Protocol:
             processor busy: what the ratio is where the core is shared.
         deviation, freedom: What log ratios of one file are known to differ by between occasions on this machine
             (standard deviation), and the degrees of freedom it is known with; 0 for unknown. See `latency.occasions`.
+        crossed: The same where the two latencies are of successive occasions.
     """
 
     warm_up_s: float = 0.2
@@ -76,6 +77,7 @@ class Protocol:
     beside_busy: bool = False
     deviation: float = 0.0
     freedom: float = 0.0
+    crossed: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges.

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from autocompress import units
 from autocompress.metric import Metric
+from autocompress.report.certainty import certainty
 from autocompress.results import PREDICTED
 from autocompress.search.missed import DROP, LATENCY, SIZE, missed_limits, say_alternatives
 
@@ -56,7 +57,8 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, Text]]:
     """Return a row for latency, metric, size and MACs: before and after, and the limit where there is one."""
     best, base, limits = summary["best"], summary["baseline"], summary.get("constraints") or {}
-    missed = {entry["limit"] for entry in missed_limits(best, limits)}
+    listed = summary.get("missed")
+    missed = {entry["limit"] for entry in (missed_limits(best, limits) if listed is None else listed)}
     latency = Text(f"{units.format_ms(base['latency_ms'])} → {units.format_ms(best['latency_ms'])}")
     latency.append(f"  {best['latency_ratio']:.2f}x", style="bold")
     if best.get("latency_source") == PREDICTED:
@@ -75,7 +77,10 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, Text]]:
     size.append(f"  {best['size_bytes'] / base['size_bytes']:.2f}x", style="bold")
     if limits.get("size_bytes") is not None:
         _limit(size, units.format_bytes(limits["size_bytes"]), met=SIZE not in missed)
-    rows = [("latency", latency), (f"{metric.name}, {'test' if tested else 'validation'}", accuracy), ("size", size)]
+    rows = [("latency", latency)]
+    if sure := certainty(best):
+        rows.append(("expected", Text(f"{sure} (95 %)")))
+    rows += [(f"{metric.name}, {'test' if tested else 'validation'}", accuracy), ("size", size)]
     if best.get("macs_ratio") is not None:
         rows.append(("MACs", Text(f"{best['macs_ratio']:.2f}x")))
     return rows

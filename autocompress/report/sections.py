@@ -9,6 +9,7 @@ from typing import Any
 
 from autocompress import units
 from autocompress.policy import LayerPolicy
+from autocompress.report.certainty import certainty, of_measurement
 from autocompress.report.run_view import Point, RunView
 
 _COLOURS = {
@@ -108,8 +109,8 @@ def _latency(view: RunView, best: Point) -> str:
     now = float(given.get("latency_ms") or measured.latency_ms)
     value, word = _times(ratio, "faster", "slower")
     said = f"{measured.source}, {ratio:.3f}× of the baseline"
-    if ratio == measured.ratio:
-        said += f" (95% {measured.ratio_low:.3f} to {measured.ratio_high:.3f})"
+    sure = certainty(given) if given else of_measurement(measured)
+    said += f" (95% {sure})" if sure else ""
     said += ", noisy" if measured.noisy else ""
     before = (view.summary.get("baseline") or {}).get("latency_ms") or measured.baseline_ms
     return _number("Latency", value, word, f"{units.format_ms(float(before))} → {units.format_ms(now)}", said)
@@ -182,7 +183,8 @@ def front_table(view: RunView) -> str:
     return (
         "<section><h2>The Pareto front</h2><p class=note>No other candidate is faster and, as far as the validation "
         "data tell, as good: differences within the standard error are ties, which latency decides, then size. Ratio "
-        "is the latency relative to the baseline, measured in interleaved rounds.</p>"
+        "is the latency relative to the baseline, each alone in its process and in turns; behind it is where another "
+        "measurement is expected, with 95 % confidence, also beside a busy processor.</p>"
         f'<div class="scroll"><table class=cards>{head}{"".join(rows)}</table></div></section>'
     )
 
@@ -191,8 +193,8 @@ def _row(view: RunView, point: Point, kind: str) -> str:
     record, measured = point.record, point.measurement
     base, drop, macs = kind == "base", view.drop(point), view.macs_ratio(point)
     mark = "<span class=star>★</span> " if kind == "best" else ""
-    half = (measured.ratio_high - measured.ratio_low) / 2
-    interval = f"{measured.ratio:.3f} <span class=soft>±{half:.3f}</span>"
+    ends = f"{measured.ratio_low:.3f} to {measured.ratio_high:.3f}"
+    interval = f"{measured.ratio:.3f} <span class=soft>{ends}</span>"
     cells = (
         f"<td>{mark}{'baseline' if base else record.number}",
         f"<td>{'' if base else text(record.stage)}",

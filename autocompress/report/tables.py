@@ -15,6 +15,7 @@ from rich.text import Text
 from autocompress import units
 from autocompress.engines.base import EngineFile
 from autocompress.policy import CompressionPolicy
+from autocompress.report.certainty import held, occasions, other_states
 from autocompress.report.run_view import RunView
 from autocompress.report.sections import low_rank, natural
 from autocompress.results import PREDICTED, Measurement
@@ -101,6 +102,8 @@ def remeasured_table(found: Sequence[Remeasured]) -> Table:
             table.add_row(name, before, "", "", Text(str(one.error), style="red"))
             continue
         notes = [*(["built again from its ONNX file"] if one.rebuilt else []), *(["noisy"] if now.noisy else [])]
+        if known is not None and known.source != PREDICTED and name != "base":
+            notes.append(held(known, now))
         table.add_row(name, before, f"{now.ratio:.2f}x", units.format_ms(now.latency_ms), "; ".join(notes))
     if any(one.before is not None and one.before.source == PREDICTED for one in found):
         table.caption = Text("≈: had been predicted", style="dim")
@@ -126,8 +129,13 @@ def sensitivity_table(found: Sensitivity) -> Table:
     return table
 
 
-def benchmark_table(files: Sequence[EngineFile], measurements: Sequence[Measurement]) -> Table:
-    """Return what was measured interleaved, one row a file; the first is what the ratios refer to."""
+def benchmark_table(
+    files: Sequence[EngineFile], measurements: Sequence[Measurement], stated: Sequence[Measurement | None] = ()
+) -> Table:
+    """Return what was measured interleaved, one row a file; the first is what the ratios refer to.
+
+    `stated` holds what each file's own record says of its ratio to the first, None where nothing.
+    """
     throughput = any(found.mode == "throughput" for found in measurements)
     energy = any(found.energy_mj is not None for found in measurements)
     table = _table("Throughput, measured interleaved" if throughput else "Latency, measured interleaved")
@@ -148,7 +156,13 @@ def benchmark_table(files: Sequence[EngineFile], measurements: Sequence[Measurem
         interval = f"{found.ratio_low:.3f} to {found.ratio_high:.3f}{doubt}"
         cells += ["1", doubt.strip()] if index == 0 else [f"{found.ratio:.3f}x", f"{found.verdict}\n{interval}"]
         table.add_row(*(Text(cell) for cell in (*cells, units.format_bytes(file.size_bytes))))
-    table.caption = Text("\n".join(_benchmark_notes(files, measurements)), style="dim")
+    notes = _benchmark_notes(files, measurements)
+    notes += [
+        f"{file.path}: {held(known, found)}"
+        for file, found, known in zip(files, measurements, stated, strict=False)
+        if known is not None
+    ]
+    table.caption = Text("\n".join(notes), style="dim")
     return table
 
 
@@ -163,7 +177,14 @@ def _benchmark_notes(files: Sequence[EngineFile], measurements: Sequence[Measure
     if first.mode == "throughput":
         notes.append(f"{first.streams} stream{'' if first.streams == 1 else 's'}")
     notes += [f"batch {first.batch_size}", f"{min(m.n for m in measurements)} or more iterations each"]
+    if first.occasions:
+        notes.append(occasions(len(first.occasions), first.span_s))
     lines = [", ".join(notes)]
+    lines += [
+        f"{file.path.name}: {others}"
+        for file, found in zip(files, measurements, strict=True)
+        if (others := other_states(found.states))
+    ]
     if first.mode == "throughput":
         lines.append("ratio: of the time per sample; median and p95: of one call among the others")
     if any(found.noisy for found in measurements):

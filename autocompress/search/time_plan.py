@@ -67,8 +67,8 @@ class TimePlan:
         candidate = compress + sum(stations.values()) + _TRIAL_MEASURE_S
         if timeout is None:
             return cls(started, now, math.inf, 0.0, math.inf, candidate, math.inf)
-        # Every dtype was measured, if there were several, then the fastest alone; in the end it is two files.
-        files = 1 if dtypes == 1 else dtypes + 1
+        # Every dtype was measured, if there were several, then the fastest and its copy; in the end it is two files.
+        files = 2 if dtypes == 1 else dtypes + 2
         measuring = 2 * baseline.get("measure", 0.0) / files
         end = 2 * stations["proxy"] * test_share + measuring + _START_S + _REPORT_S
         reserve = min(max(_CAUTION * end, _LEAST_RESERVE_S), _MOST_RESERVE * timeout)

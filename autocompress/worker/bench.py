@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import subprocess
 import tempfile
 import time
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # A process that stays between measurements is replaced after this many: where its memory lies is no property of a file.
 _RENEWED_EVERY = 8
+# Files that are timed in turns, the baseline included; of more, each has the baseline beside it in a group of its own.
+_SIDE_BY_SIDE = 4
 # What a load needs to be felt.
 _FELT_S = 0.02
 
@@ -54,9 +57,12 @@ class RemoteTimer(Timer):
         super().__init__(str(file.path))
         self._worker, self._file, self._inputs, self._requests = worker, file, inputs, 0
 
-    def prepare(self, inputs: Array) -> None:
+    def open(self) -> None:
         """Open the file; its inputs are read there."""
         self._ask("open", inputs=str(self._inputs.absolute()))
+
+    def prepare(self, inputs: Array) -> None:
+        """Nothing: inputs were bound by `open`."""
 
     def warm_up(self, protocol: Protocol) -> bool:
         """Run untimed until the median settles."""
@@ -102,6 +108,8 @@ class Bench:
         self._another = another
         self._workers: list[EngineWorker] = []
         self._measured = 0
+        # Of its own: what a search draws does not depend on how it was measured.
+        self._random = random.Random()
         self._load: _Load | None = None
 
     def close(self) -> None:
@@ -123,27 +131,12 @@ class Bench:
             protocol: How long, how often.
             keep_samples: A ``.npz`` that gets the quiet samples in ms, ``samples_ms_0`` for the first file and so on.
         """
-        spread = Spread(protocol.deviation, protocol.freedom) if protocol.freedom else None
-        taken: list[list[Taken]] = [[] for _ in files]
-        occasions: list[list[Occasion]] = [[] for _ in files]
         try:
-            while True:
-                quiet, beside = self._occasion(files, inputs, protocol)
-                at = time.time()
-                for index in range(len(files)):
-                    states = dict(figures(quiet[0], quiet[index], loaded=False, usual_ms=protocol.usual_ms))
-                    if beside:
-                        states |= figures(beside[0], beside[index], loaded=True)
-                    occasions[index].append(Occasion(at, states))
-                    taken[index].append(quiet[index])
-                made = [
-                    _whole(pieces, moments, spread, baseline=index == 0, precision=protocol.precision)
-                    for index, (pieces, moments) in enumerate(zip(taken, occasions, strict=True))
-                ]
-                count = len(occasions[0])
-                wide = any(half_width(found) > protocol.precision for found in made[1:])
-                if count >= protocol.occasions and (not wide or count >= protocol.max_occasions):
-                    break
+            made, taken = self._side_by_side(files[:_SIDE_BY_SIDE], inputs, protocol)
+            for start in range(_SIDE_BY_SIDE, len(files), _SIDE_BY_SIDE - 1):
+                others = files[start : start + _SIDE_BY_SIDE - 1]
+                more, kept = self._side_by_side([files[0], *others], inputs, protocol)
+                made, taken = [*made, *more[1:]], [*taken, *kept[1:]]
         except BaseException:
             # What they were doing, the next measurement must not wait for.
             self.close()
@@ -151,6 +144,31 @@ class Bench:
         if keep_samples is not None:
             _keep(keep_samples, taken)
         return made
+
+    def _side_by_side(
+        self, files: Sequence[EngineFile], inputs: Path, protocol: Protocol
+    ) -> tuple[list[Measurement], list[list[Taken]]]:
+        """Return the files' measurements, and what was taken of each on every occasion."""
+        spread = Spread(protocol.deviation, protocol.freedom, protocol.crossed) if protocol.freedom else None
+        taken: list[list[Taken]] = [[] for _ in files]
+        occasions: list[list[Occasion]] = [[] for _ in files]
+        while True:
+            quiet, beside = self._occasion(files, inputs, protocol)
+            at = time.time()
+            for index in range(len(files)):
+                states = dict(figures(quiet[0], quiet[index], loaded=False, usual_ms=protocol.usual_ms))
+                if beside:
+                    states |= figures(beside[0], beside[index], loaded=True)
+                occasions[index].append(Occasion(at, states))
+                taken[index].append(quiet[index])
+            made = [
+                _whole(pieces, moments, spread, baseline=index == 0, precision=protocol.precision)
+                for index, (pieces, moments) in enumerate(zip(taken, occasions, strict=True))
+            ]
+            count = len(occasions[0])
+            wide = any(half_width(found) > protocol.precision for found in made[1:])
+            if count >= protocol.occasions and (not wide or count >= protocol.max_occasions):
+                return made, taken
 
     def _occasion(
         self, files: Sequence[EngineFile], inputs: Path, protocol: Protocol
@@ -176,6 +194,9 @@ class Bench:
             each = [timer.used() for timer in timers]
             return sum(seconds for seconds, _ in each), sum(switches for _, switches in each)
 
+        # What is opened first finds other memory free, and shares more of what the page cache holds.
+        for timer in self._random.sample(timers, len(timers)):
+            timer.open()
         found = measure_timers(
             timers, [np.empty((file.options.batch_size, *shape), np.float32) for file in files], protocol,
             threads=threads, watch=lambda: Watch(threads, cpus, used),
@@ -270,7 +291,9 @@ def _whole(
     found = combined(each[-1], occasions, spread)
     doubtful = not baseline and half_width(found) > 2 * precision
     if baseline:
-        found = replace(found, ratio=1.0, ratio_low=1.0, ratio_high=1.0, states={})
+        found = replace(
+            found, ratio=1.0, ratio_low=1.0, ratio_high=1.0, expected_low=1.0, expected_high=1.0, states={}
+        )  # fmt: skip
     return replace(
         found, p90_ms=p90, p95_ms=p95, p99_ms=p99, mad_ms=mad(samples), n=len(samples),
         noisy=doubtful or 2 * sum(one.noisy for one in each) > len(each),

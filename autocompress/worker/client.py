@@ -147,9 +147,9 @@ class EngineWorker:
     ) -> list[Measurement]:
         """Measure files against the first one, the baseline, while pinned to as many processors as they keep busy.
 
-        A protocol of occasions times each file alone in a process of its own (on a GPU all in one fresh process); else
-        all are opened in this worker's child.
-        That is their threads, and in the protocol's throughput mode that times its streams, all that fit by default.
+        A protocol of occasions, as the standard one (None) is, times each file alone in a process of its own (on a GPU
+        all in one fresh process); else all are opened in this worker's child. What they keep busy is their threads, in
+        the protocol's throughput mode that times its streams, all that fit by default.
         Each file runs the first ``batch_size`` of the ``(n, ...)`` samples, repeated when there are fewer.
         `keep_samples` names a ``.npz`` that gets the raw samples in ms, ``samples_ms_0`` for the first file and so on.
 
@@ -161,7 +161,7 @@ class EngineWorker:
         if len(counts) != 1:
             said = f"not of {counts}" if counts else "but there are none"
             raise ConfigError(f"Engine files to compare must be of one thread count, {said}.")
-        protocol = protocol or Protocol()
+        protocol = protocol or Protocol.standard()
         if protocol.occasions and protocol.mode == LATENCY:
             with _Shared(inputs, self._folder) as shared:
                 bench = self._bench = self._bench or Bench(self._another)

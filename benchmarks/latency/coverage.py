@@ -2,7 +2,7 @@
 
     python benchmarks/latency/coverage.py --data cifar10-jpeg.tar --weights DIR --images imagenet-samples --runs runs
 
-Five networks on two engines are searched for two minutes each (``--stage search``) and deployed; what is stated then
+Five networks on two engines are searched for three minutes each (``--stage search``) and deployed; what is stated then
 stands. After that `single.py` times the deployed file and the run's baseline in fresh processes, in the order A B B A,
 twelve times over at least an hour (``--stage later --rounds 12 --minutes 65``), every fourth time beside a busy loop on
 the other processor. Rounds may be taken one by one by repeating the command. Packages of
@@ -76,8 +76,8 @@ def search(options: argparse.Namespace, document: dict[str, Any]) -> None:
             best = json.loads(said)["best"]
             call("deploy", str(out), "--to", str(deployed), "--force")
             kept = (
-                "latency_ratio", "latency_ratio_interval", "latency_states", "latency_occasions", "latency_span_s",
-                "feasible",
+                "latency_ratio", "latency_ratio_interval", "latency_ratio_judged", "latency_states",
+                "latency_occasions", "latency_span_s", "feasible", "stage",
             )  # fmt: skip
             document[name] = {**{key: best[key] for key in kept}, "at": time.time(), "later": []}
             write_json(RESULT, document)
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/coverage"))
     parser.add_argument("--stage", choices=("search", "later", "table", "all"), default="all")
     parser.add_argument("--only", nargs="+", metavar="NETWORK-ENGINE")
-    parser.add_argument("--timeout", default="2m")
+    parser.add_argument("--timeout", default="3m")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--minutes", type=float, default=65.0, help="that the rounds are spread over")
     options = parser.parse_args()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from autocompress.tasks import Task, UnlabelledTask
@@ -12,5 +11,6 @@ from autocompress.tasks import Task, UnlabelledTask
 def task() -> Task:
     """Return the network with a hundred samples of noise; nothing it says means anything."""
     torch.manual_seed(0)
-    data = [TensorDataset(torch.randn(count, 3, 224, 224)) for count in (64, 64)]
-    return UnlabelledTask(resnet18().eval(), *data, outputs="classes", name="resnet18-random")
+    return UnlabelledTask(
+        resnet18().eval(), *torch.randn(2, 64, 3, 224, 224), outputs="classes", name="resnet18-random"
+    )

@@ -5,10 +5,11 @@
 Fake timers replay what machines were seen to do, on a clock of their own: a neighbour that comes and goes (for
 milliseconds or for a quarter of an hour) and slows files by different factors, drift, processes whose memory lies
 better or worse, calls with a tail. A simulated search measures its baseline against a copy, a candidate in a trial,
-again before and after ten minutes of fine-tuning and at the end; then twelve fresh processes time both files within
-the next hour, a quarter of them beside a busy processor. All of it goes through the project's own protocol and statistics; only
-the timers are fake. Beside it, on the same machines, is the protocol of before occasions: one process, five instances
-in turns, one moment, a bootstrap interval over rounds. Writes ``benchmarks/latency/results/simulated.json``.
+again before and after ten minutes of fine-tuning and at the end. Within the next hour twelve fresh processes time both
+files, one after the other, a quarter of them beside a busy processor. All of it goes through the project's own protocol
+and statistics; only the timers are fake. Beside it, on the same machines, is the protocol of before occasions: one
+process, five instances in turns, one moment, a bootstrap interval over rounds.
+Writes ``benchmarks/latency/results/simulated.json``.
 """
 
 from __future__ import annotations
@@ -181,10 +182,9 @@ def before(machine: Machine, costs: Sequence[float]) -> tuple[float, float]:
 
 
 def later(machine: Machine, costs: Sequence[float], *, busy: bool) -> float:
-    """Return what two fresh processes, one after the other, show: medians of half a second, twice each."""
+    """Return what fresh processes show, one after the other: medians of half a second, twice each (A B B A)."""
     machine.loaded = busy
-    timers = [FakeTimer(machine, file, costs[file]) for file in (0, 1)]
-    medians = [timers[file].time(0.5, 1).value for file in (0, 1, 1, 0)]
+    medians = [FakeTimer(machine, file, costs[file]).time(0.5, 1).value for file in (0, 1, 1, 0)]
     machine.loaded = False
     return math.sqrt(medians[1] * medians[2] / (medians[0] * medians[3]))
 
@@ -202,7 +202,7 @@ def main() -> None:
         machine = Machine(rng)
         costs = (1.0, float(rng.uniform(0.2, 0.9)))
         stated = search(machine, costs)
-        ends = {"occasions": (stated.ratio_low, stated.ratio_high), "one moment": before(machine, costs)}
+        ends = {"occasions": (stated.expected_low, stated.expected_high), "one moment": before(machine, costs)}
         quiet_widths.append((stated.quiet[2] - stated.quiet[1]) / (2 * stated.quiet[0]))
         for index in range(LATER):
             machine.pass_time(float(rng.uniform(0, 2 * HOUR / LATER)))

@@ -3,8 +3,8 @@
     python benchmarks/latency/single.py FOLDER [--seconds 0.7]
 
 FOLDER is a deployed directory or a run's ``baseline``. It shares no code with the protocol that states a ratio: a
-median of plain wall times, no rounds, no pinning, nothing interleaved. Prints one JSON object: median and 10th percentile in
-ms.
+median of plain wall times, no rounds, no pinning, nothing interleaved. Prints one JSON object: median and 10th
+percentile in ms.
 """
 
 from __future__ import annotations

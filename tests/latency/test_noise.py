@@ -24,6 +24,7 @@ class System:
             self.write(f"cpu{cpu}/topology/thread_siblings_list", f"{cpu % 2},{cpu % 2 + 2}\n")
         monkeypatch.setattr(noise, "PROC", folder)
         monkeypatch.setattr(noise, "CPUS", folder)
+        monkeypatch.setattr(noise, "CGROUP", folder / "cgroup")
         monkeypatch.setattr(noise, "_tick_s", lambda: 0.01)
         monkeypatch.setattr(noise, "_switches", lambda: self.switches)
         monkeypatch.setattr(noise.time, "monotonic", lambda: self.wall)
@@ -102,6 +103,38 @@ def test_ticks_are_coarse(system: System) -> None:
     watch = Watch(1, [1])
     system.go(0.05, 1, 1.0, 1, 1, own=0.1)
     assert watch.found() == []
+
+
+@pytest.mark.parametrize("name", ["cpu.stat", "cpu/cpu.stat"])
+def test_a_quota_that_is_used_up(system: System, name: str) -> None:
+    system.write(f"cgroup/{name}", "nr_periods 100\nnr_throttled 7\n")
+    watch = Watch(1, [1])
+    system.go(2.0, 0, 1.0, 0, 0, own=1.0)
+    assert watch.found() == []
+    system.write(f"cgroup/{name}", "nr_periods 120\nnr_throttled 9\n")
+    assert watch.found() == [Disturbance("the control group's processor quota was used up, and it was held back", True)]
+    system.write(f"cgroup/{name}", "damaged")
+    assert Watch(1, [1]).found() == []
+
+
+def test_programs_that_wait_for_a_processor(system: System) -> None:
+    system.write("pressure/cpu", "some avg10=2.75 avg60=4.33 avg300=4.52 total=1000000\nfull avg10=0 total=0\n")
+    watch = Watch(1, [1])
+    system.go(2.0, 0, 1.0, 0, 0, own=1.0)
+    system.write("pressure/cpu", "some avg10=2.75 avg60=4.33 avg300=4.52 total=1800000\nfull avg10=0 total=0\n")
+    assert watch.found() == [Disturbance("programs waited for a processor 40% of the time", False)]
+
+
+def test_what_another_process_used_is_its_own(system: System) -> None:
+    used = [(0.0, 0)]
+    watch = Watch(1, [1], lambda: used[0])
+    system.go(2.0, 0, 1.0, 0, 0)
+    used[0] = (1.98, 3)
+    assert watch.found() == []
+    used[0] = (1.0, 300)
+    assert [one.reason for one in watch.found()] == [
+        "other programs used 50% of a processor that was measured on", "it was interrupted 150 times a second",
+    ]  # fmt: skip
 
 
 def test_the_hypervisor(system: System) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autocompress.latency.measure import Taken
-from autocompress.latency.occasions import Spread, combined, figures, half_width, interval, sorted_out
+from autocompress.latency.occasions import Spread, combined, crossings, figures, half_width, interval, sorted_out
 from autocompress.results import BUSY, QUIET, SHARED, Figures, Measurement, Occasion
 
 MakeMeasurement = Callable[..., Measurement]
@@ -79,15 +79,15 @@ def test_disturbed_rounds_move_nothing_and_are_another_state_when_there_are_many
     make_measurement: MakeMeasurement,
 ) -> None:
     dense, own = taken(make_measurement, [2.0] * 6), taken(make_measurement, [1.0, 1.0, 1.6, 1.0, 1.0, 1.0])
-    assert figures(dense, own, loaded=False) == {QUIET: Figures(1.0, 2.0, 0.5)}
+    assert figures(dense, own, loaded=False) == {QUIET: Figures(1.0, 2.0, 0.5, 1.0, 2.0)}
     slowed = taken(make_measurement, [1.0, 1.6, 1.6, 1.0, 1.6, 1.0])
     assert figures(dense, slowed, loaded=False) == {
-        QUIET: Figures(1.0, 2.0, 0.5), SHARED: Figures(1.6, 2.0, pytest.approx(0.8)),
+        QUIET: Figures(1.0, 2.0, 0.5, 1.3, 2.0), SHARED: Figures(1.6, 2.0, pytest.approx(0.8), 1.3, 2.0),
     }  # fmt: skip
     assert set(figures(dense, slowed, loaded=True)) == {BUSY}
     # Where no two rounds are alike, all count.
     wild = taken(make_measurement, [1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
-    assert figures(dense, wild, loaded=False) == {QUIET: Figures(1.5, 2.0, 0.75)}
+    assert figures(dense, wild, loaded=False) == {QUIET: Figures(1.5, 2.0, 0.75, 1.5, 2.0)}
 
 
 def test_the_shared_state_counts_where_it_was_seen_twice(make_measurement: MakeMeasurement) -> None:
@@ -120,3 +120,44 @@ def test_an_occasion_beside_a_slow_baseline_is_a_shared_one_and_counts_where_the
     found = combined(make_measurement(), [once])
     assert set(found.states) == {SHARED, BUSY} and found.ratio == pytest.approx(0.625) == found.quiet[0]
     assert (found.latency_ms, found.baseline_ms) == (pytest.approx(1.5), pytest.approx(2.4))
+
+
+def moments(rng: np.random.Generator, count: int, flapping: float) -> list[Occasion]:
+    """Occasions one after the other on a machine whose speed moves whole from one to the next."""
+    made = []
+    for index in range(count):
+        speed = math.exp(flapping * rng.standard_normal())
+        made.append(Occasion(3.0 * index, {QUIET: Figures(0.5 * speed, speed, 0.5, 0.5 * speed, speed)}))
+    return made
+
+
+def test_who_times_one_file_after_the_other_has_a_wider_interval(make_measurement: MakeMeasurement) -> None:
+    rng = np.random.default_rng(0)
+    found = combined(make_measurement(), moments(rng, 6, 0.05))
+    assert found.ratio == pytest.approx(0.5) and half_width(found) < 0.03
+    assert found.expected_high / found.ratio_high > 1.04 and found.expected_low / found.ratio_low < 0.96
+    still = combined(make_measurement(), moments(rng, 6, 0.0))
+    assert still.expected_high == pytest.approx(still.ratio_high, rel=0.01)
+    # What is known of the run reaches a single occasion.
+    spread = Spread.of([], [combined(make_measurement(), moments(rng, 5, 0.05))])
+    once = combined(make_measurement(), moments(rng, 1, 0.05), spread)
+    assert once.expected_high / 0.5 > 1.06
+
+
+def test_the_next_one_timed_after_the_other_lies_inside_as_often_as_is_said(make_measurement: MakeMeasurement) -> None:
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(400):
+        found = combined(make_measurement(), moments(rng, 7, 0.04))
+        later = 0.5 * math.exp(0.04 * (rng.standard_normal() - rng.standard_normal()))
+        inside += found.expected_low <= later <= found.expected_high
+    assert 0.9 < inside / 400 < 0.99
+
+
+def test_only_occasions_that_follow_each_other_are_crossed() -> None:
+    def at(*times: float) -> list[Occasion]:
+        return [Occasion(time, {QUIET: Figures(1.0, 2.0, 0.5, 1.0, 2.0)}) for time in times]
+
+    assert len(crossings(at(0, 3, 6))) == 4 and len(crossings(at(0, 300, 303))) == 2 and len(crossings(at(0))) == 0
+    assert crossings(at(0, 3)) == pytest.approx(math.log(0.5))
+    # Of an older release nothing is known.
+    assert len(crossings([Occasion(t, {QUIET: Figures(1.0, 2.0, 0.5)}) for t in (0, 3)])) == 0

@@ -13,9 +13,11 @@ import pytest
 
 from autocompress.config import RunConfig
 from autocompress.latency.predictor import LatencyPredictor
+from autocompress.latency.protocol import Protocol
 from autocompress.ledger import Ledger
-from autocompress.results import TrialRecord, write_json
+from autocompress.results import QUIET, Figures, Occasion, TrialRecord, write_json
 from autocompress.run_directory import RunDirectory
+from autocompress.search import session as module
 from autocompress.search.observer import Observer
 from autocompress.search.pareto import Constraints
 from autocompress.search.session import SearchSession
@@ -103,6 +105,38 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
     assert held(session)[0] == 2 and session.run.records()[0].latency_ms == 5.9
     # What is known is not measured once more.
     assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
+
+
+def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, now = make(tmp_path, target_latency="0.5x"), [1000.0]
+    asked: list[tuple[int, int]] = []
+    replaced: list[TrialRecord] = []
+
+    def moment() -> Occasion:
+        return Occasion(now[0], {QUIET: Figures(5.0, 11.5, 5 / 11.5)})
+
+    def measure_again(one: TrialRecord, protocol: Protocol) -> TrialRecord:
+        asked.append((one.number, protocol.occasions))
+        assert one.measurement is not None
+        measured = replace(one.measurement, occasions=(*one.measurement.occasions, moment()))
+        again = replace(one, measurement=measured)
+        write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
+        return again
+
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
+    session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
+    best = record(1, 0.9, 5.0)
+    assert best.measurement is not None
+    session._finished(finish(session, replace(best, measurement=replace(best.measurement, occasions=(moment(),)))))
+    for later, times in ((1030.0, 0), (1061.0, 1), (1100.0, 1), (1122.0, 2)):
+        now[0] = later
+        session._finished(finish(session, record(2, 0.5, 5.0)))
+        assert asked == [(1, 1)] * times
+    assert session._best is not None and session._best.measurement is not None
+    assert [one.at for one in session._best.measurement.occasions] == [1000.0, 1061.0, 1122.0]
+    assert len(replaced) == 2 and held(session) == (1, 0.9)
+    assert session.run.records()[1] == session._best
 
 
 @pytest.mark.parametrize(

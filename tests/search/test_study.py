@@ -4,6 +4,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from autocompress.config import SAMPLERS, RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError, UnsupportedDtypeError
+from autocompress.latency.protocol import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.results import TrialRecord
 from autocompress.run_directory import RunDirectory
@@ -492,3 +494,33 @@ def test_a_network_far_inside_the_limit_that_is_not_accurate_is_followed_by_a_mi
     assert first is not None and second is not None
     assert first.ratio == pytest.approx(0.25) and 0.43 <= second.ratio <= 0.5
     assert (bench.told[1].accuracy or 0) > (bench.told[0].accuracy or 0)
+
+
+def test_what_may_be_inside_the_limit_is_measured_until_that_is_known(bench: Bench) -> None:
+    evaluate, asked = bench.pipeline.evaluate, []
+
+    def once(*given: Any, **named: Any) -> TrialRecord:
+        found = evaluate(*given, **named)
+        assert found.measurement is not None
+        return replace(found, measurement=replace(found.measurement, ratio_high=1.1 * found.measurement.ratio))
+
+    def measure_again(found: TrialRecord, protocol: Protocol) -> TrialRecord:
+        asked.append((found.number, protocol.occasions))
+        assert found.measurement is not None
+        return replace(found, measurement=replace(found.measurement, ratio_high=found.measurement.ratio))
+
+    bench.pipeline.evaluate = once  # type: ignore[method-assign]
+    bench.pipeline.measure_again = measure_again  # type: ignore[attr-defined]
+    loop = bench.loop(RunConfig(target_latency="0.5x", n_trials=40, sampler="random"))
+    loop.run(40, float("inf"))
+    assert asked and all(count == 2 for _, count in asked)
+    limit, best = loop.constraints.latency, 0.0
+    assert limit is not None
+    for number, found in loop.records.items():
+        assert found.measurement is not None and found.accuracy is not None
+        ratio = found.measurement.ratio
+        near = ratio <= limit.value < 1.1 * ratio
+        # Not one that is less accurate than what is inside already.
+        assert (number in dict(asked)) == (near and found.accuracy >= best - loop.constraints.tie)
+        if loop.constraints.within_budget(found):
+            best = max(best, found.accuracy)

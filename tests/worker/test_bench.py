@@ -126,6 +126,16 @@ def test_a_process_that_dies_is_an_error_and_the_next_measurement_has_another(
     assert worker.measure([built, built], graphs.images(1), brief)[1].n > 0
 
 
+def test_many_files_are_measured_in_groups(worker: EngineWorker, built: EngineFile, tmp_path: Path) -> None:
+    brief = replace(BRIEF, beside_busy=False, occasions=1, max_occasions=1)
+    found = worker.measure([built] * 6, graphs.images(1), brief, tmp_path / "samples.npz")
+    assert len(found) == 6 and all(one.occasions for one in found) and found[0].ratio == 1
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert [len(samples[f"samples_ms_{index}"]) for index in range(6)] == [one.n for one in found]
+    # Never more than four at once.
+    assert len(children()) <= 1 + 4 + 1
+
+
 def test_a_file_that_is_not_there_is_an_error(worker: EngineWorker, built: EngineFile, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="cannot be opened"):
         worker.measure([built, replace(built, path=tmp_path / "gone.xml")], graphs.images(1), BRIEF)
