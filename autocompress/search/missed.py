@@ -143,7 +143,7 @@ def say_alternatives(summary: Mapping[str, Any]) -> str:
     if inside is not None and bound:
         said.append(f"Most accurate within {bound}: {_alternative(inside, metric)}.")
     elif bound and lowest is not None:
-        said.append(f"No trial was within {bound}; the fastest took {lowest:.3g}x.")
+        said.append(f"No trial was surely within {bound}; the fastest took {lowest:.3g}x.")
     if near is not None and near.get("slowest_layers") and _misses_latency(near, limits):
         layers, share = list(near["slowest_layers"]), sum(near["slowest_layers"].values())
         said.append(f"In the way: {', '.join(layers)} take{'s' if len(layers) == 1 else ''} {share:.0%} of its time.")

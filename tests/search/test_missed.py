@@ -92,7 +92,7 @@ def test_both_answers_and_what_stands_between_them() -> None:
         "In the way: fc takes 40% of its time."
     )
     said = say_alternatives(summary(fastest_within_drop=None, most_accurate_within_latency=None))
-    assert said == "No trial lost 1 pp or less. No trial was within 0.5x; the fastest took 0.3x."
+    assert said == "No trial lost 1 pp or less. No trial was surely within 0.5x; the fastest took 0.3x."
     assert say_alternatives(summary(best={"feasible": True})) == ""
     # Nothing was measured: nothing is claimed. Summaries of old releases say nothing of it.
     assert (
