@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from autocompress.latency.protocol import Protocol
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.results import Measurement, TrialRecord
 
@@ -23,6 +24,17 @@ _LOOKS = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIB
 for _name in (*_LOOKS, "LINES"):
     os.environ.pop(_name, None)
 os.environ.update(COLUMNS="80", TERM="xterm-256color")
+
+
+# As they are before `tests.search.tiny` cuts them short.
+_PROTOCOLS = {name: Protocol.__dict__[name] for name in ("standard", "trial")}
+
+
+@pytest.fixture
+def whole_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `Protocol.standard` and `Protocol.trial` be the package's own, whatever a tiny task made of them."""
+    for name, own in _PROTOCOLS.items():
+        monkeypatch.setattr(Protocol, name, own)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,7 +73,7 @@ def line(
     run = RunDirectory(tmp_path_factory.mktemp("run"))
     made = Pipeline(task, RunConfig(), run, worker)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Protocol, "again", lambda: BRIEF)
+        patch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
         made.open_baseline()
         yield made
     made.close()
@@ -211,7 +211,7 @@ def test_the_fastest_dense_dtype_becomes_the_baseline(
 
     made = Pipeline(task, RunConfig(), RunDirectory(tmp_path), worker)
     made.capabilities = ("fp32", "bf16", "int8") if "bf16" in made.capabilities else ("fp32", "int8")
-    monkeypatch.setattr(Protocol, "again", lambda: BRIEF)
+    monkeypatch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
     monkeypatch.setattr(worker, "measure", faked)
     record = made.open_baseline()
     wanted = "bf16" if "bf16" in made.capabilities else "fp32"

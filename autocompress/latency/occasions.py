@@ -122,9 +122,11 @@ def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread 
 
     Args:
         latest: Whose other figures are kept.
-        occasions: All of them, at least one.
+        occasions: All of them; without any the measurement stays as it is.
         spread: Of this run; None where nothing is known of it.
     """
+    if not occasions:
+        return latest
     spread, told_apart = spread or Spread(), sorted_out(occasions)
     known = [state for state in (QUIET, SHARED, BUSY) if _has(told_apart, state)]
     if QUIET not in known and SHARED not in known:

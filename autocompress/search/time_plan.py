@@ -22,6 +22,8 @@ _CAUTION, _LEAST_RESERVE_S, _MOST_RESERVE = 1.2, 5.0, 0.5
 # A candidate is compressed, exported, built, verified, scored and measured; what compressing takes of the others.
 _STATIONS = ("export", "build", "verify", "proxy")
 _TRIAL_MEASURE_S = 2.0
+# Occasions of what a run measures again (`Protocol.again`).
+_OCCASIONS = 3
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ class TimePlan:
         candidate = compress + sum(stations.values()) + _TRIAL_MEASURE_S
         if timeout is None:
             return cls(started, now, math.inf, 0.0, math.inf, candidate, math.inf)
-        # Every dtype was measured, if there were several, then the fastest and its copy; in the end it is two files.
-        files = 2 if dtypes == 1 else dtypes + 2
-        measuring = 2 * baseline.get("measure", 0.0) / files
+        # Every dtype was measured once, if there were several, then the fastest and its copy as often as two files are
+        # in the end.
+        files = 2 * _OCCASIONS + (0 if dtypes == 1 else dtypes)
+        measuring = 2 * _OCCASIONS * baseline.get("measure", 0.0) / files
         end = 2 * stations["proxy"] * test_share + measuring + _START_S + _REPORT_S
         reserve = min(max(_CAUTION * end, _LEAST_RESERVE_S), _MOST_RESERVE * timeout)
         left = max(started + timeout - reserve - now, 0.0)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,36 +191,39 @@ def later(machine: Machine, costs: Sequence[float], *, busy: bool) -> float:
     return math.sqrt(medians[1] * medians[2] / (medians[0] * medians[3]))
 
 
+def simulate(number: int) -> dict[str, Any]:
+    """Return what one search states, and what came later."""
+    rng = np.random.default_rng(number)
+    machine = Machine(rng)
+    costs = (1.0, float(rng.uniform(0.2, 0.9)))
+    stated = search(machine, costs)
+    ends = {"occasions": (stated.expected_low, stated.expected_high), "one moment": before(machine, costs)}
+    found = []
+    for index in range(LATER):
+        machine.pass_time(float(rng.uniform(0, 2 * HOUR / LATER)))
+        found.append(later(machine, costs, busy=index % 4 == 3))
+    return {
+        "inside": {name: [low <= one <= high for one in found] for name, (low, high) in ends.items()},
+        "half_width": {name: (high - low) / (high + low) for name, (low, high) in ends.items()},
+        "quiet": (stated.quiet[2] - stated.quiet[1]) / (2 * stated.quiet[0]),
+    }
+
+
 def main() -> None:
     """Simulate searches and print how often what follows is inside."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    inside: dict[str, list[bool]] = {"occasions": [], "one moment": []}
-    widths: dict[str, list[float]] = {"occasions": [], "one moment": []}
-    quiet_widths = []
-    for number in range(options.searches):
-        rng = np.random.default_rng(number)
-        machine = Machine(rng)
-        costs = (1.0, float(rng.uniform(0.2, 0.9)))
-        stated = search(machine, costs)
-        ends = {"occasions": (stated.expected_low, stated.expected_high), "one moment": before(machine, costs)}
-        quiet_widths.append((stated.quiet[2] - stated.quiet[1]) / (2 * stated.quiet[0]))
-        for index in range(LATER):
-            machine.pass_time(float(rng.uniform(0, 2 * HOUR / LATER)))
-            found = later(machine, costs, busy=index % 4 == 3)
-            for name, (low, high) in ends.items():
-                inside[name].append(low <= found <= high)
-        for name, (low, high) in ends.items():
-            widths[name].append((high - low) / (high + low))
-        if (number + 1) % 50 == 0:
-            print(f"{number + 1}: {np.mean(inside['occasions']):.3f} {np.mean(inside['one moment']):.3f}", flush=True)
+    with ProcessPoolExecutor(options.workers) as pool:
+        made = list(pool.map(simulate, range(options.searches), chunksize=10))
+    names = ("occasions", "one moment")
     document = {
         "searches": options.searches,
         "later": LATER,
-        "coverage": {name: float(np.mean(found)) for name, found in inside.items()},
-        "median_half_width": {name: float(np.median(found)) for name, found in widths.items()},
-        "median_half_width_quiet": float(np.median(quiet_widths)),
+        "coverage": {name: float(np.mean([one["inside"][name] for one in made])) for name in names},
+        "median_half_width": {name: float(np.median([one["half_width"][name] for one in made])) for name in names},
+        "median_half_width_quiet": float(np.median([one["quiet"] for one in made])),
     }
     write_json(RESULT, document)
     print(document)

@@ -16,6 +16,7 @@ from autocompress.latency.noise import Disturbance
 from autocompress.latency.statistics import levelled
 from tests.latency.fakes import Clock, FakeRunner, StillWatch
 
+pytestmark = pytest.mark.usefixtures("whole_protocols")
 BATCH = np.zeros((2, 3), dtype=np.float32)
 
 

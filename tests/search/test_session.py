@@ -107,6 +107,7 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
     assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("whole_protocols")
 def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, now = make(tmp_path, target_latency="0.5x"), [1000.0]
     asked: list[tuple[int, int]] = []

@@ -496,6 +496,7 @@ def test_a_network_far_inside_the_limit_that_is_not_accurate_is_followed_by_a_mi
     assert (bench.told[1].accuracy or 0) > (bench.told[0].accuracy or 0)
 
 
+@pytest.mark.usefixtures("whole_protocols")
 def test_what_may_be_inside_the_limit_is_measured_until_that_is_known(bench: Bench) -> None:
     evaluate, asked = bench.pipeline.evaluate, []
 

@@ -20,6 +20,7 @@ from autocompress.worker import EngineWorker
 from autocompress.worker.bench import Bench, neighbour
 from tests.engines import graphs
 
+pytestmark = pytest.mark.usefixtures("whole_protocols")
 BRIEF = Protocol.standard(occasions=2, max_occasions=2, min_seconds=0.1, max_seconds=0.1, min_iterations=20)
 TWO = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no neighbour")
 
