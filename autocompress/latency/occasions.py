@@ -29,7 +29,9 @@ from autocompress.results import BUSY, QUIET, SHARED, Figures, Measurement, Occa
 
 # Standard deviation of a log ratio between occasions before any is known, and the degrees of freedom of that guess;
 # what a run's spread counts for at most beside a file's own occasions.
-_GUESS, _GUESS_N, _MOST_N = 0.012, 2.0, 8.0
+_GUESS, _GUESS_N, _MOST_N = 0.012, 4.0, 8.0
+# The same where the two latencies are of different moments.
+_GUESS_CROSSED = 0.025
 # The same of a log latency, which the machine's speed moves whole.
 _GUESS_MS = 0.02
 _CONFIDENCE = 0.95
@@ -56,7 +58,7 @@ class Spread:
 
     deviation: float = _GUESS
     freedom: float = _GUESS_N
-    crossed: float = _GUESS
+    crossed: float = _GUESS_CROSSED
 
     @classmethod
     def of(cls, measured: Iterable[Measurement], copies: Iterable[Measurement] = ()) -> Spread:
@@ -66,7 +68,7 @@ class Spread:
             measured: Files with their occasions; each deviates from its own mean.
             copies: A file against its copy: it deviates from 1.
         """
-        squares = crossed = _GUESS_N * _GUESS**2
+        squares, crossed = _GUESS_N * _GUESS**2, _GUESS_N * _GUESS_CROSSED**2
         freedom = cross_freedom = _GUESS_N
         for measurement, middle in (*((m, None) for m in measured), *((m, 0.0) for m in copies)):
             logs = _logs(measurement.occasions, QUIET)
