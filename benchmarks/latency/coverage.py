@@ -162,7 +162,9 @@ def plot(document: dict[str, Any], path: Path) -> None:
     for row, one in enumerate(document.values()):
         middle = one["latency_ratio"]
         low, high = (end / middle for end in one["latency_ratio_interval"])
-        figure.add_shape(type="rect", x0=low, x1=high, y0=row - 0.3, y1=row + 0.3, fillcolor="#dbe7f3", line_width=0)
+        figure.add_shape(
+            type="rect", x0=low, x1=high, y0=row - 0.3, y1=row + 0.3, fillcolor="#dbe7f3", line_width=0, layer="below"
+        )
         for kind, color in (("quiet", "#1f6f43"), ("busy", "#c2410c")):
             ratios = [entry["ratio"] / middle for entry in one["later"] if entry["load"] == kind]
             heights = [row + 0.4 * (index / max(1, len(ratios) - 1) - 0.5) for index in range(len(ratios))]
