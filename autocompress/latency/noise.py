@@ -27,8 +27,9 @@ _BESIDE = 0.25
 # Involuntary context switches a second; the kernel's own are a few.
 _SWITCHES = 50
 _CLOCK = 0.1
-# Share of the time in which some program waited for a processor (the kernel's pressure stall information).
-_PRESSED = 0.1
+# Share of the time in which some program waited for a processor (the kernel's pressure stall information). A timed
+# process and the one that asks it wait for each other on one processor, up to a sixth of the time.
+_PRESSED = 0.3
 # Processor time is counted in ticks of 10 ms: less than this many are no finding, and no shorter time is judged.
 _TICKS = 4
 _SHORTEST_S = 0.1

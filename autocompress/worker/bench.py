@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import os
 import random
+import re
 import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -297,11 +298,19 @@ def _whole(
     return replace(
         found, p90_ms=p90, p95_ms=p95, p99_ms=p99, mad_ms=mad(samples), n=len(samples),
         noisy=doubtful or 2 * sum(one.noisy for one in each) > len(each),
-        noise=tuple(dict.fromkeys(reason for one in each for reason in one.noise)),
+        noise=_once(reason for one in each for reason in one.noise),
         aa_ratio=float(np.median(halves)), aa_low=min(halves), aa_high=max(halves),
         throughput_per_s=1e3 * found.batch_size / found.latency_ms,
         energy_mj=float(np.mean(energies)) if energies else None,
     )  # fmt: skip
+
+
+def _once(reasons: Iterable[str]) -> tuple[str, ...]:
+    """Return the reasons, of those that differ in figures alone the first."""
+    found: dict[str, str] = {}
+    for reason in reasons:
+        found.setdefault(re.sub(r"[\d.]+", "", reason), reason)
+    return tuple(found.values())
 
 
 def _keep(path: Path, taken: Sequence[Sequence[Taken]]) -> None:

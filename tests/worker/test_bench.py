@@ -17,7 +17,7 @@ from autocompress.errors import BuildError
 from autocompress.latency import Protocol
 from autocompress.results import BUSY, QUIET
 from autocompress.worker import EngineWorker
-from autocompress.worker.bench import Bench, neighbour
+from autocompress.worker.bench import Bench, _once, neighbour
 from tests.engines import graphs
 
 pytestmark = pytest.mark.usefixtures("whole_protocols")
@@ -63,6 +63,11 @@ def test_every_occasion_is_repeated_beside_a_busy_processor(worker: EngineWorker
     assert all({QUIET, BUSY} <= set(one.states) for one in found.occasions)
     (_, alone) = worker.measure([built, built], graphs.images(1), replace(BRIEF, beside_busy=False))
     assert all(BUSY not in one.states for one in alone.occasions)
+
+
+def test_what_disturbed_several_occasions_is_told_once() -> None:
+    reasons = ["the clock moved", "it waited 15% of the time", "it waited 16.5% of the time", "the clock moved"]
+    assert _once(reasons) == ("the clock moved", "it waited 15% of the time")
 
 
 @TWO
