@@ -177,6 +177,10 @@ class Measurement(_Json):
         """The ratio in the least favourable state of the machine."""
         return max((middle for middle, _, _ in self.states.values()), default=self.ratio)
 
+    def expects(self, later: Measurement) -> bool:
+        """Whether the ratio of a later measurement lies where this one expects it."""
+        return self.expected_low <= later.ratio <= self.expected_high
+
     @property
     def span_s(self) -> float:
         """Seconds from the first occasion to the last; 0 for one or none."""

@@ -76,8 +76,8 @@ def _stated(known: Measurement | None, now: Measurement) -> dict[str, Any] | Non
     """Return what a file's own record says of its ratio, and whether what is measured now lies inside."""
     if known is None:
         return None
-    low, high = known.expected_low, known.expected_high
-    return {"ratio": known.ratio, "ratio_low": low, "ratio_high": high, "holds": low <= now.ratio <= high}
+    ends = {"expected_low": known.expected_low, "expected_high": known.expected_high}
+    return {"ratio": known.ratio, **ends, "holds": known.expects(now)}
 
 
 @click.command(short_help="Measure a run's front on this machine.")

@@ -44,10 +44,9 @@ def load():
     }}
     model = openvino.Core().compile_model(Path(__file__).with_name("{file}"), "CPU", settings)
     request = model.create_infer_request()
-    bound = request.get_input_tensor(0).data
 
     def run(inputs):
-        bound[...] = inputs
+        request.get_input_tensor(0).data[...] = inputs
         request.infer(share_outputs=True)
         return np.array(request.get_output_tensor(0).data)
 

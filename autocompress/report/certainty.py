@@ -15,7 +15,7 @@ _APART = 0.02
 
 
 def certainty(best: Mapping[str, Any]) -> str:
-    """Return what ``summary.json`` knows of its result's ratio, such as "0.366 to 0.400x, over 9 occasions in 1m32s".
+    """Return what ``summary.json`` knows of its result's ratio, such as "0.366 to 0.400x, over 9 occasions in 1m 32s".
 
     Empty where there is no interval.
 
@@ -45,7 +45,7 @@ def of_measurement(measured: Measurement) -> str:
 
 
 def occasions(count: int, span_s: float) -> str:
-    """Return "9 occasions in 1m32s"."""
+    """Return "9 occasions in 1m 32s"."""
     return f"{count} occasion{'' if count == 1 else 's'}" + (
         f" in {units.format_duration(span_s)}" if count > 1 else ""
     )
@@ -64,6 +64,5 @@ def other_states(states: Mapping[str, Sequence[float]]) -> str:
 
 def held(stated: Measurement, now: Measurement) -> str:
     """Say whether a ratio that is measured now lies in the interval that was stated."""
-    low, high = stated.expected_low, stated.expected_high
-    inside = low <= now.ratio <= high
-    return f"stated {stated.ratio:.3f}x ({low:.3f} to {high:.3f}): {'holds' if inside else 'does NOT hold'} here"
+    ends = f"{stated.expected_low:.3f} to {stated.expected_high:.3f}"
+    return f"stated {stated.ratio:.3f}x ({ends}): {'holds' if stated.expects(now) else 'does NOT hold'} here"

@@ -25,6 +25,7 @@ import numpy as np
 
 from autocompress.engines import EngineFile, runs_on_gpu
 from autocompress.engines.base import Array
+from autocompress.errors import BuildError
 from autocompress.latency.measure import Taken, measure_timers
 from autocompress.latency.noise import Watch, siblings
 from autocompress.latency.occasions import Spread, combined, figures, half_width
@@ -226,6 +227,9 @@ class Bench:
         beside = neighbour(cpus)
         if beside is None:
             return None
+        if self._load is not None and not self._load.serves(beside):
+            self._load.close()
+            self._load = None
         if self._load is None:
             self._load = _Load(beside)
         return self._load.working()
@@ -235,12 +239,17 @@ class _Load:
     """A process that keeps a processor busy when told."""
 
     def __init__(self, cpu: int) -> None:
+        self._cpu = cpu
         self._process = subprocess.Popen(
             [*python_command("autocompress.worker.load"), str(cpu)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(), bufsize=0,
             start_new_session=True,
         )  # fmt: skip
         self.close = weakref.finalize(self, end, self._process, os.getpid())
+
+    def serves(self, cpu: int) -> bool:
+        """Return whether it lives and is on this processor: files of other thread counts have other neighbours."""
+        return self._cpu == cpu and self._process.poll() is None
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -253,9 +262,13 @@ class _Load:
             self._tell(b"e")
 
     def _tell(self, letter: bytes) -> None:
-        if self._process.stdin is not None and self._process.stdout is not None:
-            self._process.stdin.write(letter)
-            self._process.stdout.read(1)
+        put, get = self._process.stdin, self._process.stdout
+        try:
+            answered = put is not None and get is not None and put.write(letter) == 1 and get.read(1) == letter
+        except OSError:
+            answered = False
+        if not answered:
+            raise BuildError("The process that keeps a processor busy beside what is timed has ended. Try again.")
 
 
 def _in_one(

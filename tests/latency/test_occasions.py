@@ -136,8 +136,9 @@ def test_who_times_one_file_after_the_other_has_a_wider_interval(make_measuremen
     found = combined(make_measurement(), moments(rng, 6, 0.05))
     assert found.ratio == pytest.approx(0.5) and half_width(found) < 0.03
     assert found.expected_high / found.ratio_high > 1.04 and found.expected_low / found.ratio_low < 0.96
-    still = combined(make_measurement(), moments(rng, 6, 0.0))
-    assert still.expected_high == pytest.approx(still.ratio_high, rel=0.03)
+    # Where the machine is known to be as steady from moment to moment as in turns, both are alike.
+    still = combined(make_measurement(), moments(rng, 6, 0.0), Spread(0.012, 4.0, 0.012))
+    assert still.expected_high == pytest.approx(still.ratio_high, rel=0.01)
     # What is known of the run reaches a single occasion.
     spread = Spread.of([], [combined(make_measurement(), moments(rng, 5, 0.05))])
     once = combined(make_measurement(), moments(rng, 1, 0.05), spread)

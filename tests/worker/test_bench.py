@@ -17,6 +17,7 @@ from autocompress.errors import BuildError
 from autocompress.latency import Protocol
 from autocompress.results import BUSY, QUIET
 from autocompress.worker import EngineWorker
+from autocompress.worker import bench as bench_module
 from autocompress.worker.bench import Bench, _once, neighbour
 from tests.engines import graphs
 
@@ -140,6 +141,35 @@ def test_many_files_are_measured_in_groups(worker: EngineWorker, built: EngineFi
         assert [len(samples[f"samples_ms_{index}"]) for index in range(6)] == [one.n for one in found]
     # Never more than four at once.
     assert len(children()) <= 1 + 4 + 1
+
+
+@TWO
+def test_a_load_that_ended_or_is_elsewhere_is_replaced(worker: EngineWorker, built: EngineFile) -> None:
+    brief = replace(BRIEF, occasions=1, max_occasions=1)
+    worker.measure([built, built], graphs.images(1), brief)
+    bench = worker._bench
+    assert bench is not None and bench._load is not None
+    first = bench._load
+    assert not first.serves(10_000)
+    first._process.kill()
+    first._process.wait()
+    with pytest.raises(BuildError, match="keeps a processor busy"), first.working():
+        pass
+    found = worker.measure([built, built], graphs.images(1), brief)[1]
+    assert BUSY in found.occasions[0].states and bench._load is not first
+
+
+def test_on_a_gpu_all_files_are_in_one_process(
+    worker: EngineWorker, built: EngineFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[EngineWorker] = []
+    another = worker._another
+    monkeypatch.setattr(worker, "_another", lambda: started.append(another()) or started[-1])
+    monkeypatch.setattr(bench_module, "runs_on_gpu", lambda engine: True)
+    found = worker.measure([built, built], graphs.images(1), BRIEF)[1]
+    assert len(started) == 2 and len(found.occasions) == 2
+    assert all(set(one.states) == {QUIET} for one in found.occasions)
+    assert found.ratio_low < found.ratio < found.ratio_high
 
 
 def test_a_file_that_is_not_there_is_an_error(worker: EngineWorker, built: EngineFile, tmp_path: Path) -> None:
