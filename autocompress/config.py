@@ -20,6 +20,8 @@ ANY_TABLE, NO_TABLE = "auto", "none"
 
 # Kept back of the timeout for what comes after search and training.
 _RESERVE_SHARE, _RESERVE_MIN, _RESERVE_MAX = 0.05, 10.0, 60.0
+# Seconds of a run from which there is time for another occasion whenever something is measured again: each takes two.
+_MORE_OCCASIONS_S = (60.0, 120.0)
 
 
 class _Section(BaseModel):
@@ -35,6 +37,7 @@ class TaskConfig(_Section):
     data: str | None = None
     metric: Literal["agreement", "top1", "cosine", "kl", "r2"] | None = None
     outputs: str | dict[str, str] | None = None
+    length: int | None = Field(default=None, ge=1)
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     calibration_size: int = Field(default=1024, ge=16)
     seed: int = 0
@@ -170,6 +173,12 @@ class RunConfig(_Section):
     def timeout_seconds(self) -> float | None:
         """Wall time for the whole run, recovery included."""
         return None if self.timeout is None else units.parse_duration(self.timeout)
+
+    @property
+    def occasions(self) -> int:
+        """Moments at which what was measured before is measured again; a short run has no time for many."""
+        seconds = math.inf if self.timeout_seconds is None else self.timeout_seconds
+        return 1 + sum(seconds >= least for least in _MORE_OCCASIONS_S)
 
     @property
     def working_seconds(self) -> float | None:

@@ -25,7 +25,7 @@ from autocompress.errors import CompressionError
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 # What has parameters of each channel that go with it, and makes no channels of its own.
-_FOLLOWERS = (*NORMS, nn.PReLU)
+_FOLLOWERS = (*NORMS, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Group:
         multiples: Consumer to how many of its input channels go with one channel of the axis: more than one behind a
             flatten, or where a layer reads the axis twice.
         parts: Into how many equal parts the axis falls, each of which loses the same places: the groups of a grouped
-            convolution in it.
+            convolution or of a group norm in it.
         heads: Of attention heads alone: layer to the head that each of its output channels (producers) or input
             channels (consumers) belongs to.
     """
@@ -146,7 +146,21 @@ def parts_of(traced: Any) -> int:
         # Of a depthwise convolution each channel is a group of its own, and goes with it.
         if isinstance(module, CONVOLUTIONS) and 1 < module.groups < module.in_channels:
             parts = math.lcm(parts, module.groups)
+        elif isinstance(module, nn.GroupNorm):
+            parts = math.lcm(parts, module.num_groups)
     return parts
+
+
+def _shared_norm(traced: Any, names: Mapping[nn.Module, str]) -> str | None:
+    """Return a group norm that divides this axis together with others (behind a concatenation), or None.
+
+    What is left of the axis would fall into other groups than before.
+    """
+    for dependency, indices in traced:
+        module = dependency.target.module
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1 and len(indices) != module.num_channels:
+            return names.get(module)
+    return None
 
 
 def in_every_part(places: Iterable[int], channels: int, parts: int) -> list[int]:
@@ -245,6 +259,8 @@ def coupled_groups(
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
         group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts_of(traced))
         reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads))
+        if reason is None and (norm := _shared_norm(traced, names)) is not None:
+            reason = f"{norm} normalises its channels in groups together with those of other layers"
         if reason is None:
             groups[group.name] = group
         else:
@@ -362,6 +378,6 @@ def _silence(module: nn.Module, channels: Sequence[int], *, made: bool) -> None:
             for channel in channels:
                 first = channel // read * filled
                 module.weight[first : first + filled, channel % read] = 0
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+    elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)) and module.affine:
         module.weight[channels] = 0
         module.bias[channels] = 0

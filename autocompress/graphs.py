@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from autocompress.engines.kernels import IN_ORDER, KernelTime
 from autocompress.engines.placement import RULES
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
 from autocompress.engines.template import GraphTemplate
+from autocompress.errors import ExportError
 from autocompress.inventory import Inventory
 from autocompress.latency.units import Layout
 from autocompress.policy import CompressionPolicy
@@ -80,6 +82,11 @@ class GraphBuilder:
     @cached_property
     def _template(self) -> GraphTemplate:
         return GraphTemplate(self._base, self._inputs, self._inventory.blocks)
+
+    def export_base(self) -> None:
+        """Export the base now, which else the first graph does. What cannot be exported is told by that graph."""
+        with suppress(ExportError):
+            _ = self._template
 
     @cached_property
     def layout(self) -> Layout:

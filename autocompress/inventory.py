@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -147,6 +147,34 @@ def _constant(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -> list
     return [name for name in macs if of_all.get(name) == macs[name] or name not in varying]
 
 
+def _without_effect(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -> list[str]:
+    """Return the layers that are run, but whose results the output does not depend on: no graph has them.
+
+    A layer that no gradient reaches may still be behind a `no_grad`: random results in its place tell.
+    """
+    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in macs}
+    usable = {name: w for name, w in weights.items() if isinstance(w, nn.Parameter) and w.requires_grad}
+    try:
+        with torch.enable_grad():
+            output = model(inputs[:1].clone())
+            reached: Sequence[Tensor | None] = torch.autograd.grad(
+                output.float().sum(), list(usable.values()), allow_unused=True
+            )
+    except Exception:  # noqa: BLE001 - nothing can be told of a model that no gradient goes through
+        return []
+    suspects = [name for name, gradient in zip(usable, reached, strict=True) if gradient is None]
+    if not suspects:
+        return []
+    with torch.no_grad():
+        expected = model(inputs[:1].clone())
+        found = []
+        for name in suspects:
+            with model.get_submodule(name).register_forward_hook(lambda _, __, made: torch.randn_like(made)):
+                if torch.equal(model(inputs[:1].clone()), expected):
+                    found.append(name)
+    return found
+
+
 def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     """List what may be compressed in `model` (eval mode; not changed) for inputs ``(N, ...)``.
 
@@ -154,6 +182,8 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
         CompressionError: The model does not run on its example inputs, or gives something other than one tensor.
     """
     model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     try:
         with torch.no_grad():
             output = model(inputs)
@@ -165,6 +195,7 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     skipped: dict[str, str] = {}
     macs = count_macs(model, inputs)
     constant = _constant(model, inputs, macs)
+    skipped |= dict.fromkeys(_without_effect(model, inputs, macs), "its result is not used")
     skipped |= dict.fromkeys(constant, "reads the same for every input: the graph holds what it gives as a constant")
     layers = dict(_layers(model, {n: count for n, count in macs.items() if n not in skipped}, skipped))
     axes = head_axes(model)

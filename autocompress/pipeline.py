@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from autocompress.agreement import agree, relative_error
 from autocompress.aside import Aside
 from autocompress.compress import rewrite
+from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.quantization import quantization_mode
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
@@ -98,8 +99,8 @@ class Pipeline:
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
             # Engines are built for a device that is not here.
             self.ahead: bool = not described["runs_here"]
-            self.original = task.model()
-            self.base = rewrite(self.original).to(memory_format=torch.channels_last)
+            self.original = task.network()
+            self.base = in_fast_layout(rewrite(self.original), task.example_inputs(2))
             self.inputs = task.example_inputs(config.batch_size)
             self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
@@ -175,6 +176,8 @@ class Pipeline:
         wanted = self._config.dense_dtype if self.forecast is None else self.forecast.dense_dtype
         dtypes = dense_dtypes(self.capabilities, wanted, where)
         failed: EngineError | VerificationError | None = None
+        with ledger.spend("profile"):
+            self.graphs.export_base()
         for dtype in dtypes:
             policy = CompressionPolicy(dense_dtype=dtype)
             try:
@@ -220,7 +223,7 @@ class Pipeline:
             for path, copy in copies.items():
                 shutil.copyfile(path, copy)
             own, copied = self.worker.measure(
-                [file, replace(file, path=copies[file.path])], self._latency_inputs(), Protocol.again()
+                [file, replace(file, path=copies[file.path])], self._latency_inputs(), self._again()
             )
         middle, low, high = copied.quiet
         return replace(own, aa_ratio=middle, aa_low=low, aa_high=high, occasions=copied.occasions)
@@ -229,7 +232,7 @@ class Pipeline:
         self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: Ledger
     ) -> tuple[CompressionPolicy, EngineFile]:
         with ledger.spend("measure"):
-            for protocol in (Protocol.again(1), Protocol.again()):
+            for protocol in dict.fromkeys((Protocol.again(1), self._again())):
                 measured = self.worker.measure([file for _, file in files], self._latency_inputs(), protocol)
                 first, second, *_ = sorted(one.latency_ms for one in measured)
                 if second > _CLEARLY * first:
@@ -365,7 +368,7 @@ class Pipeline:
 
         Args:
             file: What is measured.
-            protocol: How long; None for `Protocol.again`.
+            protocol: How long; None for further occasions, as many as the run has time for.
             earlier: Of the same network (its latency does not depend on its weights), whose occasions count as well.
         """
         kept = file.path.parent / "samples.npz"
@@ -386,12 +389,16 @@ class Pipeline:
         return Spread.of(self._repeated.values(), [recorded] if recorded is not None else [])
 
     def timing(self, protocol: Protocol | None = None) -> Protocol:
-        """Return a protocol (None for `Protocol.again`) with what this run knows of its machine."""
+        """Return a protocol (None for that of further occasions) with what this run knows of its machine."""
         spread = self.spread
         return replace(
-            protocol or Protocol.again(), usual_ms=self.usual_ms, deviation=spread.deviation, freedom=spread.freedom,
+            protocol or self._again(), usual_ms=self.usual_ms, deviation=spread.deviation, freedom=spread.freedom,
             crossed=spread.crossed,
         )  # fmt: skip
+
+    def _again(self) -> Protocol:
+        """Return the protocol of further occasions."""
+        return Protocol.again(self._config.occasions)
 
     def _predicted(self, policy: CompressionPolicy) -> Measurement:
         assert self.forecast is not None
@@ -445,7 +452,7 @@ class Pipeline:
         return {name: float(f"{time_ms:.7g}") for name, time_ms in found.items()}
 
     def measure_again(self, record: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
-        """Return a finished record with further occasions, by `Protocol.again`; its artefact says so too."""
+        """Return a finished record with further occasions; its artefact says so too."""
         assert record.artifact is not None
         folder, ledger = self.run.path / record.artifact, Ledger()
         file = read_artifact(folder)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
+from autocompress.compress.layout import in_fast_layout
 from autocompress.config import QuantizationConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.graphs import ranges_for, write_model
@@ -127,8 +128,8 @@ def quantize(
     options, quantization = options or QuantizationOptions(), quantization or QuantizationConfig()
     # In bfloat16 as much would be lost as int8 loses.
     dtype = torch.float32
-    model = rewrite(task.model()).to(memory_format=torch.channels_last)
     example = task.example_inputs(2)
+    model = in_fast_layout(rewrite(task.network()), example)
     inventory = take_inventory(model, example)
     policy, skipped = _policy(inventory, options.skip)
     inputs = first_samples(task.calibration(_BATCH))

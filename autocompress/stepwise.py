@@ -17,6 +17,7 @@ from torch import nn
 
 from autocompress.compress import check_importance, rewrite
 from autocompress.compress.importance import DEFAULT_IMPORTANCE
+from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.scoring import channel_scores
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig
@@ -157,14 +158,14 @@ def prune(
         CompressionError: The importance lacks what it needs, or fine-tuning diverged.
     """
     dtype = fast_dtype()
-    model = rewrite(task.model()).to(memory_format=torch.channels_last)
     inputs = task.example_inputs(2)
+    model = in_fast_layout(rewrite(task.network()), inputs)
     whole = inventory = take_inventory(model, inputs)
     uncompressed, baseline = model, metric_of(model, task, task.validation(_BATCH), dtype)
     recovery = recovery or RecoveryConfig()
     if options.epochs:
-        taught_by(task.model(), model, task, recovery)
-    teacher = Teacher(task.model(), dtype) if options.epochs else None
+        taught_by(task.network(), model, task, recovery)
+    teacher = Teacher(task.network(), dtype) if options.epochs else None
     targets = options.targets()
     notes: dict[str, str] = {}
     distilled: list[str] = []

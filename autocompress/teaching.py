@@ -142,16 +142,16 @@ def distill(
         )
     where = f"{config.engine} ({described['device']})"
     policies = [CompressionPolicy(d) for d in dense_dtypes(described["capabilities"], config.dense_dtype, where)]
-    teacher, student = task.model(), copy.deepcopy(student).eval()
+    teacher, student = task.network(), copy.deepcopy(student).eval()
     _check(task, teacher, student, epochs)
-    distiller = taught_by(task.model(), student, task, config.recovery)
+    distiller = taught_by(task.network(), student, task, config.recovery)
     stage("Exporting the student")
     exported(student, task.example_inputs(config.batch_size), Ranges(), config.engine)
     stage(f"Teaching the student: {distiller}")
     allowed = config.working_seconds
     seconds = math.inf if allowed is None else max(allowed - (time.monotonic() - started), 0.0)
     report = finetune(
-        student, Teacher(task.model(), fast_dtype()), task, config.recovery, Budget(epochs, seconds),
+        student, Teacher(task.network(), fast_dtype()), task, config.recovery, Budget(epochs, seconds),
         checkpoint=None if to is None else to / _CHECKPOINT, progress=progress, untrained=True,
     )  # fmt: skip
     student.to(memory_format=torch.contiguous_format)
@@ -177,7 +177,7 @@ def begun(to: Path) -> bool:
 def width_of_outputs(task: Task) -> int:
     """Return how many outputs a task's model gives for a sample (or for a pixel of it)."""
     with torch.no_grad():
-        return int(task.model()(task.example_inputs(2)).shape[1])
+        return int(task.network()(task.example_inputs(2)).shape[1])
 
 
 def _check(task: Task, teacher: nn.Module, student: nn.Module, epochs: float) -> None:

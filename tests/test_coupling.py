@@ -12,6 +12,7 @@ from autocompress.compress.importance import score_channels
 from autocompress.compress.shapes import network_shape
 from autocompress.inventory import Inventory, dependency_graph, take_inventory
 from autocompress.policy import CompressionPolicy
+from tests.networks import randomize
 
 
 def images(count: int = 2) -> Tensor:
@@ -222,3 +223,42 @@ def test_slopes_go_with_their_channels() -> None:
     assert [len(small.get_submodule(name).weight) for name in ("1", "3", "7")] == [8, 1, 12]  # type: ignore[arg-type]
     with torch.no_grad():
         torch.testing.assert_close(small(images()), model(images()))
+
+
+class GroupNormed(nn.Module):
+    """Convolutions behind group norms of different numbers of groups, one of them behind a concatenation."""
+
+    def __init__(self, groups: int = 4) -> None:
+        super().__init__()
+        self.stem, self.n0 = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16)
+        self.body, self.n1 = nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.left, self.right = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+        self.both, self.last = nn.GroupNorm(groups, 16), nn.Conv2d(16, 12, 1)
+        self.single, self.end = nn.InstanceNorm2d(12, affine=True), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.n0(self.stem(x)).relu()
+        x = x + self.n1(self.body(x)).relu()
+        x = self.both(torch.cat([self.left(x), self.right(x)], 1)).relu()
+        return self.end(self.single(self.last(x)).relu().mean((2, 3)))
+
+
+def test_only_widths_that_a_group_norm_takes_are_left() -> None:
+    model = randomize(GroupNormed())
+    found = inventory(model)
+    # The sum of both joins 8 and 4 groups: 8 parts of 2 channels.
+    assert {name: (group.channels, group.parts) for name, group in found.groups.items()} == {
+        "stem": (16, 8),
+        "last": (12, 1),
+    }
+    assert "both normalises its channels in groups together" in found.skipped["left (channels)"]
+    for ratio in (0.1, 0.3, 0.5, 0.9):
+        policy = CompressionPolicy(pruning={"stem": ratio, "last": ratio})
+        pruned = apply_policy(model, policy, CompressionContext(images()))
+        assert pruned(images()).shape == (2, 4)
+        assert pruned.get_submodule("n0").weight.numel() % 8 == 0
+
+
+def test_one_group_over_all_channels_may_be_thinned_anyhow() -> None:
+    found = inventory(randomize(GroupNormed(groups=1)))
+    assert found.groups["left"].parts == found.groups["right"].parts == 1

@@ -320,3 +320,24 @@ def test_no_block_without_an_identity_shortcut(kind: str) -> None:
 def test_a_block_that_runs_twice_is_not_offered() -> None:
     block = networks.BasicBlock(8, 8)
     assert not take_inventory(Wrapped(nn.Sequential(block, nn.ReLU(), block)), images()).blocks
+
+
+class Unused(nn.Module):
+    """A pooler whose result nobody reads, beside a layer behind a block without gradients, which counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pooler, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x).relu()
+        x = x.mean((2, 3))
+        self.pooler(x)
+        return self.fc(x)
+
+
+def test_what_no_output_depends_on_is_no_layer() -> None:
+    found = take_inventory(Unused(), images())
+    assert list(found.layers) == ["stem", "fc"]
+    assert found.skipped["pooler"] == "its result is not used"

@@ -16,7 +16,7 @@ from autocompress.api import settings as told
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
 from autocompress.config import RunConfig, TaskConfig
-from autocompress.deploy.artifacts import input_shape, resolve
+from autocompress.deploy.artifacts import example_inputs, resolve
 from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
@@ -229,7 +229,7 @@ def _inputs_of(file: EngineFile) -> np.ndarray:
     reference = file.path.parent / REFERENCE_NAME
     if reference.exists():
         return read_reference(reference)[0]
-    return np.random.default_rng(0).standard_normal(input_shape(file), np.float32)
+    return example_inputs(file)
 
 
 def profile(
@@ -329,7 +329,7 @@ def inspect(task: Task) -> dict[str, Any]:
     from autocompress.compress import rewrite
     from autocompress.inventory import take_inventory
 
-    return take_inventory(rewrite(task.model()), task.example_inputs(2)).to_dict()
+    return take_inventory(rewrite(task.network()), task.example_inputs(2)).to_dict()
 
 
 def task_from(config: TaskConfig) -> Task:

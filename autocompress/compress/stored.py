@@ -30,12 +30,12 @@ def load_compressed(
     """
     path = folder / "weights.safetensors"
     if record.stage == "baseline":
-        model = task.model()
+        model = task.network()
     else:
         context = CompressionContext(
             task.example_inputs(2), quantization=quantization or QuantizationConfig(), weights=False
         )
-        model = apply_policy(rewrite(task.model()), record.policy, context)
+        model = apply_policy(rewrite(task.network()), record.policy, context)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

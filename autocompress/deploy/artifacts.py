@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from autocompress.deploy.manifest import MANIFEST_NAME, Manifest
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, nearest
 from autocompress.results import Measurement, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
@@ -17,6 +21,11 @@ from autocompress.run_directory import RunDirectory, read_artifact
 _DEFAULT_ENGINE = "openvino"
 # Which engines open a bare file of this suffix.
 _OPENED_BY = {".onnx": ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"), ".xml": ("openvino",)}
+
+# What OpenVINO's files call dtypes.
+_XML_DTYPES = {
+    "f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32", "i8": "int8", "u8": "uint8", "boolean": "bool"
+}  # fmt: skip
 
 
 def resolve(path: Path, engine: str | None, options: EngineOptions) -> EngineFile:
@@ -91,24 +100,61 @@ def _agreeing(file: EngineFile, path: Path, engine: str | None) -> EngineFile:
     return file
 
 
-def input_shape(file: EngineFile) -> tuple[int, ...]:
-    """Return the shape of an engine file's input, its batch axis set to the options' batch size.
+def input_ports(path: Path, batch_size: int) -> list[Port]:
+    """Return the inputs of an ONNX file or an OpenVINO model, their batch axes set.
 
     Raises:
-        ConfigError: The file has several inputs, or a dynamic axis that is not the batch.
+        ConfigError: It has none, or one with a dynamic axis that is not the batch.
     """
-    if file.path.suffix == ".xml":
-        text = file.path.read_text()
-        parameters = [e for e in ElementTree.fromstring(text).iter("layer") if e.get("type") == "Parameter"]
-        shapes = [str(e.find("data").get("shape")).split(",") for e in parameters]  # type: ignore[union-attr]
-        dims = [int(d) if d.strip().isdigit() else None for d in shapes[0]] if len(shapes) == 1 else []
-        count = len(shapes)
-    else:
-        inputs = onnx.load(str(file.path), load_external_data=False).graph.input
-        count = len(inputs)
-        dims = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim] if count == 1 else []
-    if count != 1 or None in dims[1:] or not dims:
-        raise ConfigError(
-            f"{file.path} has {count} inputs or a dynamic axis beside the batch; it cannot be timed alone."
+    found = _of_xml(path) if path.suffix == ".xml" else _of_onnx(path)
+    if not found:
+        raise ConfigError(f"{path} has no input, so it cannot be run alone.")
+    ports = []
+    for name, dims, dtype in found:
+        if not dims or None in dims[1:]:
+            raise ConfigError(
+                f"{path}: the shape of input {name!r} is {dims}; only its first axis, the batch, may be dynamic. "
+                "Export it with fixed shapes."
+            )
+        ports.append(Port(name, (batch_size, *(int(d or 1) for d in dims[1:])), dtype))
+    return ports
+
+
+def _of_xml(path: Path) -> list[tuple[str, list[int | None], np.dtype[Any]]]:
+    found = []
+    for layer in ElementTree.fromstring(path.read_text()).iter("layer"):
+        data, port = layer.find("data"), layer.find("output/port")
+        if layer.get("type") != "Parameter" or data is None:
+            continue
+        dims = [int(d) if d.strip().isdigit() else None for d in str(data.get("shape")).split(",")]
+        name = (port.get("names") if port is not None else None) or layer.get("name") or ""
+        found.append(
+            (name.partition(",")[0], dims, np.dtype(_XML_DTYPES.get(str(data.get("element_type")), "float32")))
         )
-    return (file.options.batch_size, *(int(d or 1) for d in dims[1:]))
+    return found
+
+
+def _of_onnx(path: Path) -> list[tuple[str, list[int | None], np.dtype[Any]]]:
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {value.name for value in graph.initializer}
+    kinds = [(value.name, value.type.tensor_type) for value in graph.input if value.name not in weights]
+    return [
+        (name, [d.dim_value or None for d in kind.shape.dim], onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        for name, kind in kinds
+    ]
+
+
+def example_inputs(file: EngineFile) -> NDArray[np.float32]:
+    """Return inputs to time an engine file with, as they travel: random numbers, and ones for integers and masks.
+
+    Raises:
+        ConfigError: See `input_ports`.
+    """
+    ports, random = input_ports(file.path, file.options.batch_size), np.random.default_rng(0)
+    parts = [
+        random.standard_normal(port.shape, np.float32)
+        if np.dtype(port.dtype).kind == "f"
+        else np.ones(port.shape, np.float32)
+        for port in ports
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(len(part), -1) for part in parts], 1)

@@ -16,7 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.deploy import runscript
+from autocompress.deploy.artifacts import input_ports
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
 from autocompress.deploy.summary import trial_number
 from autocompress.deploy.verify import (
@@ -29,6 +32,7 @@ from autocompress.deploy.verify import (
     read_reference,
 )
 from autocompress.engines.base import EngineFile
+from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.latency.measure import Protocol
 from autocompress.metric import Metric
@@ -37,6 +41,7 @@ from autocompress.results import PREDICTED, TrialRecord, read_json
 from autocompress.run_directory import RunDirectory, read_artifact
 from autocompress.search.missed import figures_of, limits_of, missed_limits, say_missed
 from autocompress.search.pareto import constraints_of, run_front
+from autocompress.tokens import TOKENIZER_NAME, TextTokens
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
 _OPTIONAL = ("model.onnx", "weights.safetensors")
@@ -87,10 +92,12 @@ def deploy(
         with _writing(to):
             hashes = _copy(source, measured_file, folder)
             manifest = _manifest(run, source, measured_file, hashes, device)
-            script = folder / runscript.NAME
-            shape = read_reference(folder / REFERENCE_NAME)[0].shape
-            script.write_text(runscript.run_script(manifest, (measured_file.options.batch_size, *shape[1:])))
-            manifest = replace(manifest, files={**manifest.files, script.name: describe_file(script)})
+            script, text = folder / runscript.NAME, TextTokens.read(run.path)
+            if text is not None:
+                shutil.copyfile(text.file, folder / TOKENIZER_NAME)
+            script.write_text(runscript.run_script(manifest, _ports(folder, measured_file), text))
+            own = [script, *([folder / TOKENIZER_NAME] if text is not None else [])]
+            manifest = replace(manifest, files={**manifest.files, **{p.name: describe_file(p) for p in own}})
         # The copies are checked as anyone will who receives them, from disk.
         manifest.check_files(folder)
         with fresh(worker) as running:
@@ -104,6 +111,15 @@ def deploy(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
+
+
+def _ports(folder: Path, file: EngineFile) -> list[Port]:
+    """Return the inputs of a deployed engine file; its graph tells, where that came along."""
+    size, graph = file.options.batch_size, folder / "model.onnx"
+    if graph.exists() or file.path.suffix != ".engine":
+        return input_ports(graph if graph.exists() else folder / file.path.name, size)
+    shape = read_reference(folder / REFERENCE_NAME)[0].shape
+    return [Port("input", (size, *shape[1:]), np.float32)]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.results import write_bytes
+from autocompress.tasks.adapters import Adapter
 
 # The newest opset that OpenVINO, ONNX Runtime and TensorRT of the supported versions all read.
 OPSET = 20
@@ -42,16 +43,17 @@ def _quiet() -> Iterator[None]:
 
 
 def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
-    """Export `model` (eval mode) for inputs of exactly this shape ``(N, ...)``.
+    """Export `model` (eval mode) for inputs of exactly this shape ``(N, ...)``; those of an `Adapter` by their names.
 
     Raises:
         ExportError: The model cannot be exported; says why, and what usually is the reason.
     """
+    named = model.unpack(inputs) if isinstance(model, Adapter) and model.inputs is not None else {INPUT: inputs}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model, (inputs,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
-                verbose=False,
+                model, tuple(named.values()), dynamo=True, opset_version=OPSET, input_names=list(named),
+                output_names=[OUTPUT], verbose=False,
             )  # fmt: skip
     except Exception as error:  # the exporter raises whatever the model's forward provokes
         raise ExportError(_explain(error)) from error

@@ -21,6 +21,7 @@ from autocompress._lazy import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
 from autocompress.engines.kernels import KernelTime
 from autocompress.engines.onnxruntime_profile import EVENTS, OPTIMISED, Overhead, kernel_times, measure_overhead
+from autocompress.engines.ports import Port, unpacked
 from autocompress.environment import cpu_name
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
@@ -139,6 +140,7 @@ class ONNXRuntimeRunner(Runner):
     def __init__(self, path: Path, options: EngineOptions, profile: Path | None = None) -> None:
         self._path, self._options, self._profile = path, options, profile
         self._session: Any = None
+        self._ports: list[Port] = []
         self._binding: Any = None
         self._output: Any = None
 
@@ -150,15 +152,15 @@ class ONNXRuntimeRunner(Runner):
             if isinstance(axis, str):
                 session = _session(self._path, self._options, axis, profile=self._profile)
             _check_shape(session, self._options)
-            put = session.get_inputs()[0]
-            if put.type not in _NUMPY:
-                raise ValueError(f"The graph's input is a {put.type}, which is not supported.")
+            for put in session.get_inputs():
+                if put.type not in _NUMPY:
+                    raise ValueError(f"The graph's input {put.name!r} is a {put.type}, which is not supported.")
         except _failures() as error:
             raise BuildError(
                 f"ONNX Runtime cannot open {self._path}: {error} The file may be damaged; build it again from its "
                 "ONNX file."
             ) from error
-        self._shape, self._dtype, self._input = tuple(put.shape), _NUMPY[put.type], put.name
+        self._ports = [Port(put.name, tuple(put.shape), _NUMPY[put.type]) for put in session.get_inputs()]
         self._session = session
         return self
 
@@ -175,16 +177,18 @@ class ONNXRuntimeRunner(Runner):
         return np.array(self._output.numpy(), dtype=np.float32)
 
     def prepare(self, inputs: Array) -> None:
-        """Bind a copy of the inputs, in the graph's element type, and an output buffer."""
+        """Bind a copy of the inputs, in the graph's element types, and an output buffer."""
         if self._session is None:
             raise BuildError(f"{self._path} is not open; use its runner as a context manager.")
-        if tuple(inputs.shape) != self._shape:
-            raise BuildError(f"{self._path} takes inputs of shape {self._shape}, not {tuple(inputs.shape)}.")
         value = _runtime().OrtValue
-        bound = value.ortvalue_from_numpy(np.array(inputs, dtype=self._dtype, order="C"))
-        if self._binding is None:
+        given = unpacked(inputs, self._ports, self._path)
+        bound = {p.name: value.ortvalue_from_numpy(np.array(a)) for p, a in zip(self._ports, given, strict=True)}
+        first_time = self._binding is None
+        if first_time:
             self._binding = self._session.io_binding()
-            self._binding.bind_ortvalue_input(self._input, bound)
+        for input_name, tensor in bound.items():
+            self._binding.bind_ortvalue_input(input_name, tensor)
+        if first_time:
             # The first run tells the output's shape; from then on it is written in place.
             name = self._session.get_outputs()[0].name
             self._binding.bind_output(name)
@@ -193,12 +197,11 @@ class ONNXRuntimeRunner(Runner):
             self._output = value.ortvalue_from_numpy(np.array(first))
             self._binding.clear_binding_outputs()
             self._binding.bind_ortvalue_output(name, self._output)
-        else:
-            self._binding.bind_ortvalue_input(self._input, bound)
 
     def time_request(self, inputs: Array, clock: Callable[[], int]) -> int:
         """Run without bound buffers."""
-        feeds = {self._input: inputs if inputs.dtype == self._dtype else inputs.astype(self._dtype)}
+        given = unpacked(inputs, self._ports, self._path)
+        feeds = {port.name: array for port, array in zip(self._ports, given, strict=True)}
         begin = clock()
         self._session.run(None, feeds)
         return clock() - begin
@@ -258,17 +261,22 @@ def _session(
 def _batch_axis(session: Any) -> int | str | None:
     """Return the batch axis: its size, its name when dynamic, or None for a nameless dynamic one."""
     inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise ValueError(f"The graph must have one input, not {len(inputs)} ({', '.join(i.name for i in inputs)}).")
-    return cast("int | str | None", inputs[0].shape[0] if inputs[0].shape else None)
+    if not inputs:
+        raise ValueError("The graph has no input.")
+    axes = [put.shape[0] if put.shape else None for put in inputs]
+    named = [axis for axis in axes if isinstance(axis, str)]
+    return cast("int | str | None", named[0] if named else axes[0])
 
 
 def _check_shape(session: Any, options: EngineOptions) -> None:
-    shape = session.get_inputs()[0].shape
-    if not all(isinstance(axis, int) for axis in shape):
-        raise ValueError(f"Only a named batch axis may be dynamic, but the input's shape is {shape}.")
-    if shape[:1] != [options.batch_size]:
-        raise ValueError(f"The graph's batch size is {shape[0]}, but {options.batch_size} was asked for.")
+    inputs = session.get_inputs()
+    for put in inputs:
+        name = "the input's shape" if len(inputs) == 1 else f"the shape of input {put.name!r}"
+        if not all(isinstance(axis, int) for axis in put.shape):
+            raise ValueError(f"Only one named batch axis may be dynamic, but {name} is {put.shape}.")
+        if put.shape[:1] != [options.batch_size]:
+            size = put.shape[0] if put.shape else "none"
+            raise ValueError(f"The graph's batch size is {size}, but {options.batch_size} was asked for.")
 
 
 def _copy(onnx: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from autocompress._lazy import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
 from autocompress.engines.kernels import KernelTime
 from autocompress.engines.openvino_profile import kernel_times
+from autocompress.engines.ports import Port, unpacked
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
 _DEVICE = "CPU"
@@ -148,12 +149,9 @@ class OpenVINOEngine(Engine):
         properties = {**_properties(file.options), "PERF_COUNT": True}
         try:
             model = _read(file.path, file.options)
-            port = model.input(0)
-            if tuple(port.shape) != tuple(inputs.shape):
-                raise ValueError(f"It takes inputs of shape {tuple(port.shape)}, not {tuple(inputs.shape)}.")
-            bound = np.array(inputs, dtype=np.dtype(port.get_element_type().to_dtype()), order="C")
-            tensor = _runtime().Tensor(bound, shared_memory=True)
-            return kernel_times(model, lambda: _core().compile_model(model, _DEVICE, properties), tensor, seconds)
+            bound = [np.array(array) for array in unpacked(inputs, _ports(model), file.path)]
+            tensors = [_runtime().Tensor(array, shared_memory=True) for array in bound]
+            return kernel_times(model, lambda: _core().compile_model(model, _DEVICE, properties), tensors, seconds)
         except (RuntimeError, TypeError, ValueError, OSError) as error:
             raise BuildError(f"OpenVINO cannot profile {file.path}: {_words(error)}") from error
 
@@ -172,15 +170,15 @@ class OpenVINORunner(Runner):
     def __init__(self, path: Path, options: EngineOptions) -> None:
         self._path, self._options = path, options
         self._request: Any = None
-        self._bound: Any = None
+        self._ports: list[Port] = []
+        self._bound: list[Array] = []
 
     def __enter__(self) -> Self:
         """Read and compile the model."""
         try:
             model = _read(self._path, self._options)
             compiled = _core().compile_model(model, _DEVICE, _properties(self._options))
-            self._dtype = np.dtype(compiled.input(0).get_element_type().to_dtype())
-            self._shape = tuple(compiled.input(0).get_shape())
+            self._ports = _ports(compiled)
             self._request = compiled.create_infer_request()
         except (RuntimeError, TypeError, ValueError, OSError) as error:
             raise BuildError(
@@ -193,7 +191,7 @@ class OpenVINORunner(Runner):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release the compiled model."""
-        self._request = self._bound = None
+        self._request, self._bound = None, []
 
     def infer(self, inputs: Array) -> Array:
         """Run ``(batch_size, ...)`` inputs and return the first output, float32."""
@@ -202,18 +200,19 @@ class OpenVINORunner(Runner):
         return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
 
     def prepare(self, inputs: Array) -> None:
-        """Bind a copy of the inputs, in the graph's element type."""
+        """Bind a copy of the inputs, in the graph's element types."""
         if self._request is None:
             raise BuildError(f"{self._path} is not open; use its runner as a context manager.")
-        if tuple(inputs.shape) != self._shape:
-            raise BuildError(f"{self._path} takes inputs of shape {self._shape}, not {tuple(inputs.shape)}.")
-        self._bound = np.array(inputs, dtype=self._dtype, order="C")
-        self._request.set_input_tensor(_runtime().Tensor(self._bound, shared_memory=True))
+        self._bound = [np.array(array) for array in unpacked(inputs, self._ports, self._path)]
+        for index, array in enumerate(self._bound):
+            self._request.set_input_tensor(index, _runtime().Tensor(array, shared_memory=True))
 
     def time_request(self, inputs: Array, clock: Callable[[], int]) -> int:
         """Copy inputs in, run, copy outputs out: 6 µs more than `run` for a small image."""
+        given = unpacked(inputs, self._ports, self._path)
         begin = clock()
-        np.copyto(self._bound, inputs, casting="unsafe")
+        for bound, array in zip(self._bound, given, strict=True):
+            np.copyto(bound, array)
         self._request.infer(share_outputs=True)
         np.array(self._request.get_output_tensor(0).data)
         return clock() - begin
@@ -224,21 +223,36 @@ class OpenVINORunner(Runner):
 
 
 def _read(path: Path, options: EngineOptions) -> Any:
-    """Read a model of one input and fix its batch axis when it is dynamic."""
+    """Read a model and fix its batch axis where that is dynamic."""
     model = _core().read_model(path)
-    if len(model.inputs) != 1:
-        names = ", ".join(port.get_any_name() for port in model.inputs)
-        raise ValueError(f"The graph must have one input, not {len(model.inputs)} ({names}).")
-    shape = model.input(0).get_partial_shape()
-    if len(shape) and shape[0].is_dynamic:
-        shape[0] = options.batch_size
-        model.reshape(shape)
-        shape = model.input(0).get_partial_shape()
-    if shape.is_dynamic:
-        raise ValueError(f"Only the batch axis may be dynamic, but the input's shape is {shape}.")
-    if len(shape) and shape[0].get_length() != options.batch_size:
-        raise ValueError(f"The graph's batch size is {shape[0].get_length()}, but {options.batch_size} was asked for.")
+    if not model.inputs:
+        raise ValueError("The graph has no input.")
+    fixed = {}
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        if len(shape) and shape[0].is_dynamic:
+            shape[0] = options.batch_size
+            fixed[port] = shape
+    if fixed:
+        model.reshape(fixed)
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        name = "the input's shape" if len(model.inputs) == 1 else f"the shape of input {port.get_any_name()!r}"
+        if shape.is_dynamic:
+            raise ValueError(f"Only the batch axis may be dynamic, but {name} is {shape}.")
+        if len(shape) and shape[0].get_length() != options.batch_size:
+            raise ValueError(
+                f"The graph's batch size is {shape[0].get_length()}, but {options.batch_size} was asked for."
+            )
     return model
+
+
+def _ports(model: Any) -> list[Port]:
+    """Return the inputs of a model, compiled or not."""
+    return [
+        Port(port.get_any_name(), tuple(port.get_shape()), np.dtype(port.get_element_type().to_dtype()))
+        for port in model.inputs
+    ]
 
 
 def _properties(options: EngineOptions) -> dict[str, Any]:

@@ -55,7 +55,7 @@ _NO_KERNELS = frozenset({"Const", "Input", "Output"})
 _MARK = re.compile(r"@(\d+)")
 
 
-def kernel_times(model: Any, compiled: Callable[[], Any], tensor: Any, seconds: float) -> list[KernelTime]:
+def kernel_times(model: Any, compiled: Callable[[], Any], tensors: Sequence[Any], seconds: float) -> list[KernelTime]:
     """Run `model` with counters for about `seconds`, compiling not counted, and return its kernels as they run.
 
     `compiled` compiles `model` with counters. Renames the model's operations: the plugin tells which of them a kernel
@@ -69,7 +69,7 @@ def kernel_times(model: Any, compiled: Callable[[], Any], tensor: Any, seconds: 
         engine = compiled()
         # What the plugin makes up is named anew each time, but the graph is the same.
         kernels = _kernels(engine, node_of)
-        counters = _Counters(engine, tensor, [kernel.name for kernel in kernels])
+        counters = _Counters(engine, tensors, [kernel.name for kernel in kernels])
         if not rounds:
             of = int(np.clip(seconds / max(_ROUND_S, _LEAST_RUNS * counters.run_s()), 1, _ROUNDS))
         rounds.append(counters.round(seconds / of))
@@ -192,9 +192,10 @@ class _Round:
 class _Counters:
     """The counters of one compiled model, which count from its first run on."""
 
-    def __init__(self, engine: Any, tensor: Any, names: Sequence[str]) -> None:
+    def __init__(self, engine: Any, tensors: Sequence[Any], names: Sequence[str]) -> None:
         self._request = engine.create_infer_request()
-        self._request.set_input_tensor(tensor)
+        for index, tensor in enumerate(tensors):
+            self._request.set_input_tensor(index, tensor)
         place = {info.node_name: index for index, info in enumerate(self._request.profiling_info)}
         self._places = [place[name] for name in names]
         self._runs: list[int] = []

@@ -100,22 +100,23 @@ class NetworkBuilder:
 
     def _set_batch(self, network: Any, config: Any, onnx: Path, options: EngineOptions) -> tuple[int, int, int]:
         """Fix the batch axis, or give it a profile; return least, common and most."""
-        if network.num_inputs != 1:
-            names = ", ".join(network.get_input(i).name for i in range(network.num_inputs))
-            raise BuildError(f"{onnx} must have one input, not {network.num_inputs} ({names}).")
-        put, size = network.get_input(0), options.batch_size
-        shape = tuple(put.shape)
-        if not shape or any(axis < 0 for axis in shape[1:]):
-            raise BuildError(
-                f"{onnx} has the input shape {shape}: only the batch axis may be dynamic, every other needs a size."
-            )
+        puts, size = [network.get_input(i) for i in range(network.num_inputs)], options.batch_size
+        shapes = [tuple(put.shape) for put in puts]
+        for put, shape in zip(puts, shapes, strict=True):
+            if not shape or any(axis < 0 for axis in shape[1:]):
+                raise BuildError(
+                    f"{onnx} has the shape {shape} of input {put.name!r}: only the batch axis may be dynamic, every "
+                    "other needs a size."
+                )
         if self._settings.max_batch <= size:
-            if shape[0] < 0:
-                put.shape = (size, *shape[1:])
-            elif shape[0] != size:
-                raise BuildError(f"{onnx}: the graph's batch size is {shape[0]}, but {size} was asked for.")
+            for put, shape in zip(puts, shapes, strict=True):
+                if shape[0] < 0:
+                    put.shape = (size, *shape[1:])
+                elif shape[0] != size:
+                    raise BuildError(f"{onnx}: the graph's batch size is {shape[0]}, but {size} was asked for.")
             return size, size, size
-        put.shape = (-1, *shape[1:])
+        for put, shape in zip(puts, shapes, strict=True):
+            put.shape = (-1, *shape[1:])
         if any(tuple(network.get_output(i).shape)[:1] != (-1,) for i in range(network.num_outputs)):
             raise BuildError(
                 f"{onnx} fixes the batch size inside the graph, so max_batch {self._settings.max_batch} cannot be "
@@ -123,7 +124,8 @@ class NetworkBuilder:
             )
         profile = self._builder.create_optimization_profile()
         batch = (1, size, self._settings.max_batch)
-        profile.set_shape(put.name, *((n, *shape[1:]) for n in batch))
+        for put, shape in zip(puts, shapes, strict=True):
+            profile.set_shape(put.name, *((n, *shape[1:]) for n in batch))
         config.add_optimization_profile(profile)
         return batch
 

@@ -20,6 +20,7 @@ from autocompress.engines.base import Array, EngineOptions, Runner
 from autocompress.engines.compute_capability import ComputeCapability
 from autocompress.engines.cuda import Buffer, Gpu, Stream, current_gpu
 from autocompress.engines.locked_cache import LockedCache
+from autocompress.engines.ports import Port, unpacked
 from autocompress.engines.tensorrt_library import BuildLog, Flavour, make_logger
 from autocompress.engines.tensorrt_options import TensorRTOptions
 from autocompress.errors import BuildError, ConfigError
@@ -110,20 +111,9 @@ class TensorRTRunner(Runner):
         self._context = self._execution_context(library)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == library.TensorIOMode.INPUT]
-        if len(inputs) != 1:
-            raise BuildError(f"{self._path} must have one input, not {len(inputs)} ({', '.join(inputs)}).")
-        self._input = inputs[0]
         self._output = next(n for n in names if n not in inputs)
-        shape = tuple(engine.get_tensor_shape(self._input))
-        self._shape = (self._options.batch_size, *shape[1:])
-        if shape[0] not in (-1, self._options.batch_size):
-            raise BuildError(f"{self._path} takes batches of {shape[0]}, but {self._options.batch_size} was asked for.")
-        if not self._context.set_input_shape(self._input, self._shape):
-            raise BuildError(
-                f"{self._path} does not take inputs of shape {self._shape}: {self._log.words()} Its profile allows "
-                f"{[tuple(d) for d in engine.get_tensor_profile_shape(self._input, 0)]}."
-            )
-        self._types = {name: self._numpy(name) for name in (self._input, self._output)}
+        self._ports = [self._port(name) for name in inputs]
+        self._types = {name: self._numpy(name) for name in (*inputs, self._output)}
         self._buffers: dict[str, Buffer] = {}
         for name in names:
             dims = tuple(self._context.get_tensor_shape(name))
@@ -135,6 +125,19 @@ class TensorRTRunner(Runner):
         self._flush = Buffer(2 * self._gpu.l2_bytes) if self._settings.l2_flush else None
         if self._flush is not None:
             self._parts.append(self._flush)
+
+    def _port(self, name: str) -> Port:
+        """Return an input, its batch axis set."""
+        size, shape = self._options.batch_size, tuple(self._engine.get_tensor_shape(name))
+        port = Port(name, (size, *shape[1:]), self._numpy(name))
+        if shape[0] not in (-1, size):
+            raise BuildError(f"{self._path} takes batches of {shape[0]}, but {size} was asked for.")
+        if not self._context.set_input_shape(name, port.shape):
+            raise BuildError(
+                f"{self._path} does not take inputs of shape {port.shape}: {self._log.words()} Its profile allows "
+                f"{[tuple(d) for d in self._engine.get_tensor_profile_shape(name, 0)]}."
+            )
+        return port
 
     def _execution_context(self, library: Any) -> Any:
         self._runtime_cache: Any = None
@@ -195,13 +198,12 @@ class TensorRTRunner(Runner):
         return np.array(self._view(self._output, self._output_shape), dtype=np.float32)
 
     def prepare(self, inputs: Array) -> None:
-        """Copy the inputs to the GPU in the engine's type, and record the CUDA graph where there is to be one."""
+        """Copy the inputs to the GPU in the engine's types, and record the CUDA graph where there is to be one."""
         if self._context is None:
             raise BuildError(f"{self._path} is not open; use its runner as a context manager.")
-        if tuple(inputs.shape) != self._shape:
-            raise BuildError(f"{self._path} takes inputs of shape {self._shape}, not {tuple(inputs.shape)}.")
-        self._view(self._input, self._shape)[...] = inputs
-        self._buffers[self._input].upload(self._stream)
+        for port, array in zip(self._ports, unpacked(inputs, self._ports, self._path), strict=True):
+            self._view(port.name, port.shape)[...] = array
+        self._upload()
         self._stream.synchronize()
         if not self._bound:
             # The first call compiles and allocates, which a graph cannot record.
@@ -239,10 +241,14 @@ class TensorRTRunner(Runner):
     def _work(self) -> None:
         """Enqueue one inference, with the transfers where they are to be timed."""
         if self._settings.transfers:
-            self._buffers[self._input].upload(self._stream)
+            self._upload()
         self._enqueue()
         if self._settings.transfers:
             self._buffers[self._output].download(self._stream)
+
+    def _upload(self) -> None:
+        for port in self._ports:
+            self._buffers[port.name].upload(self._stream)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.number):

@@ -135,8 +135,14 @@ class Protocol:
 
     @classmethod
     def again(cls, occasions: int = 3) -> Self:
-        """Return the standard protocol for further occasions of what a run has measured before, or will again."""
-        return cls.standard(occasions=occasions, max_occasions=occasions)
+        """Return the standard protocol for further occasions of what a run has measured before, or will again.
+
+        Each is a third of a second long, however few they are.
+        """
+        return cls.standard(
+            occasions=occasions, max_occasions=occasions, rounds=8 * occasions, min_iterations=20 * occasions,
+            min_seconds=occasions / 3, max_seconds=occasions / 3,
+        )  # fmt: skip
 
     @classmethod
     def trial(cls) -> Self:

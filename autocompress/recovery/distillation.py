@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.layout import in_fast_layout
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.recovery import distillations
@@ -70,8 +71,8 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self._dtype = dtype
+        self.model = model.eval().requires_grad_(False)
+        self._dtype, self._laid_out = dtype, False
         self._kept: dict[Question, dict[tuple[int, int], Tensor]] = {}
         self._bytes = self._batch_size = 0
 
@@ -103,6 +104,9 @@ class Teacher:
         if not missing:
             return found
         inner = [question.module for question in missing if question.module != OUTPUT]
+        if not self._laid_out:
+            in_fast_layout(self.model, inputs[:2])
+            self._laid_out = True
         fast = torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32)
         with torch.no_grad(), fast, observed(self.model, inner) as seen:
             seen[OUTPUT] = self.model(inputs)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.layout import in_fast_layout, layout_of
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
@@ -39,6 +40,7 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
+from autocompress.tasks.adapters import main_output
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -165,7 +167,7 @@ class _Training:
 
     def run(self) -> FinetuneReport:
         """Train and return what was done; leaves the best state."""
-        self.model.to(memory_format=torch.channels_last)
+        in_fast_layout(self.model, self.task.example_inputs(2))
         self._held_out.look(self.model.eval())
         self._fit_batch()
         done, self._epoch, self._ranged = load_checkpoint(self.model, self.checkpoint)
@@ -390,16 +392,19 @@ def _loss(
     if mix:
         inputs = mixed(inputs, epoch * 2**20 + index)
     if inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=layout_of(model))
     wanted = distiller.targets(inputs, epoch, index, keep=not mix)
     fast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     with fast, distiller.watching(model) as seen:
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):
-        raise CompressionError(
-            f"The model gives {type(outputs).__name__} where it is trained and a tensor where it is not; it cannot be "
-            "compared with its teacher. Wrap it in autocompress.tasks.Adapter."
-        )
+        found = main_output(outputs, distiller.outputs(inputs).shape)
+        if found is None:
+            raise CompressionError(
+                f"The model gives {type(outputs).__name__} where it is trained, none of whose tensors is of the shape "
+                "that it gives where it is not; it cannot be compared with its teacher. Return the same in both modes."
+            )
+        outputs = found
     outputs = outputs.float()
     soft = distiller.loss(outputs, seen, wanted)
     if config.alpha == 1 or mix:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
+from autocompress.compress.layout import layout_of
 from autocompress.compress.quantization import calibrate, observing
 from autocompress.config import QuantizationConfig
-from autocompress.errors import CompressionError
+from autocompress.errors import AutoCompressError, CompressionError
 from autocompress.inventory import Inventory
 from autocompress.ledger import Ledger
 from autocompress.policy import CompressionPolicy
@@ -23,6 +24,8 @@ from autocompress.recovery.rows import first_samples
 _BATCH = 256
 # Samples that must not all come out alike.
 _CHECKED = 16
+# Characters of what a network raises that are told.
+_WORDS = 300
 
 
 class OneShot:
@@ -63,15 +66,24 @@ class OneShot:
         """Return the model that `policy` makes, in eval mode.
 
         Raises:
-            CompressionError: The policy does not fit the model.
+            CompressionError: The policy does not fit the model, or what it makes does not run.
         """
-        ledger = ledger or Ledger()
+        try:
+            return self._model(policy, ledger or Ledger())
+        except AutoCompressError:
+            raise
+        except Exception as error:  # whatever the user's forward raises for shapes that it was not written for
+            raise CompressionError(
+                f"The compressed network does not run: {type(error).__name__}: {str(error)[:_WORDS]}"
+            ) from error
+
+    def _model(self, policy: CompressionPolicy, ledger: Ledger) -> nn.Module:
         context, scores = self._context, self._context.channel_scores
         with ledger.spend("apply"):
             if self._reconstruction is not None:
                 context = replace(context, layer_outputs=self._reconstruction.outputs(policy, scores))
             # What was cut or factorized has lost the layout that convolutions and pooling are fast in.
-            model = apply_policy(self._base, policy, context).to(memory_format=torch.channels_last)
+            model = apply_policy(self._base, policy, context).to(memory_format=layout_of(self._base))
         with ledger.spend("proxy"), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
             changed = not policy.is_structural_identity
             if changed and self._reconstruction is not None:

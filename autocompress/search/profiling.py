@@ -108,7 +108,7 @@ class Profiler:
         self._capabilities: tuple[str, ...] = tuple(described["capabilities"])
         self._example = task.example_inputs(2)
         self._inputs = task.example_inputs(config.batch_size)
-        self._base = rewrite(task.model())
+        self._base = rewrite(task.network())
         self.inventory = take_inventory(self._base, self._example)
         self._graphs = GraphBuilder(self._base, self._inputs, self.inventory, config.engine)
         self.layout = self._graphs.layout
@@ -384,7 +384,7 @@ def known_profile(task: Task, config: RunConfig, folder: Path | None = None) -> 
         ConfigError: There is no table, or it is damaged, or knows nothing of this model.
         EngineError: The model cannot be read.
     """
-    base = rewrite(task.model())
+    base = rewrite(task.network())
     inventory = take_inventory(base, task.example_inputs(2))
     graphs = GraphBuilder(base, task.example_inputs(config.batch_size), inventory, config.engine)
     return open_profile(graphs, config, folder)

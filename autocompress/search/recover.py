@@ -57,7 +57,7 @@ class Recovery:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
     def __post_init__(self) -> None:
-        self._teacher = Teacher(self.pipeline.task.model(), fast_dtype())
+        self._teacher = Teacher(self.pipeline.task.network(), fast_dtype())
         self._failed: set[int] = set()
 
     def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:

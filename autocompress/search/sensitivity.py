@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress import rewrite
+from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import QuantizationConfig, RunConfig
 from autocompress.engines.base import dense_dtypes
@@ -386,7 +387,7 @@ def of_task(
         described = worker.describe(config.engine, config.engine_options)
     capabilities = described["capabilities"]
     dense_dtype = dense_dtypes(capabilities, config.dense_dtype, f"{config.engine} ({described['device']})")[0]
-    base = rewrite(task.model()).to(memory_format=torch.channels_last)
+    base = in_fast_layout(rewrite(task.network()), task.example_inputs(2))
     inventory = take_inventory(base, task.example_inputs(2))
     file = configured_space(config)
     space = bind(file, base, inventory, dense_dtype, capabilities)

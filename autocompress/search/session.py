@@ -85,12 +85,14 @@ class SearchSession:
     def __post_init__(self) -> None:
         environment.seed_everything(self.config.seed)
         space = configured_space(self.config)
+        if self.task.tokens is not None:
+            self.task.tokens.write(self.run.path)
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
         for group, note in self.pipeline.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         if self.config.recovery.enabled:
-            taught_by(self.task.model(), self.pipeline.base, self.task, self.config.recovery)
+            taught_by(self.task.network(), self.pipeline.base, self.task, self.config.recovery)
         self._space_file = space
         self.reasons: list[Reason] = []
         # Trials that the standard protocol measured.
@@ -270,7 +272,7 @@ class SearchSession:
         return TimePlan.of(
             self.started, config.timeout_seconds, baseline.seconds, dtypes=pipeline.dtypes,
             compress=pipeline.compress_seconds, test_share=pipeline.test_share(),
-            recovery_share=recovery.share if recovery.enabled else 0.0,
+            recovery_share=recovery.share if recovery.enabled else 0.0, occasions=config.occasions,
         )  # fmt: skip
 
     def _try_first(self, space: SearchSpace, until: float) -> None:

@@ -22,8 +22,6 @@ _CAUTION, _LEAST_RESERVE_S, _MOST_RESERVE = 1.2, 5.0, 0.5
 # A candidate is compressed, exported, built, verified, scored and measured; what compressing takes of the others.
 _STATIONS = ("export", "build", "verify", "proxy")
 _TRIAL_MEASURE_S = 2.0
-# Occasions of what a run measures again (`Protocol.again`).
-_OCCASIONS = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class TimePlan:
     @classmethod
     def of(
         cls, started: float, timeout: float | None, baseline: Mapping[str, float], *, dtypes: int, compress: float,
-        test_share: float, recovery_share: float,
+        test_share: float, recovery_share: float, occasions: int,
     ) -> TimePlan:  # fmt: skip
         """Make a plan.
 
@@ -62,6 +60,7 @@ class TimePlan:
             dtypes: Dense dtypes that it was built for: all stations but ``proxy`` served each.
             compress: Seconds to make a compressed network.
             test_share: Samples of the test data over those of the validation data.
+            occasions: Moments at which a file is measured again (`RunConfig.occasions`).
             recovery_share: Share of what is left after sensitivities that fine-tuning would have.
         """
         now = time.monotonic()
@@ -71,8 +70,8 @@ class TimePlan:
             return cls(started, now, math.inf, 0.0, math.inf, candidate, math.inf)
         # Every dtype was measured once, if there were several, then the fastest and its copy as often as two files are
         # in the end.
-        files = 2 * _OCCASIONS + (0 if dtypes == 1 else dtypes)
-        measuring = 2 * _OCCASIONS * baseline.get("measure", 0.0) / files
+        files = 2 * occasions + (0 if dtypes == 1 else dtypes)
+        measuring = 2 * occasions * baseline.get("measure", 0.0) / files
         end = 2 * stations["proxy"] * test_share + measuring + _START_S + _REPORT_S
         reserve = min(max(_CAUTION * end, _LEAST_RESERVE_S), _MOST_RESERVE * timeout)
         left = max(started + timeout - reserve - now, 0.0)

@@ -88,6 +88,16 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
 
 
+def main_output(outputs: object, shape: torch.Size) -> Tensor | None:
+    """Return what a model gives in training beside auxiliary outputs: the first tensor of the shape it gives in use.
+
+    Args:
+        outputs: Of a forward pass in training mode.
+        shape: Of the outputs in eval mode for as many samples ``(N, ...)``.
+    """
+    return next((tensor for _, tensor in _tensors(outputs) if tensor.shape == shape), None)
+
+
 def output_specs(outputs: object, keep: Sequence[str] = ()) -> tuple[OutputSpec, ...]:
     """Return what `as_tensor` puts behind each other, in its order.
 
@@ -146,19 +156,36 @@ class Adapter(nn.Module):
         self.inputs = None if inputs is None else tuple(inputs)
         self.keep = tuple(keep)
 
-    def forward(self, packed: Tensor) -> Tensor:
-        """Map ``(N, total)``, or the model's own input ``(N, ...)``, to ``(N, ...)``."""
-        return as_tensor(self._outputs(packed), self.keep)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs to outputs ``(N, ...)``.
 
-    def _outputs(self, packed: Tensor) -> object:
-        if self.inputs is None:
-            return self.model(packed)
-        parts = torch.split(packed, [spec.size for spec in self.inputs], 1)
-        given = {
+        Args:
+            inputs: One packed tensor ``(N, total)``, or the model's own inputs ``(N, ...)`` in the order of the specs.
+        """
+        return as_tensor(self._outputs(*inputs), self.keep)
+
+    def unpack(self, packed: Tensor) -> dict[str, Tensor]:
+        """Return the model's own inputs ``(N, ...)`` by name, each in its dtype."""
+        specs = self.inputs or ()
+        parts = torch.split(packed, [spec.size for spec in specs], 1)
+        return {
             spec.name: part.reshape(-1, *spec.shape).to(DTYPES[spec.dtype])
-            for spec, part in zip(self.inputs, parts, strict=True)
+            for spec, part in zip(specs, parts, strict=True)
         }
-        return self.model(**given)
+
+    def _outputs(self, *inputs: Tensor) -> object:
+        if self.inputs is None:
+            return self.model(*inputs)
+        if self._are_named(inputs):
+            return self.model(**{spec.name: given for spec, given in zip(self.inputs, inputs, strict=True)})
+        return self.model(**self.unpack(*inputs))
+
+    def _are_named(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether these are the model's own inputs, not packed ones, which are floats."""
+        if len(inputs) > 1 or self.inputs is None:
+            return True
+        (spec,) = self.inputs if len(self.inputs) == 1 else (None,)
+        return spec is not None and inputs[0].dtype == DTYPES[spec.dtype] and tuple(inputs[0].shape[1:]) == spec.shape
 
     def output_specs(self, packed: Tensor) -> tuple[OutputSpec, ...]:
         """Return the outputs that `forward` makes one tensor of, in their order."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from autocompress.errors import ConfigError
 from autocompress.tasks.adapters import Adapter
 from autocompress.tasks.divergence import Divergence, divergence_of
+from autocompress.tasks.model_door import taken
+from autocompress.tokens import TextTokens
 
 Batch = tuple[Tensor, Tensor]
 
@@ -39,6 +41,8 @@ class Task(abc.ABC):
             ``"regression"``: numbers. ``"values"``: no class scores; which of the others, is found.
         metric_name: What `metric` returns, for people.
         metric_is_share: Whether it is a share of samples, written as a percentage; else it is written as a number.
+        model_notes: What was done to the user's model, a sentence each: see `model_door`.
+        tokens: How sentences become inputs, of a text model, for a deployed directory; None of any other.
         labelled: Whether targets are labels; else nobody looks at them but `metric` and `loss`.
     """
 
@@ -47,11 +51,21 @@ class Task(abc.ABC):
     metric_name: str = "metric"
     metric_is_share: bool = False
     labelled: bool = True
+    model_notes: tuple[str, ...] = ()
+    tokens: TextTokens | None = None
     _found_divergence: tuple[object, Divergence] | None = None
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
         """Return a fresh copy of the trained, uncompressed model in eval mode; the caller owns it."""
+
+    def network(self) -> nn.Module:
+        """Return a fresh copy of the model in the one form that everything works on: see `model_door`.
+
+        Raises:
+            ConfigError: Its layers cannot be changed.
+        """
+        return taken(self.model(), f"Task {self.name!r}")[0]
 
     @abc.abstractmethod
     def example_inputs(self, batch_size: int = 1) -> Tensor:
@@ -136,7 +150,7 @@ class Task(abc.ABC):
         return self._found_divergence[1]
 
     def _find_divergence(self) -> Divergence:
-        model = self.model()
+        model = self.network()
         inputs = next(iter(self.calibration(_SAMPLES)), None)
         inputs = self.example_inputs(_PART) if inputs is None else inputs[:_SAMPLES]
         found: list[Tensor] = []

@@ -18,6 +18,7 @@ from autocompress.tasks.base import Task
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.label_free import LabelFreeTask
 from autocompress.tasks.model_checks import check_model, first_nan, run
+from autocompress.tasks.model_door import taken
 from autocompress.tasks.reading import read_batches, read_calibration
 from autocompress.tasks.sampling import class_numbers
 from autocompress.tasks.split import SplitTask
@@ -69,7 +70,8 @@ class _Check:
         self.warnings: list[str] = []
 
     def all(self, training: bool, scored: bool) -> list[str]:
-        model = self.task.model()
+        model, said = taken(self.task.model(), self.where)
+        self.warnings += [*self.source.model_notes, *said]
         rows, names = self.calibration(model)
         few = check_model(self.where, model, rows[:_FEW])
         self.finite_outputs(model, rows[:_FEW], few, names)

@@ -44,8 +44,8 @@ class LabelFreeTask(Task):
         if metric not in METRICS:
             raise ConfigError(f"Unknown metric {metric!r}; without labels there are {', '.join(METRICS)}.")
         self._task = task
-        self._teacher = task.model().requires_grad_(False)
-        self.name, self.outputs = task.name, task.outputs
+        self._teacher = task.network().requires_grad_(False)
+        self.name, self.outputs, self.tokens = task.name, task.outputs, task.tokens
         self.kind = self._fitting() if metric == "agreement" else metric
         self.metric_name, self.metric_is_share = self.kind, self.kind == "top1"
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
+from autocompress.tasks.model_door import taken
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples, seeded
 from autocompress.tasks.sampling import covering_prefix, stratified_order
 
@@ -76,7 +77,7 @@ class SplitTask(Task):
         if calibration_size < 1:
             raise ConfigError(f"calibration_size {calibration_size} must be at least 1.")
         self.name = name
-        self._model = copy.deepcopy(model).cpu().eval()
+        self._model, self.model_notes = taken(model, f"Task {name!r}")
         self._augmentation, self._seed = augmentation, seed
         self._source = _samples(train, "train", normalization, workers)
         self._test = _samples(test, "test", normalization, workers)

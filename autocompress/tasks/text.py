@@ -1,8 +1,8 @@
 """The ``transformers:<folder or type>`` tasks: text encoders and classifiers of Hugging Face transformers, offline.
 
 A folder holds ``config.json`` and, unless weights are random, ``model.safetensors`` and the tokenizer's files; a type
-(``bert``) takes that type's default configuration. Every text becomes token numbers and an attention mask of one fixed
-length, packed into one tensor (see `adapters`).
+(``bert``) takes that type's default configuration. One of sentence-transformers (``modules.json``) keeps its pooling
+and what comes behind. Every text becomes token numbers and an attention mask of one fixed length, which the data tell.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from autocompress.tasks.base import Task
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.image_task import RANDOM
 from autocompress.tasks.label_free import UnlabelledTask
+from autocompress.tasks.sentence_encoder import is_sentence_encoder, longest_text, sentence_encoder
 from autocompress.tasks.weights import apply_weights, read_weights
+from autocompress.tokens import TOKENIZER_NAME, TextTokens
 
 transformers: Any = optional("transformers", "transformers", "A text task")
 
-LENGTH = 128  # tokens of a text, if the model takes as many
+LENGTH = 128  # tokens of a text where no texts tell
+# Texts longer than this share of them are cut, and lengths are multiples of so many tokens.
+_LONGEST, _STEP = 0.95, 8
 _NOISE_SIZE = 256  # texts made where there is no data
 _WEIGHTS = "model.safetensors"
 # What an encoder or a classifier is used for, by what its output calls it; the first that is there is kept.
@@ -45,17 +49,27 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     where = f"Task {config.name!r}"
     folder = Path(name).expanduser()
     model = _model(where, folder, name, config)
-    length = min(LENGTH, int(getattr(model.config, "max_position_embeddings", LENGTH) or LENGTH))
-    specs = [InputSpec("input_ids", (length,), "int64"), InputSpec("attention_mask", (length,), "int64")]
+    most = _most_tokens(folder, model)
     labels: list[int] | None = None
+    tokens: TextTokens | None = None
     if config.data is None:
-        inputs = _noise(int(model.config.vocab_size), length, specs)
+        specs = _specs(min(config.length or LENGTH, most))
+        inputs = _noise(int(model.config.vocab_size), specs)
     else:
         texts, labels = _read(Path(config.data).expanduser())
-        inputs = _tokens(where, folder, texts, length, specs)
-    with torch.no_grad():
-        given = model(**{spec.name: torch.ones(1, length, dtype=torch.int64) for spec in specs})
-    kept = next((key for key in _OUTPUTS if given.get(key) is not None), None)
+        tokenizer = _tokenizer(where, folder)
+        length = _length(where, config.length, most, tokenizer, texts)
+        specs = _specs(length)
+        made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        inputs = pack(made, specs)
+        tokens = _stored(folder, tokenizer, length)
+    kept = None
+    if is_sentence_encoder(folder):
+        model = sentence_encoder(where, folder, model)
+    else:
+        with torch.no_grad():
+            given = model(**{spec.name: torch.ones(1, *spec.shape, dtype=torch.int64) for spec in specs})
+        kept = next((key for key in _OUTPUTS if given.get(key) is not None), None)
     adapted = Adapter(model, specs, () if kept is None else (kept,))
     held = torch.arange(len(inputs)) % _TEST_SHARE == 0
     options: dict[str, Any] = {
@@ -66,14 +80,54 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     }
     if labels is not None and kept == "logits" and config.metric is None:
         targets = torch.tensor(labels)
-        return ClassificationTask(adapted, (inputs[~held], targets[~held]), (inputs[held], targets[held]), **options)
+        task: Task = ClassificationTask(
+            adapted, (inputs[~held], targets[~held]), (inputs[held], targets[held]), **options
+        )
+        task.tokens = tokens
+        return task
     if config.metric is None:
         raise ConfigError(
             f"{where}: there are no labels. Give --metric agreement (task.metric) to measure by the uncompressed "
             "model's own outputs, or end every line of task.data in a tab and a class number."
         )
     outputs = "classes" if kept == "logits" else "values"
-    return UnlabelledTask(adapted, inputs[~held], inputs[held], outputs=outputs, **options)
+    task = UnlabelledTask(adapted, inputs[~held], inputs[held], outputs=outputs, **options)
+    task.tokens = tokens
+    return task
+
+
+def _specs(length: int) -> list[InputSpec]:
+    return [InputSpec("input_ids", (length,), "int64"), InputSpec("attention_mask", (length,), "int64")]
+
+
+def _most_tokens(folder: Path, model: Any) -> int:
+    """Return the most tokens of one text that a model takes."""
+    known = [longest_text(folder), getattr(model.config, "max_position_embeddings", None)]
+    return min((int(most) for most in known if most), default=LENGTH)
+
+
+def _length(where: str, wanted: int | None, most: int, tokenizer: Any, texts: list[str]) -> int:
+    """Return how many tokens every text gets: what is wanted, or what all but the longest texts take.
+
+    Raises:
+        ConfigError: The model does not take so many.
+    """
+    most = min(most, int(tokenizer.model_max_length))
+    if wanted is not None:
+        if wanted > most:
+            raise ConfigError(f"{where}: task.length {wanted} is more than the {most} tokens that the model takes.")
+        return wanted
+    lengths = torch.tensor([len(ids) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]])
+    usual = int(torch.quantile(lengths.double(), _LONGEST, interpolation="higher"))
+    return min(most, -(-usual // _STEP) * _STEP)
+
+
+def _stored(folder: Path, tokenizer: Any, length: int) -> TextTokens | None:
+    """Return how a deployed model makes tokens; None where the folder has no tokenizer that needs no other package."""
+    file = folder / TOKENIZER_NAME
+    if not file.exists() or tokenizer.pad_token_id is None:
+        return None
+    return TextTokens(file, length, int(tokenizer.pad_token_id), str(tokenizer.pad_token))
 
 
 def _model(where: str, folder: Path, name: str, config: TaskConfig) -> Any:
@@ -136,16 +190,15 @@ def _read(path: Path) -> tuple[list[str], list[int] | None]:
     return lines, None
 
 
-def _tokens(where: str, folder: Path, texts: list[str], length: int, specs: list[InputSpec]) -> Tensor:
+def _tokenizer(where: str, folder: Path) -> Any:
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {folder} holds no tokenizer that transformers can load: {error}") from error
-    made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return pack(made, specs)
 
 
-def _noise(vocabulary: int, length: int, specs: list[InputSpec]) -> Tensor:
+def _noise(vocabulary: int, specs: list[InputSpec]) -> Tensor:
+    length = specs[0].shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (_NOISE_SIZE, length), generator=generator)
     lengths = torch.randint(length // 4, length + 1, (_NOISE_SIZE, 1), generator=generator)

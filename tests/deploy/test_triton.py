@@ -19,6 +19,7 @@ from autocompress.deploy.runscript import run_script
 from autocompress.deploy.triton import write_triton_repository
 from autocompress.deploy.verify import REFERENCE_NAME
 from autocompress.engines.base import EngineOptions
+from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.policy import CompressionPolicy
 from autocompress.results import write_json
@@ -41,7 +42,7 @@ def deployed(folder: Path, worker: EngineWorker, engine: str) -> Path:
         1, "2026-01-01T00:00:00+00:00", None, engine, "1.0", file.options.to_dict(), file.path.name, files,
         policy.to_dict(), policy.hash, 1, "proxy", None, None, None, None, {}, file.size_bytes, {},
     )  # fmt: skip
-    (folder / "run.py").write_text(run_script(manifest, (1, 3, 16, 16)))
+    (folder / "run.py").write_text(run_script(manifest, [Port("input", (1, 3, 16, 16), np.float32)]))
     manifest.write(folder)
     return folder
 
@@ -127,7 +128,9 @@ def test_run_py_answers_without_autocompress(tmp_path: Path, worker: EngineWorke
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
 def test_run_py_of_tensorrt_is_whole(tmp_path: Path, worker: EngineWorker, engine: str) -> None:
     folder = deployed(tmp_path / "deployed", worker, "onnxruntime")
-    script = run_script(replace(Manifest.read(folder), engine=engine, file="model.engine"), (2, 3, 16, 16))
+    script = run_script(
+        replace(Manifest.read(folder), engine=engine, file="model.engine"), [Port("input", (2, 3, 16, 16), np.float32)]
+    )
     compile(script, "run.py", "exec")
     assert f"import {engine.replace('-', '_')} as trt" in script
     assert "(2, 3, 16, 16)" in script
@@ -142,7 +145,9 @@ def test_run_py_of_rtx_stops_at_the_driver(tmp_path: Path, worker: EngineWorker)
         pytest.skip("there is a GPU here")
     folder = deployed(tmp_path / "deployed", worker, "onnxruntime")
     script = folder / "run.py"
-    script.write_text(run_script(replace(Manifest.read(folder), engine="tensorrt-rtx"), (1, 3, 16, 16)))
+    script.write_text(
+        run_script(replace(Manifest.read(folder), engine="tensorrt-rtx"), [Port("input", (1, 3, 16, 16), np.float32)])
+    )
     said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 1
     assert "cudaErrorInsufficientDriver" in said.stderr

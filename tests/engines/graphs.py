@@ -67,6 +67,50 @@ def quantized(path: Path, *, channels: int = 8, size: int = 16, batch: int = 1) 
     return _save(path, nodes, "a0", made, (batch, 3, size, size))
 
 
+def lookup(path: Path, *, batch: int | str = 1) -> Path:
+    """Write the sum of the rows of a table at ``ids (batch, 4)``, int64, plus ``values (batch, 3)`` by a matrix."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="rows"),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["sum"], name="sum", keepdims=0),
+        helper.make_node("MatMul", ["values", "matrix"], ["product"], name="product"),
+        helper.make_node("Add", ["sum", "product"], ["output"], name="end"),
+    ]
+    made = {**_lookup_weights(), "axes": np.array([1], np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "lookup",
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, (batch, 4)),
+            helper.make_tensor_value_info("values", TensorProto.FLOAT, (batch, 3)),
+        ],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, (batch, 8))],
+        [numpy_helper.from_array(value, name) for name, value in made.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def lookup_inputs(count: int) -> tuple[Array, Array]:
+    """Return ids ``(count, 4)`` and values ``(count, 3)`` of `lookup`."""
+    random = np.random.default_rng(3)
+    return random.integers(2049, 4001, (count, 4)), random.standard_normal((count, 3)).astype(np.float32)
+
+
+def looked_up(ids: Array, values: Array) -> Array:
+    """Return what `lookup` computes ``(n, 8)``."""
+    made = _lookup_weights()
+    found: Array = made["table"][ids].sum(1) + values @ made["matrix"]
+    return found
+
+
+def _lookup_weights() -> dict[str, Array]:
+    random = np.random.default_rng(2)
+    return {
+        "table": np.round(4 * random.standard_normal((4001, 8))).astype(np.float32) / 4,
+        "matrix": np.round(4 * random.standard_normal((3, 8))).astype(np.float32) / 4,
+    }
+
+
 def residual(path: Path, *, channels: int = 16, size: int = 16, named: bool = True) -> Path:
     """Write stem → relu, left → relu → right, their sum → relu, tail → relu, and a head, all convolutions 3x3."""
     made = weights(channels, 4)

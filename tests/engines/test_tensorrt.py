@@ -185,10 +185,15 @@ def test_shapes_that_no_profile_covers(engine: TensorRTRTXEngine, tmp_path: Path
         engine.build(free, options(), tmp_path / "m")
     with pytest.raises(BuildError, match="batch size is 1, but 4"):
         engine.build(graphs.convnet(tmp_path / "one.onnx"), options(batch_size=4), tmp_path / "m")
-    with pytest.raises(BuildError, match="one input, not 2"):
-        engine.build(graphs.convnet(tmp_path / "two.onnx", inputs=2), options(), tmp_path / "m")
     with pytest.raises(BuildError, match="max_batch 8"):
         engine.build(graphs.convnet(tmp_path / "one.onnx"), options(max_batch=8), tmp_path / "m")
+
+
+def test_several_inputs_of_their_own_dtypes_are_built(engine: TensorRTRTXEngine, tmp_path: Path) -> None:
+    file = engine.build(graphs.lookup(tmp_path / "lookup.onnx"), options(), tmp_path / "one")
+    assert file.size_bytes > 0
+    many = engine.build(graphs.lookup(tmp_path / "free.onnx", batch="n"), options(max_batch=4), tmp_path / "many")
+    assert json.loads(many.path.with_suffix(".json").read_text())["batch"] == [1, 1, 4]
 
 
 def test_other_dtypes_are_refused(engine: TensorRTRTXEngine, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ SECONDS = {"export": 4.0, "build": 6.0, "verify": 2.0, "proxy": 3.0, "measure": 
 
 def make(monkeypatch: pytest.MonkeyPatch, timeout: float | None, **changes: Any) -> TimePlan:
     monkeypatch.setattr("autocompress.search.time_plan.time.monotonic", lambda: 1030.0)
-    values: dict[str, Any] = {"dtypes": 2, "compress": 2.0, "test_share": 1.0, "recovery_share": 0.65}
+    values: dict[str, Any] = {"dtypes": 2, "compress": 2.0, "test_share": 1.0, "recovery_share": 0.65, "occasions": 3}
     return TimePlan.of(1000.0, timeout, SECONDS, **{**values, **changes})
 
 
