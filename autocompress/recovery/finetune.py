@@ -40,7 +40,6 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
-from autocompress.tasks.adapters import main_output
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -398,13 +397,10 @@ def _loss(
     with fast, distiller.watching(model) as seen:
         outputs = model(inputs)
     if not isinstance(outputs, Tensor):
-        found = main_output(outputs, distiller.outputs(inputs).shape)
-        if found is None:
-            raise CompressionError(
-                f"The model gives {type(outputs).__name__} where it is trained, none of whose tensors is of the shape "
-                "that it gives where it is not; it cannot be compared with its teacher. Return the same in both modes."
-            )
-        outputs = found
+        raise CompressionError(
+            f"The model gives {type(outputs).__name__} where it is trained and a tensor where it is not; it cannot be "
+            "compared with its teacher. Wrap it in autocompress.tasks.Adapter."
+        )
     outputs = outputs.float()
     soft = distiller.loss(outputs, seen, wanted)
     if config.alpha == 1 or mix:

@@ -88,16 +88,6 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
 
 
-def main_output(outputs: object, shape: torch.Size) -> Tensor | None:
-    """Return what a model gives in training beside auxiliary outputs: the first tensor of the shape it gives in use.
-
-    Args:
-        outputs: Of a forward pass in training mode.
-        shape: Of the outputs in eval mode for as many samples ``(N, ...)``.
-    """
-    return next((tensor for _, tensor in _tensors(outputs) if tensor.shape == shape), None)
-
-
 def output_specs(outputs: object, keep: Sequence[str] = ()) -> tuple[OutputSpec, ...]:
     """Return what `as_tensor` puts behind each other, in its order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,18 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from autocompress.deploy.artifacts import input_ports
 from autocompress.deploy.manifest import Manifest, describe_file
 from autocompress.deploy.runscript import run_script
 from autocompress.deploy.triton import write_triton_repository
 from autocompress.deploy.verify import REFERENCE_NAME
 from autocompress.engines.base import EngineOptions
+from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.policy import CompressionPolicy
 from autocompress.results import write_json
+from autocompress.tasks import Adapter, InputSpec, pack
+from autocompress.tokens import TextTokens
 from autocompress.worker import EngineWorker
 from tests.deploy.conftest import make_onnx
 from tests.deploy.triton_schema import model_config
@@ -152,3 +159,96 @@ def test_run_py_of_rtx_stops_at_the_driver(tmp_path: Path, worker: EngineWorker)
     assert said.returncode == 1
     assert "cudaErrorInsufficientDriver" in said.stderr
     assert "nvidia-smi" in said.stderr
+
+
+# -- several inputs, and sentences ------------------------------------------------------------------------------------
+
+WORDS = {"[PAD]": 0, "[UNK]": 1, "a": 2, "cat": 3, "dog": 4, "sleeps": 5}
+
+
+def of_texts(folder: Path, worker: EngineWorker, engine: str, *, tokenizer: bool) -> tuple[Path, NDArray[np.float32]]:
+    """Make a deployed directory of a network of ids and mask, and return it with what the network gives three texts."""
+    tokenizers = pytest.importorskip("tokenizers")
+    specs = (InputSpec("input_ids", (4,), "int64"), InputSpec("attention_mask", (4,), "int64"))
+    torch.manual_seed(0)
+    model = Adapter(Texts(), specs).eval()
+    ids = torch.tensor([[2, 3, 5, 0], [2, 4, 0, 0], [1, 3, 2, 4]])
+    packed = pack({"input_ids": ids, "attention_mask": (ids > 0).long()}, specs)
+    folder.mkdir(parents=True)
+    save_onnx(to_onnx(model, packed[:1]), folder / "model.onnx")
+    file = worker.build(engine, folder / "model.onnx", EngineOptions("fp32"), folder / "model")
+    manifest = Manifest(
+        1, "2026-01-01T00:00:00+00:00", None, engine, "1.0", file.options.to_dict(), file.path.name, {},
+        CompressionPolicy().to_dict(), CompressionPolicy().hash, 1, "proxy", None, None, None, None, {},
+        file.size_bytes, {},
+    )  # fmt: skip
+    text = None
+    if tokenizer:
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="[UNK]"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(folder / "tokenizer.json"))
+        text = TextTokens(folder / "tokenizer.json", 4)
+    (folder / "run.py").write_text(run_script(manifest, input_ports(folder / "model.onnx", 1), text))
+    return folder, model(packed).detach().numpy()
+
+
+class Texts(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(6, 5)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        weight = attention_mask[..., None].float()
+        return (self.table(input_ids) * weight).sum(1) / weight.sum(1)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_run_py_takes_named_inputs_packed_ones_and_sentences(tmp_path: Path, worker: EngineWorker, engine: str) -> None:
+    folder, expected = of_texts(tmp_path / "deployed", worker, engine, tokenizer=True)
+    ids = np.array([[2, 3, 5, 0], [2, 4, 0, 0], [1, 3, 2, 4]])
+    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=ids > 0)
+    np.save(tmp_path / "in.npy", np.concatenate([ids, ids > 0], 1).astype(np.float32))
+    for given in ([str(tmp_path / "in.npz")], [str(tmp_path / "in.npy")], ["a cat sleeps", "a dog", "what cat a dog"]):
+        command = [sys.executable, "-I", str(folder / "run.py"), *given, str(tmp_path / "out.npy")]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert said.returncode == 0, said.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-6)
+        (tmp_path / "out.npy").unlink()
+    said = subprocess.run(
+        [sys.executable, str(folder / "run.py")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "(1, 5) float32" in said.stdout
+    # As a module of the user's service.
+    spec = importlib.util.spec_from_file_location("run", folder / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run = module.load()
+    np.testing.assert_allclose(run({"input_ids": ids[:1], "attention_mask": ids[:1] > 0}), expected[:1], rtol=1e-5)
+    np.testing.assert_allclose(run(np.load(tmp_path / "in.npy")[:1]), expected[:1], rtol=1e-5)
+
+
+def test_run_py_without_a_tokenizer_names_what_it_takes(tmp_path: Path, worker: EngineWorker) -> None:
+    folder, _ = of_texts(tmp_path / "deployed", worker, "onnxruntime", tokenizer=False)
+    command = [sys.executable, str(folder / "run.py"), "a cat sleeps"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 1 and "Give a .npz file of input_ids, attention_mask." in said.stderr
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_run_py_of_tensorrt_with_several_inputs_is_whole(tmp_path: Path, worker: EngineWorker, engine: str) -> None:
+    folder = deployed(tmp_path / "deployed", worker, "onnxruntime")
+    ports = [Port("ids", (2, 4), np.int64), Port("values", (2, 3), np.float32)]
+    script = run_script(replace(Manifest.read(folder), engine=engine, file="model.engine"), ports)
+    compile(script, "run.py", "exec")
+    assert "context.set_input_shape(name, (2, *shape))" in script and "arrays[2].copy()" in script
+
+
+def test_ports_of_both_kinds_of_file(tmp_path: Path, worker: EngineWorker) -> None:
+    folder, _ = of_texts(tmp_path / "deployed", worker, "openvino", tokenizer=False)
+    for name in ("model.onnx", "model.xml"):
+        ports = input_ports(folder / name, 1)
+        assert [(p.name, p.shape, np.dtype(p.dtype).name) for p in ports] == [
+            ("input_ids", (1, 4), "int64"),
+            ("attention_mask", (1, 4), "int64"),
+        ]

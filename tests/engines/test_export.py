@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.engines import export
 from autocompress.engines.export import every_layer_node, layer_nodes, save_onnx, to_onnx
 from autocompress.errors import ExportError
+from autocompress.tasks.adapters import Adapter, InputSpec, pack
 from tests import networks
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -177,3 +178,28 @@ def test_a_layer_that_runs_twice_reads_one_stored_weight_twice() -> None:
     assert not any(node.op_type == "Transpose" for node in graph.graph)
     # Nothing of the weight as it was is left.
     assert len([value for value in graph.graph.initializers.values() if len(value.shape or ()) == 2]) == 1
+
+
+class Texts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(5000, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weight = mask[..., None].float()
+        found: Tensor = self.fc((self.table(ids) * weight).sum(1) / weight.sum(1))
+        return found
+
+
+def test_inputs_of_an_adapter_keep_their_names_and_dtypes(tmp_path: Path) -> None:
+    specs = (InputSpec("ids", (6,), "int64"), InputSpec("mask", (6,), "bool"))
+    model = Adapter(Texts(), specs).eval()
+    ids = torch.randint(2049, 5000, (1, 6))
+    packed = pack({"ids": ids, "mask": ids % 3 > 0}, specs)
+    graph = to_onnx(model, packed)
+    assert [(v.name, str(v.dtype)) for v in graph.graph.inputs] == [("ids", "INT64"), ("mask", "BOOL")]
+    assert list(layer_nodes(graph, ["model.fc"])) == ["model.fc"]
+    save_onnx(graph, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (found,) = session.run(None, {"ids": ids.numpy(), "mask": (ids % 3 > 0).numpy()})
+    np.testing.assert_allclose(found, model(packed).detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -96,3 +96,27 @@ def test_a_detector_gives_what_it_computes_before_boxes_are_chosen() -> None:
     assert DetectorNetwork(Detector())(torch.ones(2, 3, 4, 4)).shape == (2, 16 + 4, 4 + 3)
     with pytest.raises(ConfigError, match="two-stage"):
         DetectorNetwork(nn.Linear(2, 2))
+
+
+def test_a_models_own_inputs_are_taken_as_well_as_packed_ones() -> None:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    adapted = Adapter(Several(), (IDS, MASK), ("kept",))
+    packed = pack({"ids": ids, "mask": ids > 2}, (IDS, MASK))
+    named = adapted.unpack(packed)
+    assert {name: value.dtype for name, value in named.items()} == {"ids": torch.int64, "mask": torch.bool}
+    assert torch.equal(adapted(*named.values()), adapted(packed))
+
+
+class Looked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.table(ids).mean(1)
+        return found
+
+
+def test_one_input_of_integers_is_told_from_a_packed_one() -> None:
+    ids, adapted = torch.tensor([[1, 2, 3]]), Adapter(Looked(), (IDS,))
+    assert torch.equal(adapted(ids), adapted(ids.float()))

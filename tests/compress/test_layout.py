@@ -1,0 +1,47 @@
+"""Weights lie channels last where the forward takes that, and as they are made where it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.layout import in_fast_layout, layout_of
+
+
+class Viewed(nn.Module):
+    """Uses `view`, which takes one order of memory alone: on features always, or where it is trained."""
+
+    def __init__(self, *, training_only: bool = False) -> None:
+        super().__init__()
+        self.conv, self.fc, self.training_only = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5), training_only
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        viewed = self.training or not self.training_only
+        found: Tensor = self.fc(x.view(len(x), -1) if viewed else x.flatten(1))
+        return found
+
+
+@pytest.mark.parametrize("training_only", [False, True])
+def test_a_forward_that_views_keeps_its_order(training_only: bool) -> None:
+    model = Viewed(training_only=training_only).eval()
+    images = torch.randn(2, 3, 8, 8)
+    expected = model(images)
+    assert in_fast_layout(model, images) is model
+    assert layout_of(model) == torch.contiguous_format
+    assert not model.training
+    assert torch.equal(model(images), expected)
+
+
+def test_any_other_forward_gets_the_fast_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    expected, counted = model(images), int(model[1].num_batches_tracked)  # type: ignore[arg-type]
+    assert layout_of(in_fast_layout(model, images)) == torch.channels_last
+    torch.testing.assert_close(model(images), expected)
+    assert int(model[1].num_batches_tracked) == counted  # type: ignore[arg-type]
+
+
+def test_without_maps_there_is_nothing_to_lay_out() -> None:
+    assert layout_of(in_fast_layout(nn.Linear(3, 2), torch.randn(2, 3))) == torch.contiguous_format
