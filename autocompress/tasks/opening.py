@@ -1,6 +1,6 @@
 """From what a user gives as model and data to a model and `Samples` that go together, with what was done said.
 
-Owns the order of the steps; `sources` owns containers, `named_samples` dict samples, `samples` batches.
+Owns the order of the steps; `sources` owns containers, `named_layout` dict samples, `samples` batches.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autocompress.errors import ConfigError
-from autocompress.tasks.named_samples import Layout, NamedDataset, find_layout
+from autocompress.tasks.named_layout import find_layout
+from autocompress.tasks.named_samples import Layout, NamedDataset
 from autocompress.tasks.sample_forms import SampleError
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples, read_raw
-from autocompress.tasks.sources import Sources, ToInput, dataset_name
+from autocompress.tasks.sources import Sources, ToInput, dataset_name, length_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Unlabelled(Dataset[Any]):
 
     def __init__(self, inputs: Any) -> None:
         self._inputs, self.given_name = inputs, dataset_name(inputs)
+        self.targets = None if isinstance(read_raw(inputs, 0), (tuple, list)) else [0] * len(inputs)
 
     def __len__(self) -> int:
         return len(self._inputs)
@@ -113,7 +115,7 @@ def _naming(split: str) -> Iterator[None]:
 
 def _first(data: Any) -> Any:
     """Return the first sample, or None where data are no samples one by one."""
-    if isinstance(data, Samples) or _is_arrays(data) or not hasattr(data, "__len__") or len(data) == 0:
+    if isinstance(data, Samples) or _is_arrays(data) or not length_of(data):
         return None
     return read_raw(data, 0)
 

@@ -69,11 +69,14 @@ def class_number(label: object) -> int:
     Raises:
         SampleError: It is a word, a fraction, or several values.
     """
+    if isinstance(label, (list, tuple)):
+        label = numbers(label) if numbers(label) is not None else label
     size = label.numel() if isinstance(label, Tensor) else label.size if isinstance(label, np.ndarray) else 1
     where = ": the label must be a class number, found"
     if size != 1:
         raise SampleError(
-            f"{where} {size} values. If it is one-hot, give the position of the one: int(label.argmax())."
+            f"{where} {size} values. If it is one-hot, give the position of the one: int(label.argmax()). "
+            "If the sample is a batch, give its samples one by one."
         )
     try:
         number = float(label.item() if isinstance(label, (Tensor, np.ndarray)) else label)  # type: ignore[arg-type]
@@ -105,7 +108,8 @@ def described(sample: object) -> str:
         )
     if isinstance(sample, (tuple, list)):
         kinds = ", ".join(type(part).__name__ for part in sample)
-        return f"{type(sample).__name__} of {len(sample)}: {kinds}. {wrap} the two of them"
+        pair = "two of them, or to ({name: tensor}, class number)"
+        return f"{type(sample).__name__} of {len(sample)}: {kinds}. {wrap} {pair}"
     return f"{type(sample).__name__}. {wrap} both"
 
 

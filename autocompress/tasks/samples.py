@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch
 from autocompress.tasks.sample_forms import SampleError, read_pair
 from autocompress.tasks.sampling import changes_labels, listed_labels
-from autocompress.tasks.sources import dataset_name
+from autocompress.tasks.sources import dataset_name, length_of
 
 # Labels that a dataset does not list are read where all its inputs take no more than this, and it has as few samples:
 # a second or two, and the split is that of the same data in memory.
@@ -180,13 +180,13 @@ class DatasetSamples(Samples):
         self, dataset: Dataset[Any], normalization: Normalization | None = None, *, workers: int = 0, source: str = ""
     ) -> None:
         super().__init__(normalization)
-        try:
-            self._length = len(cast(Sequence[Any], dataset))
-        except TypeError as error:
+        length = length_of(dataset)
+        if length is None:
             raise ConfigError(
                 f"Dataset {dataset_name(dataset)} has no length and cannot be iterated; give a map-style dataset "
                 "(__len__ and __getitem__), a DataLoader, or an iterable of samples."
-            ) from error
+            )
+        self._length = length
         if self._length == 0:
             raise ConfigError(f"Dataset {dataset_name(dataset)} is empty.")
         self._dataset, self._workers, self._source = dataset, workers, source

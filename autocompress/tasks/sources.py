@@ -29,6 +29,7 @@ from autocompress.errors import ConfigError
 from autocompress.tasks.data_module import DataModule, is_data_module
 from autocompress.tasks.sample_forms import SampleError, bytes_of, label_key, owned
 
+_SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
 MEMORY_LIMIT = 2 * 2**30  # bytes of what can only be iterated, all of which is held
 
 ToInput = Callable[[Any], Any]
@@ -37,6 +38,14 @@ ToInput = Callable[[Any], Any]
 def dataset_name(dataset: object) -> str:
     """Return what the user knows a dataset by, however it is wrapped here."""
     return str(getattr(dataset, "given_name", type(dataset).__name__))
+
+
+def length_of(data: Any) -> int | None:
+    """Return how many samples data say they have, or None where they do not."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class ReadOnce(list[Any]):
@@ -116,7 +125,9 @@ class Columns(Dataset[dict[str, Any]]):
     def __init__(self, columns: Mapping[Any, Any]) -> None:
         self.given_name = type(columns).__name__
         sizes = {key: len(value) if hasattr(value, "__len__") else 0 for key, value in columns.items()}
-        if len(set(sizes.values())) != 1:
+        if not sizes:
+            raise ConfigError(f"{self.given_name} is empty.")
+        if len(set(sizes.values())) != 1 or {str(key).lower() for key in sizes} <= _SPLITS:
             raise ConfigError(
                 f"{self.given_name} with keys {', '.join(f'{key!r} of {size}' for key, size in sizes.items())}: as "
                 "columns of one table they must have one length. If they are data sets, give them one by one: "
@@ -179,6 +190,7 @@ class Sources:
             self._notes.append(f"{split} data: {module.name}.{method}().")
         if isinstance(data, DataLoader):
             collate = data.collate_fn
+            batched = data.batch_sampler is not None  # else the function gets samples, not lists of them
             data = self._of_loader(data, split)
             if collate not in (default_collate, default_convert):
                 what = collate_name(collate) if convert is None else what
@@ -186,7 +198,7 @@ class Sources:
                     f"{split} data: {collate_name(collate)} is "
                     + ("applied to one sample at a time." if convert is None else "left out: to_input stands for it.")
                 )
-                convert = SingleCollate(collate) if convert is None else convert
+                convert = convert or (SingleCollate(collate) if batched else collate)
         if isinstance(data, (str, bytes)):
             raise ConfigError(f"found {data[:60]!r}, a {type(data).__name__}. Give samples: see docs/tasks.md.")
         if self._is_arrays(data):
@@ -236,7 +248,9 @@ class Sources:
 
     def _indexed(self, data: Any, split: str) -> Any:
         """Return data as they are where they have a length and samples by number; what can be iterated is read."""
-        by_number = hasattr(data, "__len__") and hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
+        by_number = (
+            length_of(data) is not None and hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
+        )
         if by_number or not hasattr(data, "__iter__"):
             return data
         if id(data) not in self._read:

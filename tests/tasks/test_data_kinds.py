@@ -297,3 +297,35 @@ def test_inputs_without_labels_come_in_any_of_these() -> None:
         task = UnlabelledTask(seeded_model(network), data, inputs)  # type: ignore[arg-type]
         assert same(joined(task.validation(9)), joined(plain.validation(9)))
     assert np.isfinite(LabelFreeTask(task).metric(*(joined(LabelFreeTask(task).test(8))[1],) * 2))
+
+
+def test_methods_of_lightnings_base_class_are_no_loaders() -> None:
+    class Base:
+        def test_dataloader(self) -> Any:
+            raise RuntimeError("`test_dataloader` must be implemented to be used with the Lightning Trainer")
+
+        def setup(self, stage: str) -> None:
+            raise RuntimeError("not to be called")
+
+    for method in (Base.test_dataloader, Base.setup):
+        method.__module__ = "lightning.pytorch.core.hooks"
+
+    class Own(Base):
+        def train_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(*table("train")), 8)
+
+        def val_dataloader(self) -> list[Any]:
+            return [DataLoader(TensorDataset(*table("test")), 8)]
+
+    module: Any = Own()
+    task = ClassificationTask(network(), train=module, test=module)
+    assert (task.train_size(), task.test_size()) == (117, 40)
+    module.val_dataloader = lambda: [1, 2]
+    with pytest.raises(ConfigError, match=r"Own.val_dataloader\(\) gives 2 loaders.*val_dataloader\(\)\[0\]"):
+        ClassificationTask(network(), train=table("train"), test=module)
+
+
+def test_a_loader_that_makes_no_batches_gives_its_function_one_sample() -> None:
+    loader = DataLoader(TensorDataset(*table("train")), batch_size=None, collate_fn=lambda pair: (2 * pair[0], pair[1]))
+    task = ClassificationTask(network(), table("train"), loader)
+    assert torch.equal(joined(task.test(9))[0], 2 * table("train")[0])

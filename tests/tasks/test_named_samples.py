@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from autocompress.errors import ConfigError
-from autocompress.tasks import Adapter, ClassificationTask, InputSpec, UnlabelledTask, check_task, pack
+from autocompress.tasks import Adapter, ClassificationTask, InputSpec, UnlabelledTask, check_task, pack, samples
 from tests.tasks.conftest import seeded_model
 from tests.tasks.contract import joined
 
@@ -119,6 +119,15 @@ def test_equal_lengths_stay_and_another_one_is_named_with_its_mend() -> None:
     assert joined(padded.test(2))[0].shape == (6, 9)
 
 
+def test_a_tokenizers_batch_axis_is_taken_off() -> None:
+    rows = [
+        {**row, **{name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")}} for row in texts(40, 0)
+    ]
+    plain, task = (ClassificationTask(Encoder(), data, data) for data in (texts(40, 0), rows))
+    assert torch.equal(joined(task.test(9))[0], joined(plain.test(9))[0])
+    assert any("input_ids, attention_mask of each sample have a first axis of 1" in note for note in task.data_notes)
+
+
 def test_padding_without_a_mask_is_said() -> None:
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in texts(60, 0)]
     task = ClassificationTask(Encoder(), rows, rows)
@@ -146,6 +155,52 @@ def test_a_loader_with_a_tokenizers_collator_is_the_same() -> None:
         DataLoader(rows, 8, collate_fn=padding),  # type: ignore[arg-type]
         DataLoader(rows, 8, collate_fn=padding),  # type: ignore[arg-type]
     )
+    assert torch.equal(joined(task.validation(9))[0], joined(plain.validation(9))[0])
+    assert task.fingerprint() == plain.fingerprint()
+
+
+class Column(list[int]):
+    """As `datasets` gives a column."""
+
+
+class Table:
+    """As a Hugging Face dataset: rows and columns, much to read."""
+
+    column_names = ["input_ids", "attention_mask", "label"]  # noqa: RUF012
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, str):
+            return Column(row["labels"] for row in self.rows)
+        row = self.rows[key]
+        return {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "label": row["labels"]}
+
+
+class Trained(Dataset[Any]):
+    """As the tutorials of transformers write it."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.labels = rows, [row["labels"] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.rows[index]
+        return {name: torch.tensor(row[name]) for name in ("input_ids", "attention_mask", "labels")}
+
+
+@pytest.mark.parametrize("make", [Table, Trained, lambda rows: Subset(Table([*rows, *rows]), range(len(rows)))])
+def test_listed_labels_are_found_without_reading(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "_READ_BYTES", 0)
+    rows = texts(60, 0)
+    plain = ClassificationTask(seeded_model(Encoder), rows, rows)
+    task = ClassificationTask(seeded_model(Encoder), make(rows), make(rows))
     assert torch.equal(joined(task.validation(9))[0], joined(plain.validation(9))[0])
     assert task.fingerprint() == plain.fingerprint()
 
@@ -211,7 +266,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": [1, 2], "attention_mask": [1, 1]}, "a dict with keys 'input_ids', 'attention_mask'. Name the class"),
     ({"input_ids": [1, 2], "label": "good"}, "the label must be a class number, found 'good'. Number"),
     ({"input_ids": [1, 99], "label": 1}, "model Encoder does not take input_ids .N, 2. of int64: IndexError"),
-    ({"input_ids": {1, 2}, "label": 1}, r"'input_ids' \(set\), none of them an input of numbers"),
+    ({"input_ids": {1, 2}, "label": 1}, r"has 'input_ids' \(set\), which is no tensor. Add a transform"),
 ]
 
 
@@ -235,3 +290,29 @@ def test_a_later_sample_of_another_form_is_named() -> None:
         ClassificationTask(Encoder(), rows, rows, length=0)
     with pytest.raises(ConfigError, match="length=4 is for token numbers of dict samples"):
         ClassificationTask(nn.Linear(3, 2), (torch.rand(9, 3),) * 2, (torch.rand(9, 3),) * 2, length=4)
+
+
+def test_numbers_that_become_fractions_are_floats_or_named() -> None:
+    net = nn.Linear(3, 2)
+    rows = [{"x": [1, 2, i if i % 2 else i / 2], "label": i % 2} for i in range(40)]
+    assert joined(ClassificationTask(net, rows, rows).test(40))[0][2].tolist() == [1.0, 2.0, 1.0]
+    whole = [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1], "label": i % 2} for i in range(40)]
+    odd = [*whole[:3], {"input_ids": [1, 2.5, 3], "attention_mask": [1, 1, 1], "label": 0}]
+    with pytest.raises(ConfigError, match="test data: Dataset list: sample 3: 'input_ids' holds fractions"):
+        joined(ClassificationTask(Encoder(), whole, odd).test(8))
+
+
+def test_a_bad_sample_among_those_looked_at_is_named() -> None:
+    rows = texts(40, 0)
+    rows[17] = {"input_ids": [1, 2], "labels": 1}
+    with pytest.raises(ConfigError, match="train data: Dataset list: sample 17 has no 'attention_mask'"):
+        ClassificationTask(Encoder(), rows, rows[:10])
+    adapter = by_hand(Encoder(), rows[:10], 10)[0]
+    with pytest.raises(ConfigError, match="length=8: the model is an Adapter, whose InputSpecs say the length"):
+        ClassificationTask(adapter, rows[:10], rows[:10], length=8)
+
+
+def test_labels_of_every_token_are_no_class() -> None:
+    rows = [{**row, "labels": [0] * len(row["input_ids"])} for row in texts(10, 0)]
+    with pytest.raises(ConfigError, match=r"sample 0: the label must be a class number, found \d+ values"):
+        ClassificationTask(Encoder(), rows, rows)
