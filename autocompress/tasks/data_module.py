@@ -42,9 +42,12 @@ class DataModule:
 
     def has(self, method: str) -> bool:
         """Return whether the module has a method of its own by this name."""
-        found = getattr(self._module, method, None)
-        place = getattr(getattr(type(self._module), method, found), "__module__", "") or ""
-        return callable(found) and place.partition(".")[0] not in _BASES
+        if not callable(getattr(self._module, method, None)):
+            return False
+        if method in getattr(self._module, "__dict__", {}):  # as LightningDataModule.from_datasets sets them
+            return True
+        place = getattr(getattr(type(self._module), method, None), "__module__", "") or ""
+        return place.partition(".")[0] not in _BASES
 
     def loader(self, split: str) -> tuple[str, Any]:
         """Return the loader of a data set and the name of the method that gave it.

@@ -9,6 +9,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -65,23 +66,22 @@ def find_layout(
     keep = model.keep if isinstance(model, Adapter) else ()
     parameters = _Parameters(network)
     chosen = _choose(inputs, parameters, type(network).__name__, notes)
-    trial = copy.deepcopy(network).cpu().eval()
     only = next(iter(chosen)) if len(chosen) == 1 else None
     if only is not None and not _is_packed(inputs[only], only, parameters):
         layout = Layout(key=only, labelled=labelled)
-        return layout, _outputs_named(network, trial, None, layout.read(first)[0], keep=keep, notes=notes)
+        return layout, _outputs_named(network, None, layout.read(first)[0], keep=keep, notes=notes)
     layout = Layout(
         inputs=_inputs(dataset, chosen, inputs, length=length, labelled=labelled, notes=notes), labelled=labelled
     )
     packed = layout.read(first)[0]
     try:
-        wrapped = _outputs_named(network, trial, layout.specs, packed, keep=keep, notes=notes)
+        wrapped = _outputs_named(network, layout.specs, packed, keep=keep, notes=notes)
     except ConfigError:
         if only is None:
             raise
         plain = Layout(key=only, labelled=labelled)  # integers that are no indices: features of a table
         try:
-            return plain, _outputs_named(network, trial, None, plain.read(first)[0], keep=keep, notes=notes)
+            return plain, _outputs_named(network, None, plain.read(first)[0], keep=keep, notes=notes)
         except ConfigError:
             pass
         raise
@@ -156,7 +156,6 @@ def _is_packed(value: object, key: Any, parameters: _Parameters) -> bool:
 
 def _outputs_named(
     network: nn.Module,
-    trial: nn.Module,
     specs: Sequence[InputSpec] | None,
     sample: Tensor,
     *,
@@ -171,7 +170,7 @@ def _outputs_named(
     inputs = sample.float() / (255 if sample.dtype == torch.uint8 else 1)
     takes = ", ".join(f"{s.name} (N, {', '.join(map(str, s.shape))}) of {s.dtype}" for s in specs or ())
     try:
-        with torch.no_grad():
+        with _evaluated(network) as trial, torch.no_grad():
             outputs = Adapter(trial, specs, keep).output_specs(inputs.unsqueeze(0))
     except Exception as error:  # whatever the user's network raises
         raise ConfigError(
@@ -188,6 +187,22 @@ def _outputs_named(
         + (f", and its output {', '.join(kept)} is kept." if kept else ".")
     )
     return Adapter(network, specs, kept)
+
+
+@contextmanager
+def _evaluated(network: nn.Module) -> Iterator[nn.Module]:
+    """Give a float32 copy of the network on the CPU, in eval mode; the network itself where it cannot be copied."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    modes = {module: module.training for module in inner.modules()}
+    try:
+        trial = copy.deepcopy(inner).cpu().float()
+    except Exception:  # noqa: BLE001 - old weight norm after a forward pass, or tensors without data
+        trial = inner
+    try:
+        yield trial.eval()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _inputs(

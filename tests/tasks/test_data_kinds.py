@@ -320,6 +320,12 @@ def test_methods_of_lightnings_base_class_are_no_loaders() -> None:
     module: Any = Own()
     task = ClassificationTask(network(), train=module, test=module)
     assert (task.train_size(), task.test_size()) == (117, 40)
+    module.test_dataloader = lambda: DataLoader(
+        TensorDataset(*table("train")), 8
+    )  # as LightningDataModule.from_datasets
+    module.test_dataloader.__module__ = "lightning.pytorch.core.datamodule"
+    assert ClassificationTask(network(), train=module, test=module).test_size() == 130
+    del module.test_dataloader
     module.val_dataloader = lambda: [1, 2]
     with pytest.raises(ConfigError, match=r"Own.val_dataloader\(\) gives 2 loaders.*val_dataloader\(\)\[0\]"):
         ClassificationTask(network(), train=table("train"), test=module)

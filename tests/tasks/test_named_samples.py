@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from autocompress.errors import ConfigError
 from autocompress.tasks import Adapter, ClassificationTask, InputSpec, UnlabelledTask, check_task, pack, samples
+from autocompress.tasks.named_layout import find_layout
 from tests.tasks.conftest import seeded_model
 from tests.tasks.contract import joined
 
@@ -92,6 +93,18 @@ def test_the_users_model_is_left_as_it_was() -> None:
     ClassificationTask(model, texts(40, 0), texts(10, 1))
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_model_that_cannot_be_copied_is_tried_and_left_in_its_mode() -> None:
+    class Once(Encoder):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Once:
+            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+
+    model, rows = Once(), texts(40, 0)
+    notes: list[str] = []
+    layout, adapter = find_layout(model, rows, rows[0], length=None, labelled=True, notes=notes)
+    assert isinstance(adapter, Adapter) and adapter.model is model and adapter.keep == ("logits",)
+    assert len(layout.specs) == 2 and all(module.training for module in model.modules())
 
 
 def test_the_length_is_a_percentile_of_the_training_samples_or_given() -> None:
