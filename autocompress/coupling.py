@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency.group import Group as TracedGroup
 
 from autocompress.errors import CompressionError
 
@@ -138,8 +139,20 @@ def output_group(graph: Any, model: nn.Module, name: str, channels: Sequence[int
         )
 
 
-def parts_of(traced: Any) -> int:
-    """Return into how many parts a traced group's axis falls, each of which must lose the same places."""
+def parts_of(graph: Any, model: nn.Module, name: str, traced: Any) -> int:
+    """Return into how many parts the axis of a layer's outputs falls, each of which must lose the same places.
+
+    Those of grouped convolutions and group norms in it, and halves that are multiplied with each other.
+
+    Args:
+        graph: Of `model`.
+        model: It.
+        name: The layer.
+        traced: Its group of all channels.
+
+    Raises:
+        CompressionError: Channels go together in other sets.
+    """
     parts = 1
     for dependency, _ in traced:
         module = dependency.target.module
@@ -148,7 +161,16 @@ def parts_of(traced: Any) -> int:
             parts = math.lcm(parts, module.groups)
         elif isinstance(module, nn.GroupNorm):
             parts = math.lcm(parts, module.num_groups)
-    return parts
+    layer = model.get_submodule(name)
+    channels = len(layer.weight)  # type: ignore[arg-type]
+    together: set[int] = set()
+    for dependency, indices in output_group(graph, model, name, [0]):
+        if dependency.target.module is layer and graph.is_out_channel_pruning_fn(dependency.handler):
+            together |= set(indices)
+    halves = len(together)
+    if sorted(together) != [place * channels // halves for place in range(halves)]:
+        raise CompressionError("its channels go together in sets of other places")
+    return math.lcm(parts, halves)
 
 
 def _shared_norm(traced: Any, names: Mapping[nn.Module, str]) -> str | None:
@@ -176,31 +198,63 @@ def _half(group: Group) -> list[int]:
     return in_every_part(drawn.tolist(), group.channels, group.parts)
 
 
+# What Torch-Pruning works out for each operation that moves channels about.
+_MAPPINGS = ("concat", "split", "reshape", "unbind", "expand", "slice")
+# Dependencies of one group, over the nodes of the graph: each is met a few times, unless channels go round in a ring.
+_MOST_MET, _LEAST_BOUND = 8, 500
+
+
 @contextmanager
 def _forgiving(model: nn.Module) -> Iterator[None]:
-    """Keep what Torch-Pruning gets wrong about one reshape from costing a model all of its groups.
+    """Keep what Torch-Pruning gets wrong about one operation from costing a model all of its groups.
 
-    It divides by a number of channels that it takes to be zero (channel shuffles, windows of attention): such a
-    reshape is left unmapped, and what couples wrongly through it fails its trial. Where reshapes and concatenations
-    form a ring it multiplies indices without end: a group with more than any layer has is given up.
+    It divides by a number of channels that it takes to be zero (channel shuffles, windows of attention): such a reshape
+    is left unmapped, and what couples wrongly through it fails its trial. It adds up numbers that it does not know
+    (states of an LSTM, rotary positions): what reaches such an operation is given up. Where reshapes and concatenations
+    form a ring it goes round without end: a group with more channels than any layer has, or many times as many
+    dependencies as there are operations, is given up.
     """
-    mapped, flattened = index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__
+    kept = {name: getattr(index_mapping, name) for name in (f"update_{kind}_index_mapping" for kind in _MAPPINGS)}
+    flattened, add = index_mapping._FlattenIndexMapping.__call__, TracedGroup.add_dep
     widest = max((max(p.shape[:2]) for p in model.parameters() if p.ndim > 1), default=0)
+    most = _LEAST_BOUND + _MOST_MET * sum(1 for _ in model.modules())
 
-    def forgiving(graph: Any, node: Any) -> None:
-        with suppress(ZeroDivisionError):
-            mapped(graph, node)
+    def forgiving(update: Any) -> Any:
+        def mapped(graph: Any, node: Any) -> None:
+            try:
+                update(graph, node)
+            except ZeroDivisionError:
+                return
+            except (TypeError, IndexError, AttributeError, ValueError):
+                for dependency in (*node.dependencies, *(d for n in node.inputs for d in n.dependencies)):
+                    if node in (dependency.source, dependency.target):
+                        dependency.index_mapping[1] = _unknown
+
+        return mapped
 
     def bounded(mapping: Any, indices: Any) -> Any:
         if len(indices) * (1 if mapping.reverse else mapping._stride) > widest:
             raise CompressionError("it couples more channels than any layer has")
         return flattened(mapping, indices)
 
-    index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = forgiving, bounded
+    def counted(group: Any, dep: Any, idxs: Any) -> None:
+        if len(group) > most:
+            raise CompressionError("its channels go round in a ring")
+        add(group, dep, idxs)
+
+    for name, update in kept.items():
+        setattr(index_mapping, name, forgiving(update))
+    index_mapping._FlattenIndexMapping.__call__, TracedGroup.add_dep = bounded, counted
     try:
         yield
     finally:
-        index_mapping.update_reshape_index_mapping, index_mapping._FlattenIndexMapping.__call__ = mapped, flattened
+        for name, update in kept.items():
+            setattr(index_mapping, name, update)
+        index_mapping._FlattenIndexMapping.__call__, TracedGroup.add_dep = flattened, add
+
+
+def _unknown(_: Any) -> Any:
+    raise CompressionError("its channels go through an operation that could not be followed")
 
 
 def coupled_groups(
@@ -234,7 +288,7 @@ def coupled_groups(
         try:
             traced = output_group(graph, model, name, range(layer.out_channels))
         except Exception as error:  # noqa: BLE001 - one group that cannot be traced is left alone, and named
-            skipped[f"{name} (channels)"] = f"its channel coupling cannot be traced ({type(error).__name__}: {error})"
+            skipped[f"{name} (channels)"] = _untraced(error)
             continue
         producers: set[str] = set()
         consumers: set[str] = set()
@@ -257,7 +311,12 @@ def coupled_groups(
         members = sorted(producers, key=order.__getitem__)
         ordered = tuple(sorted(consumers, key=order.__getitem__))
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
-        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts_of(traced))
+        try:
+            parts = parts_of(graph, model, members[0], traced)
+        except CompressionError as error:
+            skipped[f"{members[0]} (channels)"] = str(error)
+            continue
+        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts)
         reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads))
         if reason is None and (norm := _shared_norm(traced, names)) is not None:
             reason = f"{norm} normalises its channels in groups together with those of other layers"
@@ -266,6 +325,13 @@ def coupled_groups(
         else:
             skipped.setdefault(f"{group.name} (channels)", reason)
     return _believed(_Trials(model, inputs, graph), groups, skipped)
+
+
+def _untraced(error: Exception) -> str:
+    if isinstance(error, ValueError) and "not in the dependency graph" in str(error):
+        return "no gradient goes through it (no_grad or detach in forward), so what shares its channels cannot be seen"
+    words = str(error) if isinstance(error, CompressionError) else f"{type(error).__name__}: {error}"
+    return f"its channel coupling cannot be traced ({words})"
 
 
 def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str]) -> str | None:

@@ -40,7 +40,7 @@ from autocompress.latency.statistics import usual
 from autocompress.ledger import Ledger
 from autocompress.metric import metric_name
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import OneShot
 from autocompress.recovery.roundings import Roundings, simulated
 from autocompress.results import Measurement, TrialRecord, write_bytes, write_json
 from autocompress.run_directory import RunDirectory, read_artifact, write_artifact
@@ -502,4 +502,4 @@ class Pipeline:
 
     def _glance(self, model: nn.Module, ledger: Ledger) -> Glance:
         with ledger.spend("proxy"):
-            return glance(model, self.data, self.task.metric, fast_dtype())
+            return glance(model, self.data, self.task.metric, self.oneshot.dtype)

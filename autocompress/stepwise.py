@@ -157,9 +157,9 @@ def prune(
         ConfigError: So much cannot go, or nothing can be pruned.
         CompressionError: The importance lacks what it needs, or fine-tuning diverged.
     """
-    dtype = fast_dtype()
     inputs = task.example_inputs(2)
     model = in_fast_layout(rewrite(task.network()), inputs)
+    dtype = fast_dtype(model, inputs)
     whole = inventory = take_inventory(model, inputs)
     uncompressed, baseline = model, metric_of(model, task, task.validation(_BATCH), dtype)
     recovery = recovery or RecoveryConfig()

@@ -48,7 +48,7 @@ class ChannelPruning(Transform):
         graph = dependency_graph(model, context.inputs)
         for name, ratio in wanted.items():
             width = _width(model.get_submodule(name))
-            parts = parts_of(output_group(graph, model, name, range(width)))
+            parts = parts_of(graph, model, name, output_group(graph, model, name, range(width)))
             removed = _least_important(width, ratio, context.channel_scores.get(name), parts)
             if not removed:
                 continue

@@ -42,6 +42,10 @@ class PlacementRules:
         uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
             OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
             no bias, or one number for all channels.
+        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1, stay
+            dense. OpenVINO 2026.4 fuses the quantization of its result into a reduction, and computes garbage: of
+            maxima and minima always, elsewhere where the scale is that of each channel and axis 1 is gone (which
+            a product or a norm before makes of any scale).
         quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime
             computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
             at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
@@ -67,6 +71,7 @@ class PlacementRules:
     least_channels: int = 0
     dense_depthwise: bool = False
     uneven_bias: bool = False
+    dense_behind_reductions: bool = False
     quantize_results: bool = False
     clip_dense: bool = False
     pools_in_layout: bool = False
@@ -82,6 +87,8 @@ class PlacementRules:
         on = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(self).items()}
         if not attention:
             del on["whole_attention"]
+        # It keeps layers dense that no table has as int8.
+        del on["dense_behind_reductions"]
         return json.dumps({"codes": _CODES, **{name: value for name, value in on.items() if value}}, sort_keys=True)
 
 
@@ -106,6 +113,7 @@ RULES: Mapping[str, PlacementRules] = {
         signed_only=False,
         shifted_codes=True,
         uneven_bias=True,
+        dense_behind_reductions=True,
         whole_attention=True,
     ),
     # ONNX Runtime fuses DQ-Conv-Q into QLinearConv only when the bias is int32 as well.
@@ -126,11 +134,35 @@ RULES: Mapping[str, PlacementRules] = {
 
 def reason_to_stay_dense(node: ir.Node, rules: PlacementRules) -> str | None:
     """Return why a Conv, Gemm or MatMul node is not to be quantized for this engine; None when it may be."""
+    if rules.dense_behind_reductions and (reduction := _reduction_before(node.inputs[0])) is not None:
+        return f"it reads the result of a {reduction}, which this engine computes wrongly as int8"
     if node.op_type != "Conv":
         return _narrow_matrix(node, rules)
     if rules.quantize_results and any(value.is_graph_output() for value in rectified(node.outputs[0])):
         return "the network returns its result, which an int8 kernel would round"
     return _narrow_convolution(node, rules)
+
+
+def _reduction_before(value: ir.Value | None) -> str | None:
+    """Return what reduction gives a tensor, or a part of it, that must not be int8; None when none does.
+
+    Looks through reshapes, Concats, and products and sums with constants.
+    """
+    pending = [value]
+    while pending:
+        tensor = pending.pop()
+        node = None if tensor is None else tensor.producer()
+        if node is None:
+            continue
+        if node.op_type.startswith("Reduce"):
+            axes = node.inputs[1] if len(node.inputs) > 1 else None
+            known = None if axes is None or axes.const_value is None else axes.const_value.numpy().reshape(-1).tolist()
+            # Ranks of graphs that were edited are not known: -2 alone is axis 1 of a sequence.
+            if node.op_type in ("ReduceMax", "ReduceMin") or known is None or {1, -3} & set(known) or known == [-2]:
+                return node.op_type
+        elif node.op_type in ("Concat", "Mul", "Add") or node.op_type in _MONOTONE - {"MaxPool"}:
+            pending.extend(v for v in node.inputs if v is not None and v.const_value is None)
+    return None
 
 
 def _weight_shape(node: ir.Node) -> tuple[int, ...] | None:

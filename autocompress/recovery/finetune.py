@@ -152,7 +152,7 @@ class _Training:
         self._start = time.monotonic()
         config, size = self.config, self.task.train_size()
         self._batch = training_batch(size, config)
-        self._dtype = fast_dtype()
+        self._dtype = fast_dtype(self.model.eval(), self.task.example_inputs(2))
         self._held_out = HeldOut(self.task, self._dtype, self.budget.seconds)
         self._quantized = any(True for _ in quantized_layers(self.model))
         self._simulate = False

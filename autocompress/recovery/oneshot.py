@@ -42,6 +42,7 @@ class OneShot:
 
     Attributes:
         data: The calibration inputs that were kept ``(N, ...)``.
+        dtype: What forward passes run in under autocast.
 
     Raises:
         ConfigError: There are no calibration inputs.
@@ -54,10 +55,10 @@ class OneShot:
     ) -> None:  # fmt: skip
         self._base, self.data = base, first_samples(batches)
         self._context = CompressionContext(inputs, scores, quantization or QuantizationConfig())
-        self._dtype = fast_dtype()
+        self.dtype = fast_dtype(base, inputs)
         # One sample has no statistics of a batch to normalise by.
         fits = reconstruct and len(self.data) > 1
-        self._reconstruction = Reconstruction(base, inventory, self.data, self._dtype) if fits else None
+        self._reconstruction = Reconstruction(base, inventory, self.data, self.dtype) if fits else None
         with torch.no_grad():
             whole = base(self.data[:_CHECKED]).float().flatten(1)
         self._tells_apart = not bool((whole == whole[:1]).all())
@@ -84,7 +85,7 @@ class OneShot:
                 context = replace(context, layer_outputs=self._reconstruction.outputs(policy, scores))
             # What was cut or factorized has lost the layout that convolutions and pooling are fast in.
             model = apply_policy(self._base, policy, context).to(memory_format=layout_of(self._base))
-        with ledger.spend("proxy"), torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
+        with ledger.spend("proxy"), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             changed = not policy.is_structural_identity
             if changed and self._reconstruction is not None:
                 # One pass serves all three.
@@ -119,6 +120,6 @@ class OneShot:
         model = copy.deepcopy(self._base)
         # A reconstruction moves statistics by what was changed: here by nothing.
         if self._reconstruction is None and batch_norms(model):
-            with torch.autocast("cpu", self._dtype, enabled=self._dtype != torch.float32):
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
                 recalibrate(model, torch.split(self.data, _BATCH))
         return model

@@ -24,10 +24,23 @@ METHOD = Method(
 _MOMENTUM = 0.1
 
 
-def fast_dtype() -> torch.dtype:
-    """Return what forward passes run in under autocast: bfloat16 where the processor computes in it, else float32."""
+def fast_dtype(model: nn.Module | None = None, inputs: Tensor | None = None) -> torch.dtype:
+    """Return what forward passes run in under autocast: bfloat16 where the processor computes in it, else float32.
+
+    Args:
+        model: In eval mode; given with `inputs` ``(N, ...)``, it is tried: some layers have no kernel for bfloat16.
+        inputs: Some that it takes.
+    """
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    if not native:
+        return torch.float32
+    if model is not None and inputs is not None:
+        try:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                model(inputs[:2].clone())
+        except Exception:  # noqa: BLE001 - whatever the user's forward raises; where it does not run, another says so
+            return torch.float32
+    return torch.bfloat16
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -40,8 +40,10 @@ class Int8Sensitivity:
         layers: Collection[str],
         inputs: Tensor,
         divergence: Callable[[Tensor, Tensor], Tensor],
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._model, self._inputs, self._divergence = model, inputs, divergence
+        self._dtype = fast_dtype() if dtype is None else dtype
         self._owned: dict[str, list[QuantConv2d | QuantLinear]] = {name: [] for name in layers}
         for name, module in quantized_layers(model):
             owner = next((own for own in (name, name.rpartition(".")[0]) if own in self._owned), None)
@@ -119,7 +121,7 @@ class Int8Sensitivity:
         yield from zip(torch.split(self._inputs, _ROWS), torch.split(self._reference, _ROWS), strict=True)
 
     def _run(self, inputs: Tensor) -> Tensor:
-        dtype = fast_dtype()
+        dtype = self._dtype
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             return self._model(inputs).float()  # type: ignore[no-any-return]
 

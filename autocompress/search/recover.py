@@ -19,7 +19,6 @@ from autocompress.config import QuantizationConfig, RecoveryConfig
 from autocompress.errors import EngineError, VerificationError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
-from autocompress.recovery import fast_dtype
 from autocompress.recovery.budget import Budget, epochs_within
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
@@ -57,7 +56,7 @@ class Recovery:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
     def __post_init__(self) -> None:
-        self._teacher = Teacher(self.pipeline.task.network(), fast_dtype())
+        self._teacher = Teacher(self.pipeline.task.network(), self.pipeline.oneshot.dtype)
         self._failed: set[int] = set()
 
     def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:

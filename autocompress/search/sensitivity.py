@@ -28,7 +28,7 @@ from autocompress.engines.base import dense_dtypes
 from autocompress.errors import CompressionError
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import OneShot
 from autocompress.search.fitting import severity
 from autocompress.search.int8_sensitivity import Int8Sensitivity
 from autocompress.search.loss_curve import at_severity, completed
@@ -261,7 +261,7 @@ class SensitivityPass:
             try:
                 if layers:
                     inputs, model = self._inputs[:_INT8_SAMPLES], self._oneshot.model(policy)
-                    found = Int8Sensitivity(model, layers, inputs, self._task.divergence)
+                    found = Int8Sensitivity(model, layers, inputs, self._task.divergence, self._oneshot.dtype)
                     self._int8 = found, found.attributed()
             except CompressionError:
                 # Calibration saw only zeros somewhere, say: single layers will tell which.
@@ -305,7 +305,7 @@ class SensitivityPass:
             return float(self._task.divergence(self._outputs(model), expected))
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        dtype = fast_dtype()
+        dtype = self._oneshot.dtype
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             return torch.cat([model(rows).float() for rows in torch.split(self._inputs, _ROWS)])
 

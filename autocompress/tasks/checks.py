@@ -40,13 +40,13 @@ def check_task(task: Task, *, training: bool = True, scored: bool = True, second
         seconds: About how long reading and running may take; what there is no time for is not looked at.
 
     Returns:
-        Warnings: sentences about what is odd but can be worked with.
+        Warnings: what was done to the data (`SplitTask.data_notes`), then what is odd but can be worked with.
 
     Raises:
         ConfigError: Data are missing, hold NaN that reaches the outputs, or cannot be scored; or the model is no
             function of one sample.
     """
-    return _Check(task, seconds).all(training, scored)
+    return [*getattr(task, "data_notes", ()), *_Check(task, seconds).all(training, scored)]
 
 
 def check_validation(task: Task, data: ValidationData) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from autocompress.errors import ConfigError
 from autocompress.tasks.base import Batch, Task
@@ -108,6 +108,11 @@ class LabelFreeTask(Task):
         """Return how far `outputs` are from the uncompressed model's; lower is closer."""
         return F.cross_entropy(outputs, targets) if self.kind == "top1" else self.divergence(outputs, targets)
 
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """See `SplitTask`."""
+        return getattr(self._task, "data_notes", ())
+
     def fingerprint(self) -> Mapping[str, str | int | float]:
         """See `Task.fingerprint`."""
         return {**self._task.fingerprint(), "metric": self.kind}
@@ -142,26 +147,13 @@ def _cosine(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cosine_similarity(outputs.flatten(1), targets.flatten(1)).mean()
 
 
-class Unlabelled(Dataset[tuple[Tensor, int]]):
-    """Inputs without labels as a dataset of ``(input, 0)``."""
-
-    def __init__(self, inputs: Dataset[Any]) -> None:
-        self._inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self._inputs)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._inputs[index], 0
-
-
 class UnlabelledTask(SplitTask):
     """A model of any kind with inputs alone. Measured by `LabelFreeTask`, which makes the targets.
 
     Args:
         model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``; see `adapters` for others.
-        train: Training inputs: a tensor ``(N, ...)``, a map-style dataset of tensors, or labelled data whose labels are
-            not looked at.
+        train: Training inputs: a tensor ``(N, ...)``, anything that `SplitTask` takes with a tensor or a dict of inputs
+            for a sample, or labelled data whose labels are not looked at.
         test: Test inputs.
         name: Short name for tables and folders.
         outputs: See `Task`.
@@ -206,8 +198,6 @@ class UnlabelledTask(SplitTask):
 
 
 def _labelled(inputs: Tensor | Data) -> Data:
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, (Tensor, np.ndarray)):
         return inputs, torch.zeros(len(inputs), dtype=torch.int64)
-    if isinstance(inputs, Dataset) and len(inputs) and isinstance(inputs[0], Tensor):  # type: ignore[arg-type]
-        return Unlabelled(inputs)
     return inputs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ _QUANTIZED = (
 # Hooks of torch.nn.utils that compute a weight before every forward, with what takes them off, by class name.
 _NORMS = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
 _NAMED = 3  # layers named in a sentence
+_EXTRA = "_extra_state"
 
 
 def taken(model: object, where: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -54,6 +56,7 @@ def taken(model: object, where: str) -> tuple[nn.Module, tuple[str, ...]]:
         inner._compiled_call_impl = None
     _bake(found, where, said)
     _plain_numbers(found, said)
+    _tensors_alone(found)
     return found, tuple(said)
 
 
@@ -204,6 +207,29 @@ def _plain_numbers(model: nn.Module, said: list[str]) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
     if frozen:
         said.append(f"{len(frozen)} frozen parameters ({_listed(frozen)}) are trained as well when fine-tuning")
+
+
+def _tensors_alone(model: nn.Module) -> None:
+    """Have the model's state dict hold tensors alone, also where modules put more into it (``get_extra_state``)."""
+    own = [name for name, module in model.named_modules() if _has_extra_state(module)]
+    if not own:
+        return
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in [key for key, value in state.items() if not isinstance(value, Tensor)]:
+            del state[key]
+
+    def fill(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name in own:
+            with suppress(AttributeError):  # a block that was removed
+                state.setdefault(f"{prefix}{_joined(name, _EXTRA)}", module.get_submodule(name).get_extra_state())
+
+    model._register_state_dict_hook(drop)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(fill)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def _joined(name: str, key: str) -> str:

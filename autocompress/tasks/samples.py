@@ -8,9 +8,9 @@ from __future__ import annotations
 import abc
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch
+from autocompress.tasks.sample_forms import SampleError, read_pair
 from autocompress.tasks.sampling import changes_labels, listed_labels
+from autocompress.tasks.sources import dataset_name, length_of
 
-_LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y", "fine_label")
+# Labels that a dataset does not list are read where all its inputs take no more than this, and it has as few samples:
+# a second or two, and the split is that of the same data in memory.
+_READ_BYTES, _READ_SAMPLES = 64 * 2**20, 65536
 
 
 def seeded(*parts: int) -> torch.Generator:
@@ -176,26 +180,19 @@ class DatasetSamples(Samples):
         self, dataset: Dataset[Any], normalization: Normalization | None = None, *, workers: int = 0, source: str = ""
     ) -> None:
         super().__init__(normalization)
-        if isinstance(dataset, DataLoader):
+        length = length_of(dataset)
+        if length is None:
             raise ConfigError(
-                "a DataLoader cannot be split or sampled; give the dataset behind it (loader.dataset). Batches, "
-                "shuffling and reading processes are chosen here (workers=...)."
+                f"Dataset {dataset_name(dataset)} has no length and cannot be iterated; give a map-style dataset "
+                "(__len__ and __getitem__), a DataLoader, or an iterable of samples."
             )
-        try:
-            self._length = len(cast(Sequence[Any], dataset))
-        except TypeError as error:
-            raise ConfigError(
-                f"Dataset {type(dataset).__name__} has no length; give a map-style dataset (__len__ and __getitem__). "
-                + (
-                    "Of a data module, give the datasets: module.train_dataloader().dataset."
-                    if hasattr(dataset, "train_dataloader")
-                    else "What can only be iterated becomes one by list(...)."
-                )
-            ) from error
+        self._length = length
         if self._length == 0:
-            raise ConfigError(f"Dataset {type(dataset).__name__} is empty.")
+            raise ConfigError(f"Dataset {dataset_name(dataset)} is empty.")
         self._dataset, self._workers, self._source = dataset, workers, source
-        _ = _Seeded(dataset, 0)[0]
+        self._sample_bytes = _Seeded(dataset, 0)[0][0].nbytes
+        self._labels: Tensor | None = None
+        self._labels_sought = False
 
     def __len__(self) -> int:
         return self._length
@@ -206,8 +203,22 @@ class DatasetSamples(Samples):
         return None if targets is None or len(targets) == 0 else int(targets.max())
 
     def labels(self) -> Tensor | None:
-        """Return the class numbers where the dataset lists them; see `sampling.listed_labels`."""
-        return listed_labels(self._dataset)
+        """Return the class numbers where the dataset lists them (`sampling.listed_labels`) or is small, else None."""
+        if not self._labels_sought:
+            listed = listed_labels(self._dataset)
+            self._labels = self._read_labels() if listed is None else listed
+            self._labels_sought = True
+        return self._labels
+
+    def _read_labels(self) -> Tensor | None:
+        """Return the class of every sample read, or None where that is much to read, or one has none."""
+        if self._length > _READ_SAMPLES or self._length * self._sample_bytes > _READ_BYTES:
+            return None
+        samples = _Seeded(self._dataset, 0)
+        try:
+            return torch.tensor([samples[index][1] for index in range(self._length)])
+        except ConfigError:  # said, with its name, when the sample is due
+            return None
 
     def targets_known(self) -> Tensor | None:
         """Return the class numbers where the dataset lists them and does not change them when read."""
@@ -251,69 +262,40 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
         return torch.stack([inputs for inputs, _ in samples]), torch.tensor([target for _, target in samples])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        kept, kept_python = torch.default_generator.get_state(), random.getstate()
-        torch.default_generator.manual_seed(self._seed * 2**24 + index)
-        random.seed(self._seed * 2**24 + index)
+        sample = read_raw(self._dataset, index, self._seed, self._source)
         try:
-            sample = self._dataset[index]
-        except ConfigError:
-            raise
-        except Exception as error:  # the user's code, or a damaged file
-            raise ConfigError(
-                f"{self._sample(index)} cannot be read: {type(error).__name__}: {error}. Repair it, or leave it out "
-                "(torch.utils.data.Subset)."
-            ) from error
-        finally:
-            torch.default_generator.set_state(kept)
-            random.setstate(kept_python)
-        if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
-            raise ConfigError(
-                f"{self._sample(index)} must be (input tensor, class number), found {_described(sample)}."
-            )
-        inputs = torch.from_numpy(sample[0]) if isinstance(sample[0], np.ndarray) else sample[0]
-        if not isinstance(inputs, Tensor):
-            raise ConfigError(
-                f"{self._sample(index)} must be (input tensor, class number), found {type(sample).__name__} with "
-                f"a {type(inputs).__name__} for input. Add a transform that makes tensors."
-            )
-        return inputs.as_subclass(Tensor), self._class(sample[1], index)
-
-    def _class(self, label: object, index: int) -> int:
-        """Return the class number that a label is."""
-        size = label.numel() if isinstance(label, Tensor) else label.size if isinstance(label, np.ndarray) else 1
-        where = f"{self._sample(index)}: the label must be a class number, found"
-        if size != 1:
-            raise ConfigError(
-                f"{where} {size} values. If it is one-hot, give the position of the one: int(label.argmax())."
-            )
-        try:
-            number = float(label.item() if isinstance(label, (Tensor, np.ndarray)) else label)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where} {label!r}. Number the classes from 0 on.") from error
-        if not number.is_integer():
-            raise ConfigError(
-                f"{where} {number:.6g}. For values instead of classes, write a Task of your own (docs/tasks.md)."
-            )
-        return int(number)
-
-    def _sample(self, index: int) -> str:
-        return f"{self._source}Dataset {type(self._dataset).__name__}: sample {index}"
+            return read_pair(sample)
+        except SampleError as error:
+            raise ConfigError(f"{_sample_name(self._dataset, index, self._source)}{error}") from error
 
 
-def _described(sample: object) -> str:
-    """Return what a sample is that is no pair, and how to make it one."""
-    wrap = "Wrap the dataset in one whose __getitem__ returns"
-    if isinstance(sample, Mapping):
-        found = f"a {type(sample).__name__} with keys {', '.join(map(repr, sample))}"
-        label = next((key for key in sample if str(key).lower() in _LABEL_KEYS), None)
-        inputs = [key for key in sample if key != label]
-        if label is None or len(inputs) != 1:
-            return f"{found}. {wrap} two of them; several inputs become one by autocompress.tasks.pack (docs/tasks.md)"
-        return f"{found}. {wrap} (sample[{inputs[0]!r}], sample[{label!r}])"
-    if isinstance(sample, (tuple, list)):
-        kinds = ", ".join(type(part).__name__ for part in sample)
-        return f"{type(sample).__name__} of {len(sample)}: {kinds}. {wrap} the two of them"
-    return f"{type(sample).__name__}. {wrap} both"
+def read_raw(dataset: Any, index: int, seed: int = 0, source: str = "") -> Any:
+    """Return a sample as a dataset gives it, read under a random state of its own; the caller's is left untouched.
+
+    Raises:
+        ConfigError: It cannot be read; names dataset and sample.
+    """
+    kept, kept_python = torch.default_generator.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed * 2**24 + index)
+    random.seed(seed * 2**24 + index)
+    try:
+        return dataset[index]
+    except ConfigError:
+        raise
+    except SampleError as error:
+        raise ConfigError(f"{_sample_name(dataset, index, source)}{error}") from error
+    except Exception as error:  # the user's code, or a damaged file
+        raise ConfigError(
+            f"{_sample_name(dataset, index, source)} cannot be read: {type(error).__name__}: {error}. Repair it, or "
+            "leave it out (torch.utils.data.Subset)."
+        ) from error
+    finally:
+        torch.default_generator.set_state(kept)
+        random.setstate(kept_python)
+
+
+def _sample_name(dataset: object, index: int, source: str) -> str:
+    return f"{source}Dataset {dataset_name(dataset)}: sample {index}"
 
 
 def _tensor(values: object, what: str) -> Tensor:

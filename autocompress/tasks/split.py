@@ -1,6 +1,6 @@
 """`SplitTask`: a trained model with its data. Owns the splits and the model's copies.
 
-`samples` owns batching, `sampling` which samples stand for all.
+`opening` owns what data may be, `samples` batching, `sampling` which samples stand for all.
 """
 
 from __future__ import annotations
@@ -9,23 +9,33 @@ import abc
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.model_door import taken
-from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples, seeded
+from autocompress.tasks.opening import open_data
+from autocompress.tasks.samples import Normalization, Samples, seeded
 from autocompress.tasks.sampling import covering_prefix, stratified_order
+from autocompress.tasks.sources import ToInput
 
-Data = Samples | Dataset[Any] | tuple[Tensor, Tensor] | tuple[npt.NDArray[Any], npt.NDArray[Any]]
+# Whatever holds samples: see `SplitTask`.
+Data = (
+    Samples
+    | Dataset[Any]
+    | DataLoader[Any]
+    | Iterable[Any]
+    | Mapping[str, Any]
+    | tuple[Tensor, Tensor]
+    | tuple[npt.NDArray[Any], npt.NDArray[Any]]
+)
 
 # A last training batch smaller than this share of the others is dropped: batch-norm statistics of a few samples
 # are noise, and of one sample an error.
@@ -35,16 +45,32 @@ _SMALLEST_LAST_BATCH = 0.5
 class SplitTask(Task):
     """A model with training and test data; subclasses say what a good output is.
 
-    Data are a pair of tensors or arrays ``(inputs (N, ...), targets (N,))``, held as given, or a map-style dataset of
-    ``(input tensor, class number)``, streamed. Validation and calibration are stratified random samples by class where
-    the labels are listed (see `sampling.listed_labels`), else random ones. 8-bit inputs are divided by 255;
+    Data are taken as people have them:
+
+    - a pair of tensors or arrays ``(inputs (N, ...), targets (N,))``, held as given;
+    - a map-style dataset, or a list, of samples, streamed;
+    - a `DataLoader`: its dataset (of a subset sampler, that subset); a `collate_fn` of the user's own is applied to one
+      sample at a time;
+    - an `IterableDataset` or any other iterable of samples: read once, in order, into memory, 2 GiB at most;
+    - a mapping of columns ``(N, ...)``, with the labels among them or as ``(columns, labels)``;
+    - a data module (``train_dataloader``, as Lightning's): `train` takes its training data, `validation` its
+      ``val_dataloader`` and `test` its ``test_dataloader``, or ``val_dataloader`` where there is none.
+
+    A sample is ``(input tensor, class number)``, a dict with the class under ``label``, ``labels`` or another usual
+    name, or a pair of a dict and a class. Several inputs of a dict go to the parameters of the model's ``forward`` of
+    the same names, through an `Adapter` made here. `to_input` makes a sample of anything else.
+
+    Validation and calibration are stratified random samples by class where the labels are listed (see
+    `sampling.listed_labels`) or the inputs take 64 MiB at most, else random ones. 8-bit inputs are divided by 255;
     `normalization` is applied to every batch. Datasets that normalise by themselves leave it None.
 
     Args:
-        model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``; kept, never changed.
+        model: Trained network, one tensor ``(N, ...)`` to one tensor ``(N, ...)``, or called with the inputs of dict
+            samples; kept, never changed.
         train: Training data; validation and calibration are taken from it.
         test: Test data.
-        validation: Validation data; None splits off `validation_fraction` of `train`.
+        validation: Validation data; None takes ``val_dataloader`` of a module given as `train`, unless that is the test
+            data, else splits off `validation_fraction` of `train`.
         name: Short name for tables and folders.
         normalization: Mean and std per channel.
         augmentation: Augmentation of training images; None for none.
@@ -52,10 +78,20 @@ class SplitTask(Task):
         calibration_size: Samples of the rest of `train` used for calibration; at most all of them.
         workers: Processes that read a streamed dataset.
         seed: Seed of the splits, the order and the augmentation.
+        to_input: Function from one sample, whatever it is, to ``(input tensor or dict of tensors, class number)``;
+            applied before anything else.
+        length: Of token numbers and masks ``(n,)`` of dict samples, which are padded with 0 or cut at the end; None
+            takes the 95th percentile of up to 1,000 training samples where they differ, rounded up to a multiple of 8,
+            at most the longest.
+
+    Attributes:
+        data_notes: Sentences about what of the data was wrapped, left out, padded or chosen.
 
     Raises:
         ConfigError: Data cannot be used or split, or the model does not take them.
     """
+
+    data_notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -71,24 +107,30 @@ class SplitTask(Task):
         calibration_size: int = 1024,
         workers: int = 0,
         seed: int = 0,
+        to_input: ToInput | None = None,
+        length: int | None = None,
     ) -> None:
         if not 0 < validation_fraction < 1:
             raise ConfigError(f"validation_fraction {validation_fraction} must be between 0 and 1.")
         if calibration_size < 1:
             raise ConfigError(f"calibration_size {calibration_size} must be at least 1.")
         self.name = name
-        self._model, self.model_notes = taken(model, f"Task {name!r}")
+        plain, self.model_notes = taken(model, f"Task {name!r}")
+        opened = open_data(
+            plain, train, test, validation, normalization=normalization, workers=workers, to_input=to_input,
+            length=length, labelled=self.labelled,
+        )  # fmt: skip
+        self._model, self._source, self._test = opened.model.eval(), opened.train, opened.test
+        self.data_notes = opened.notes
         self._augmentation, self._seed = augmentation, seed
-        self._source = _samples(train, "train", normalization, workers)
-        self._test = _samples(test, "test", normalization, workers)
         labels = self._source.labels()
         order = stratified_order(len(self._source), labels, seeded(seed))
-        if validation is None:
+        if opened.validation is None:
             held = max(1, round(validation_fraction * len(order)))
             self._validation = self._source
             self._validation_indices, self._train_indices = order[:held], order[held:]
         else:
-            self._validation = _samples(validation, "validation", normalization, workers)
+            self._validation = opened.validation
             self._validation_indices = stratified_order(
                 len(self._validation), self._validation.labels(), seeded(seed, 2)
             )
@@ -214,22 +256,6 @@ class SplitTask(Task):
         Raises:
             ConfigError: The metric has no use for it.
         """
-
-
-def _samples(data: Data, split: str, normalization: Normalization | None, workers: int) -> Samples:
-    if isinstance(data, Samples):
-        return data
-    try:
-        if isinstance(data, tuple) and _is_arrays(data):
-            return TensorSamples(data[0], data[1], normalization)
-        return DatasetSamples(cast(Dataset[Any], data), normalization, workers=workers, source=f"{split} data: ")
-    except ConfigError as error:
-        raise ConfigError(f"{split} data: {error}") from error
-
-
-def _is_arrays(data: Sequence[object]) -> bool:
-    """Return whether a tuple is inputs and targets, not a dataset that is a tuple of samples."""
-    return len(data) == 2 and isinstance(data[0], (Tensor, np.ndarray))
 
 
 def _digest(model: nn.Module) -> str:

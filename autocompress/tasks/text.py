@@ -22,6 +22,7 @@ from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.image_task import RANDOM
 from autocompress.tasks.label_free import UnlabelledTask
 from autocompress.tasks.sentence_encoder import is_sentence_encoder, longest_text, sentence_encoder
+from autocompress.tasks.split import SplitTask
 from autocompress.tasks.weights import apply_weights, read_weights
 from autocompress.tokens import TOKENIZER_NAME, TextTokens
 
@@ -52,6 +53,7 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     most = _most_tokens(folder, model)
     labels: list[int] | None = None
     tokens: TextTokens | None = None
+    notes: tuple[str, ...] = ()
     if config.data is None:
         specs = _specs(min(config.length or LENGTH, most))
         inputs = _noise(int(model.config.vocab_size), specs)
@@ -63,6 +65,8 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
         made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         inputs = pack(made, specs)
         tokens = _stored(folder, tokenizer, length)
+        cut = sum(len(ids) > length for ids in tokenizer(texts)["input_ids"])
+        notes = (f"texts become {length} tokens each: {cut} of {len(texts)} are cut (task.length sets another)",)
     kept = None
     if is_sentence_encoder(folder):
         model = sentence_encoder(where, folder, model)
@@ -80,19 +84,19 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     }
     if labels is not None and kept == "logits" and config.metric is None:
         targets = torch.tensor(labels)
-        task: Task = ClassificationTask(
-            adapted, (inputs[~held], targets[~held]), (inputs[held], targets[held]), **options
-        )
-        task.tokens = tokens
-        return task
+        task = ClassificationTask(adapted, (inputs[~held], targets[~held]), (inputs[held], targets[held]), **options)
+        return _told(task, tokens, notes)
     if config.metric is None:
         raise ConfigError(
             f"{where}: there are no labels. Give --metric agreement (task.metric) to measure by the uncompressed "
             "model's own outputs, or end every line of task.data in a tab and a class number."
         )
     outputs = "classes" if kept == "logits" else "values"
-    task = UnlabelledTask(adapted, inputs[~held], inputs[held], outputs=outputs, **options)
-    task.tokens = tokens
+    return _told(UnlabelledTask(adapted, inputs[~held], inputs[held], outputs=outputs, **options), tokens, notes)
+
+
+def _told(task: SplitTask, tokens: TextTokens | None, notes: tuple[str, ...]) -> Task:
+    task.tokens, task.data_notes = tokens, (*task.data_notes, *notes)
     return task
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from autocompress.errors import ConfigError
-from autocompress.tasks import Batch, ClassificationTask, LabelFreeTask, Task, UnlabelledTask
+from autocompress.tasks import Batch, ClassificationTask, LabelFreeTask, Task, UnlabelledTask, samples
 from autocompress.tasks.checks import check_task, check_validation
 from autocompress.tasks.model_checks import check_model
 from autocompress.tasks.validation import write_validation
@@ -241,7 +241,13 @@ def moved(by: int) -> dict[str, Any]:
     return {split: (blobs(count, seed)[0], blobs(count, seed)[1] + by) for split, count, seed in SIZES}
 
 
-def test_labels_from_one_on_are_told() -> None:
+@pytest.fixture
+def much_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets whose labels are not read before the split."""
+    monkeypatch.setattr(samples, "_READ_BYTES", 0)
+
+
+def test_labels_from_one_on_are_told(much_to_read: None) -> None:
     with pytest.raises(ConfigError, match=r"labels run from 1 to 3, but .* from 0 to 2. Subtract 1"):
         task(**moved(1))
     with pytest.raises(
@@ -250,7 +256,7 @@ def test_labels_from_one_on_are_told() -> None:
         check_task(streamed(lambda x, y, _: (x, y + 1)))
 
 
-def test_labels_of_minus_one_are_told() -> None:
+def test_labels_of_minus_one_are_told(much_to_read: None) -> None:
     inputs, targets = blobs(120)
     targets[::10] = -1
     with pytest.raises(
@@ -259,6 +265,13 @@ def test_labels_of_minus_one_are_told() -> None:
         check_task(task(train=(inputs, targets)))
     with pytest.raises(ConfigError, match="training labels are no class of the model, such as -1"):
         check_task(streamed(lambda x, y, index: (x, -1 if index % 3 == 0 else y)))
+
+
+def test_labels_of_a_small_dataset_are_all_looked_at() -> None:
+    with pytest.raises(ConfigError, match="labels run from 1 to 3, but the classes of model Net count from 0 to 2"):
+        streamed(lambda x, y, _: (x, y + 1))
+    with pytest.raises(ConfigError, match=r"1 of 120 train labels are no class .* such as -1"):
+        check_task(streamed(lambda x, y, index: (x, -1 if index == 77 else y)))
 
 
 def test_labels_moved_by_one_within_the_classes_are_told() -> None:
@@ -305,16 +318,18 @@ def test_a_users_validation_data_of_one_class_are_refused_once_they_were_read(tm
 
 
 FORMS: list[tuple[Any, str]] = [
+    (lambda x, y, _: {"image": x, "class_of": y}, r"a dict with keys 'image', 'class_of'. Name the class .* 'label'"),
     (
-        lambda x, y, _: {"image": x, "label": y},
-        r"a dict with keys 'image', 'label'.* \(sample\['image'\], sample\['label'\]\)",
+        lambda x, y, _: {"ids": x, "mask": x, "labels": y},
+        r"'ids' \(Tensor\), .* Net.forward takes x. Rename .*to_input",
     ),
-    (lambda x, y, _: {"ids": x, "mask": x, "labels": y}, r"several inputs become one by autocompress.tasks.pack"),
     (lambda x, y, _: (x, functional.one_hot(torch.tensor(y), 3)), r"found 3 values. If it is one-hot, .*argmax"),
     (lambda x, y, _: (x, y, "file.png"), "found tuple of 3: Tensor, int, str"),
     (lambda x, y, _: (x, y + 0.5), r"must be a class number, found \d.5. For values"),
     (lambda x, y, _: (x, "cat"), "found 'cat'. Number the classes"),
-    (lambda x, y, _: ([1, 2], y), "found tuple with a list for input"),
+    (lambda x, y, _: ({1, 2}, y), "found tuple with a set for input"),
+    (lambda x, y, _: ("a film", y), "found tuple with a str for input. It is text: a network takes tokens"),
+    (lambda x, y, _: "a film", "found text, 'a film': a network takes tokens.* transformers:FOLDER"),
 ]
 
 
@@ -348,17 +363,6 @@ def test_a_sample_that_raises_is_named_with_its_data() -> None:
         ConfigError, match=r"^train data: Dataset Streamed: sample 47 cannot be read: OSError: image file"
     ):
         check_task(streamed(read))
-
-
-def test_a_loader_or_a_module_of_data_is_told_what_to_give() -> None:
-    class Module:
-        def train_dataloader(self) -> None: ...
-
-    loader: Any = DataLoader(Streamed(20, 0, lambda x, y, _: (x, y)))
-    with pytest.raises(ConfigError, match=r"train data: a DataLoader .*loader.dataset"):
-        task(train=loader)
-    with pytest.raises(ConfigError, match=r"has no length; .* module.train_dataloader\(\).dataset"):
-        task(train=Module())
 
 
 def test_one_hot_targets_are_told() -> None:

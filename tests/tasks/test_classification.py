@@ -178,7 +178,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"test": (torch.zeros(5, 3, 8, 8), torch.zeros(4, dtype=torch.long))}, r"test data: .*targets \(4,\)"),
     ({"validation": (torch.zeros(5, 3, 8, 8), torch.zeros(5))}, r"validation data: .* of torch.float32"),
     ({"train": pixels(1, 0)}, "1 training samples are too few"),
-    ({"train": iter([1])}, "train data: Dataset list_iterator has no length"),
+    ({"train": object()}, "train data: Dataset object has no length"),
+    ({"train": iter([1])}, r"train data: Dataset list_iterator: sample 0 must be \(input tensor, .* found int"),
+    ({"train": "pictures/"}, "train data: found 'pictures/', a str. Give samples"),
     ({"test": []}, "test data: Dataset list is empty"),
     ({"test": [(3, 1)]}, r"sample 0 must be \(input tensor, class number\), found tuple"),
     (

@@ -1,0 +1,157 @@
+"""What becomes of networks with habits: every kind walks from the door to the engine, compressed in several ways.
+
+    python -m benchmarks.kinds.run                    # all, to results.csv
+    python -m benchmarks.kinds.run --only lstm glu
+
+A kind is *handled* when it is checked, read, built, and every policy tried (all of it in int8; every group pruned;
+low rank; two drawn at random from the search space; one of these trained for a few steps) gives an engine file that
+agrees with torch. It is *named* when that holds, but a part is left alone and listed with its reason; *refused* when
+it ends in one of the package's own errors before anything was spent. Anything else is *raw*, and a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from autocompress.config import RunConfig
+from autocompress.errors import AutoCompressError
+from autocompress.ledger import Ledger
+from autocompress.pipeline import Pipeline
+from autocompress.policy import CompressionPolicy
+from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.finetune import Budget, finetune
+from autocompress.run_directory import RunDirectory
+from autocompress.search.space import Choice, SearchSpace, bind, configured_space
+from autocompress.tasks import LabelFreeTask, UnlabelledTask, check_task
+from autocompress.worker import EngineWorker
+from benchmarks.kinds.networks import EXPECTED, KINDS, SHAPES
+
+HERE = Path(__file__).parent
+_SAMPLES, _STEPS, _TRAINING_S = 48, 2, 3.0
+# Outputs are normal: a head of a class is never the last layer that anything hangs on.
+_SEED = 0
+
+
+@dataclass
+class Outcome:
+    """What became of one kind.
+
+    Attributes:
+        kind: Its name.
+        status: ``"handled"``, ``"named"``, ``"refused"`` or ``"raw"``.
+        layers, groups: How many may be compressed, and how many axes of channels pruned.
+        policies: Compressed networks that agreed with torch in the engine.
+        said: What was left alone and why, or the error.
+        seconds: All of it.
+    """
+
+    kind: str
+    status: str
+    layers: int = 0
+    groups: int = 0
+    policies: int = 0
+    said: str = ""
+    seconds: float = 0.0
+
+
+def walk(kind: str, worker: EngineWorker, folder: Path, *, engine: str = "openvino", train: bool = True) -> Outcome:
+    """Take one kind from the door to the engine."""
+    begun, found = time.monotonic(), Outcome(kind, "raw")
+    torch.manual_seed(_SEED)
+    try:
+        _walk(found, worker, folder, engine, train)
+    except AutoCompressError as error:
+        # After the first policy a kind is believed to work.
+        found.status = "raw" if found.policies else "refused"
+        found.said = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - this is what is looked for
+        found.said = f"{type(error).__name__}: {error}"
+    found.said = " ".join(found.said.split())[:400]
+    found.seconds = round(time.monotonic() - begun, 1)
+    return found
+
+
+def _walk(found: Outcome, worker: EngineWorker, folder: Path, engine: str, train: bool) -> None:
+    inputs = _inputs(SHAPES[found.kind])
+    task = LabelFreeTask(UnlabelledTask(KINDS[found.kind](), inputs, inputs[: _SAMPLES // 2], name="kind"))
+    check_task(task)
+    config = RunConfig(engine=engine, task={"name": "kind"}, table="none")  # type: ignore[arg-type]
+    pipeline = Pipeline(task, config, RunDirectory.create(folder, resume=False), worker)
+    pipeline.build(pipeline.original, CompressionPolicy(), folder / "dense", Ledger())
+    found.layers, found.groups = len(pipeline.inventory.layers), len(pipeline.inventory.groups)
+    skipped = {
+        n: why for n, why in pipeline.inventory.skipped.items() if not why.startswith("its channels are the model's")
+    }
+    found.said = "; ".join(f"{name}: {why}" for name, why in skipped.items())
+    space = bind(configured_space(config), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+    teacher = Teacher(task.network(), torch.float32)
+    for number, choices in enumerate(_choices(space)):
+        policy = space.policy(choices)
+        model = pipeline.compress(policy, Ledger())
+        if train and number == 0:
+            finetune(model, teacher, task, config.recovery, Budget(_STEPS, _TRAINING_S))
+        pipeline.build(model, policy, folder / f"policy-{number}", Ledger())
+        found.policies += 1
+    pipeline.close()
+    found.status = "named" if skipped else "handled"
+
+
+def _choices(space: SearchSpace) -> Iterator[Mapping[str, Choice]]:
+    """Yield choices: one of each at random, twice, then each kind of choice alone, at its mildest."""
+    drawn = random.Random(_SEED)
+    for _ in range(2):
+        yield {
+            name: drawn.choice(list(offered))
+            for name, offered in space.parameters.items()
+            if not name.startswith("block/")
+        }
+    for start in ("dtype/", "prune/", "rank/", "block/"):
+        own = {name: offered[1] for name, offered in space.parameters.items() if name.startswith(start)}
+        if own:
+            yield own
+
+
+def _inputs(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(_SEED)
+    if len(shape) == 1 and shape[0] in (8,):
+        return torch.randint(0, 40, (_SAMPLES, *shape), generator=generator).float()
+    if shape == (12,):
+        return torch.cat(
+            [torch.randint(0, 5000, (_SAMPLES, 6), generator=generator), torch.ones(_SAMPLES, 6)], 1
+        ).float()
+    return torch.randn(_SAMPLES, *shape, generator=generator)
+
+
+def main() -> None:
+    """Walk every kind, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="KIND", help="; ".join(KINDS))
+    parser.add_argument("--engine", default="openvino")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    with EngineWorker() as worker, tempfile.TemporaryDirectory() as folder:
+        for number, kind in enumerate(options.only or KINDS):
+            rows.append(walk(kind, worker, Path(folder) / str(number), engine=options.engine))
+            mark = "" if rows[-1].status in (EXPECTED.get(kind) or "handled named").split(":")[0] else "   <--"
+            print(f"{kind:36} {rows[-1].status:8} {rows[-1].layers:3} {rows[-1].groups:3} {rows[-1].policies} "
+                  f"{rows[-1].seconds:5.1f} s  {rows[-1].said[:150]}{mark}", flush=True)  # fmt: skip
+    table = pd.DataFrame([asdict(row) for row in rows])
+    print(table["status"].value_counts().to_string())
+    if not options.only:
+        table.drop(columns="seconds").to_csv(HERE / f"{options.engine}.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
