@@ -287,6 +287,7 @@ def coupled_groups(
             continue
         try:
             traced = output_group(graph, model, name, range(layer.out_channels))
+            parts = parts_of(graph, model, name, traced)
         except Exception as error:  # noqa: BLE001 - one group that cannot be traced is left alone, and named
             skipped[f"{name} (channels)"] = _untraced(error)
             continue
@@ -311,15 +312,9 @@ def coupled_groups(
         members = sorted(producers, key=order.__getitem__)
         ordered = tuple(sorted(consumers, key=order.__getitem__))
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
-        try:
-            parts = parts_of(graph, model, members[0], traced)
-        except CompressionError as error:
-            skipped[f"{members[0]} (channels)"] = str(error)
-            continue
         group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts)
-        reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads))
-        if reason is None and (norm := _shared_norm(traced, names)) is not None:
-            reason = f"{norm} normalises its channels in groups together with those of other layers"
+        norm = _shared_norm(traced, names)
+        reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads), norm)
         if reason is None:
             groups[group.name] = group
         else:
@@ -334,12 +329,14 @@ def _untraced(error: Exception) -> str:
     return f"its channel coupling cannot be traced ({words})"
 
 
-def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str]) -> str | None:
+def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str], norm: str | None) -> str | None:
     """Return why a group cannot be pruned, going by what is in it; None when it may be."""
     if not consumers:
         return "its channels are the model's output"
     if foreign:
         return f"coupled to {', '.join(sorted(foreign))}"
+    if norm is not None:
+        return f"{norm} normalises its channels in groups together with those of other layers"
     if group.channels % group.parts or group.channels == group.parts:
         return f"{group.channels} channels in {group.parts} parts cannot be thinned equally"
     return None

@@ -150,8 +150,9 @@ def distill(
     stage(f"Teaching the student: {distiller}")
     allowed = config.working_seconds
     seconds = math.inf if allowed is None else max(allowed - (time.monotonic() - started), 0.0)
+    asked = Teacher(task.network(), fast_dtype(teacher, task.example_inputs(2)))
     report = finetune(
-        student, Teacher(teacher, fast_dtype(teacher, task.example_inputs(2))), task, config.recovery, Budget(epochs, seconds),
+        student, asked, task, config.recovery, Budget(epochs, seconds),
         checkpoint=None if to is None else to / _CHECKPOINT, progress=progress, untrained=True,
     )  # fmt: skip
     student.to(memory_format=torch.contiguous_format)

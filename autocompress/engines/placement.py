@@ -42,8 +42,8 @@ class PlacementRules:
         uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
             OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
             no bias, or one number for all channels.
-        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1, stay
-            dense. OpenVINO 2026.4 fuses the quantization of its result into a reduction, and computes garbage: of
+        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1,
+            stay dense. OpenVINO 2026.4 fuses the quantization of its result into a reduction, and computes garbage: of
             maxima and minima always, elsewhere where the scale is that of each channel and axis 1 is gone (which
             a product or a norm before makes of any scale).
         quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime

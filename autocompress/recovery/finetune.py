@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from autocompress.compress.layout import in_fast_layout, layout_of
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
 from autocompress.config import RecoveryConfig
-from autocompress.errors import CompressionError, ConfigError
+from autocompress.errors import AutoCompressError, CompressionError, ConfigError
 from autocompress.methods import Method
 from autocompress.recovery.budget import LEAST_BATCH, Budget, batch_within, learning_rate_factor, training_batch
 from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
@@ -57,6 +58,8 @@ _LOOKS, _LOOK_SHARE = (0.5, 0.8), 0.03
 _CALIBRATION_SHARE = 0.1
 # Steps below which running statistics have not settled (their momentum is 0.1).
 _SETTLED_STEPS = 30
+# Characters of what a network raises that are told.
+_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -261,11 +264,12 @@ class _Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._guard.rate * learning_rate_factor(fraction)
             mix = self._step % 2 == 1 and self._can_mix(batch[0])
-            loss = _loss(
-                self.model, self._distiller, self.config, batch, self._labels,
-                dtype=self._dtype, epoch=number, index=index, mix=mix,
-            )  # fmt: skip
-            found = self._update(loss)
+            with _trainable():
+                loss = _loss(
+                    self.model, self._distiller, self.config, batch, self._labels,
+                    dtype=self._dtype, epoch=number, index=index, mix=mix,
+                )  # fmt: skip
+                found = self._update(loss)
             if not math.isfinite(found) and self.config.learning_rate is not None:
                 raise CompressionError(
                     f"Fine-tuning diverged at step {self._step}: the loss is {found}. Lower recovery.learning_rate, "
@@ -367,6 +371,22 @@ class _Training:
             yield inputs
             if time.monotonic() - started > _CALIBRATION_SHARE * self.budget.seconds:
                 return
+
+
+@contextmanager
+def _trainable() -> Iterator[None]:
+    """Say of whatever a network raises in a step that it cannot be trained; memory that runs out is not its fault."""
+    try:
+        yield
+    except (AutoCompressError, MemoryError):
+        raise
+    except Exception as error:  # the user's forward, which may have run in eval mode alone so far
+        if "memory" in str(error):
+            raise
+        raise CompressionError(
+            f"The network cannot be trained: {type(error).__name__}: {str(error)[:_WORDS]}. Check that one step of "
+            "your own training runs on the uncompressed model."
+        ) from error
 
 
 def settle_and_eval(model: nn.Module) -> nn.Module:

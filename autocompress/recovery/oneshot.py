@@ -60,7 +60,7 @@ class OneShot:
         fits = reconstruct and len(self.data) > 1
         self._reconstruction = Reconstruction(base, inventory, self.data, self.dtype) if fits else None
         with torch.no_grad():
-            whole = base(self.data[:_CHECKED]).float().flatten(1)
+            whole = _rows(base(self.data[:_CHECKED]))
         self._tells_apart = not bool((whole == whole[:1]).all())
 
     def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
@@ -106,7 +106,7 @@ class OneShot:
             CompressionError: Its outputs are not finite, or the same for every sample.
         """
         with torch.no_grad():
-            outputs = model(self.data[:_CHECKED]).float().flatten(1)
+            outputs = _rows(model(self.data[:_CHECKED]))
         if not bool(outputs.isfinite().all()):
             raise CompressionError("What is left of the network gives NaN or infinite outputs.")
         # Of one sample nothing can be told; a network that says one thing to everything has said so from the start.
@@ -123,3 +123,8 @@ class OneShot:
             with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
                 recalibrate(model, torch.split(self.data, _BATCH))
         return model
+
+
+def _rows(outputs: Tensor) -> Tensor:
+    """Return outputs ``(N, ...)``, of one number each ``(N,)`` too, as ``(N, numbers)``."""
+    return outputs.float().reshape(len(outputs), -1)

@@ -93,7 +93,7 @@ class Int8Sensitivity:
             carried: dict[str, Tensor] = {}
             for (name, _, change), gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
-                    found = (gradient.float() * change).flatten(1).sum(1)
+                    found = (gradient.float() * change).reshape(len(change), -1).sum(1)
                     carried[name] = found if name not in carried else _added(carried[name], found)
             for name, found in carried.items():
                 sums[name] += float(found.square().sum())

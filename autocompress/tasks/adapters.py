@@ -68,7 +68,7 @@ def pack(inputs: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> Tensor:
         if value is None or tuple(value.shape[1:]) != spec.shape:
             found = "missing" if value is None else f"{tuple(value.shape)}"
             raise ConfigError(f"Input {spec.name!r} must be (N, {', '.join(map(str, spec.shape))}); it is {found}.")
-        parts.append(value.flatten(1).float())
+        parts.append(value.reshape(len(value), -1).float())
     return torch.cat(parts, 1)
 
 
@@ -85,7 +85,7 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
         ConfigError: There is no such output, or no tensor at all.
     """
     tensors = [tensor for _, tensor in _kept(outputs, keep)]
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
 
 
 def output_specs(outputs: object, keep: Sequence[str] = ()) -> tuple[OutputSpec, ...]:

@@ -336,7 +336,7 @@ def divergence_of(
     parts, begin = [], 0
     for name, shape in layout:
         end = begin + math.prod(shape)
-        own = outputs.flatten(1)[:, begin:end].reshape(-1, *shape)
+        own = outputs.reshape(len(outputs), -1)[:, begin:end].reshape(-1, *shape)
         # "classes" for several outputs means each that can be: one with a score for boxes cannot say more.
         known = check_kind(kinds.get(name, "values"), f"Task.outputs[{name!r}]")
         parts.append(Part(name, shape, KINDS[known](Seen(own))))

@@ -123,7 +123,7 @@ class LabelFreeTask(Task):
             outputs = self._teacher(self._task.example_inputs(2))
         if outputs[0].numel() == 1:
             return "r2"
-        return "top1" if self.outputs == "classes" and outputs.shape[1] > 1 else "cosine"
+        return "top1" if self.outputs == "classes" and outputs.ndim > 1 and outputs.shape[1] > 1 else "cosine"
 
     @cached_property
     def _r2(self) -> Divergence:
@@ -144,7 +144,7 @@ _ROWS = 64
 
 
 def _cosine(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cosine_similarity(outputs.flatten(1), targets.flatten(1)).mean()
+    return F.cosine_similarity(outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)).mean()
 
 
 class UnlabelledTask(SplitTask):

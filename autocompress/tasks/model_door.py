@@ -225,7 +225,7 @@ def _tensors_alone(model: nn.Module) -> None:
                 state.setdefault(f"{prefix}{_joined(name, _EXTRA)}", module.get_submodule(name).get_extra_state())
 
     model._register_state_dict_hook(drop)  # type: ignore[no-untyped-call]
-    model.register_load_state_dict_pre_hook(fill)
+    model.register_load_state_dict_pre_hook(fill)  # type: ignore[no-untyped-call]
 
 
 def _has_extra_state(module: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""Networks with habits, walked from the door to the engine."""

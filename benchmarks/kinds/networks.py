@@ -502,6 +502,8 @@ class view_of_features(nn.Module):
 
 @kind()
 class in_place_operations(Middle):
+    """Runs, but no gradient goes through it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Conv2d(16, 16, 3, padding=1)
@@ -513,7 +515,7 @@ class in_place_operations(Middle):
         return y.clamp_(max=6)
 
 
-@kind()
+@kind(expected="refused: .*OpenVINO cannot build")
 class padding_modes(Middle):
     def __init__(self) -> None:
         super().__init__()
@@ -832,6 +834,15 @@ class two_paths_and_a_maximum(Middle):
 
     def middle(self, x: Tensor) -> Tensor:
         return torch.maximum(self.a(x), self.b(x)) - F.softplus(x)
+
+
+@kind()
+class one_number_a_sample(Middle):
+    def middle(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
 
 
 # -- several inputs and outputs ---------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from autocompress.config import RunConfig
-from autocompress.errors import AutoCompressError
+from autocompress.errors import AutoCompressError, CompressionError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
@@ -100,7 +100,12 @@ def _walk(found: Outcome, worker: EngineWorker, folder: Path, engine: str, train
         policy = space.policy(choices)
         model = pipeline.compress(policy, Ledger())
         if train and number == 0:
-            finetune(model, teacher, task, config.recovery, Budget(_STEPS, _TRAINING_S))
+            try:
+                finetune(model, teacher, task, config.recovery, Budget(_STEPS, _TRAINING_S))
+            except CompressionError as error:
+                skipped["training"] = str(error)
+                found.said = "; ".join([*filter(None, [found.said]), str(error)])
+                model = pipeline.compress(policy, Ledger())
         pipeline.build(model, policy, folder / f"policy-{number}", Ledger())
         found.policies += 1
     pipeline.close()

@@ -422,6 +422,24 @@ def test_a_network_without_gradients_is_an_error_that_says_so(task: Classificati
         finetune(Detached(), teacher, task, CONFIG, Budget(1, LONG))
 
 
+class InPlace(nn.Module):
+    """Overwrites what its gradient needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = untrained(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x).exp()
+        found += 1
+        return found
+
+
+def test_a_network_that_cannot_be_trained_is_an_error_of_ours(task: ClassificationTask, teacher: Teacher) -> None:
+    with pytest.raises(CompressionError, match=r"cannot be trained: RuntimeError: .*inplace"):
+        finetune(InPlace(), teacher, task, CONFIG, Budget(1, LONG))
+
+
 def test_labels_whose_loss_fails_are_left_aside_and_it_is_said(task: ClassificationTask, teacher: Teacher) -> None:
     class Failing(ClassificationTask):
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
