@@ -29,6 +29,10 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _FOLLOWERS = (*NORMS, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
 
+# Why the channels of a last layer stay.
+ITS_OUTPUT = "its channels are the model's output"
+
+
 @dataclass(frozen=True)
 class Layer:
     """One convolution or linear layer.
@@ -332,7 +336,7 @@ def _untraced(error: Exception) -> str:
 def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str], norm: str | None) -> str | None:
     """Return why a group cannot be pruned, going by what is in it; None when it may be."""
     if not consumers:
-        return "its channels are the model's output"
+        return ITS_OUTPUT
     if foreign:
         return f"coupled to {', '.join(sorted(foreign))}"
     if norm is not None:

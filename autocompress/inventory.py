@@ -20,6 +20,7 @@ from autocompress.attention import head_axes
 from autocompress.attention.plain import PlainAttention
 from autocompress.coupling import (
     CONVOLUTIONS,
+    ITS_OUTPUT,
     NORMS,
     Group,
     Layer,
@@ -46,6 +47,12 @@ __all__ = [
     "parts_of",
     "take_inventory",
 ]
+
+
+# What follows a layer's name in `Inventory.skipped` where its channels alone are left alone.
+_CHANNELS = " (channels)"
+# Characters of a reason that are told in a sentence.
+_WORDS = 90
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,33 @@ class Inventory:
     macs: int = 0
     params: int = 0
 
+    @property
+    def left_alone(self) -> str | None:
+        """What cannot be compressed, in a sentence with the first reasons; None where all can be."""
+        layers = {name: why for name, why in self.skipped.items() if "(" not in name}
+        axes = {
+            name.removesuffix(_CHANNELS): why
+            for name, why in self.skipped.items()
+            if name.endswith(_CHANNELS) and why != ITS_OUTPUT
+        }
+        parts = []
+        if layers:
+            parts.append(f"{len(layers)} layers ({_first(layers)})")
+        if axes:
+            parts.append(f"the channels of {len(axes)} ({_first(axes)})")
+        return None if not parts else f"Left alone: {', and '.join(parts)}; `autocompress inspect` lists all"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data; of a group's `heads`, whether it has any."""
         found = asdict(self)
         for group in found["groups"].values():
             group["heads"] = bool(group["heads"])
         return found
+
+
+def _first(reasons: Mapping[str, str]) -> str:
+    name, why = next(iter(reasons.items()))
+    return f"{name}: {why[:_WORDS]}{'…' if len(why) > _WORDS else ''}"
 
 
 def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:

@@ -75,10 +75,20 @@ def _computes_in(dtype: str) -> bool:
     return bool(np.all(found == size))
 
 
+# How the runtime lists operations that it has no form of.
+_UNKNOWN = "No conversion rule found for operations:"
+
+
 def _words(error: BaseException) -> str:
     """Return the runtime's message without its C++ source locations."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith("Exception from ")]
+    unknown = next((line.partition(_UNKNOWN)[2].strip() for line in kept if _UNKNOWN in line), None)
+    if unknown is not None:
+        return (
+            f"it does not know the operation {unknown}. Replace the layer that computes it, or take another engine "
+            "(--engine onnxruntime)."
+        )
     return " ".join(kept) or str(error).strip() or type(error).__name__
 
 

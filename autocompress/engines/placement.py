@@ -42,10 +42,10 @@ class PlacementRules:
         uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
             OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
             no bias, or one number for all channels.
-        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1,
-            stay dense. OpenVINO 2026.4 fuses the quantization of its result into a reduction, and computes garbage: of
-            maxima and minima always, elsewhere where the scale is that of each channel and axis 1 is gone (which
-            a product or a norm before makes of any scale).
+        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1
+            where a norm or a product scales channels before or behind it, stay dense. OpenVINO 2026.4 fuses the
+            quantization of its result into a reduction, and computes garbage: of maxima and minima always, of others
+            where the scale has become that of each channel and axis 1 is gone.
         quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime
             computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
             at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
@@ -148,21 +148,48 @@ def _reduction_before(value: ir.Value | None) -> str | None:
 
     Looks through reshapes, Concats, and products and sums with constants.
     """
-    pending = [value]
+    pending: list[tuple[ir.Value | None, bool]] = [(value, False)]
     while pending:
-        tensor = pending.pop()
+        tensor, scaled = pending.pop()
         node = None if tensor is None else tensor.producer()
         if node is None:
             continue
+        if node.op_type in ("ReduceMax", "ReduceMin"):
+            return node.op_type
         if node.op_type.startswith("Reduce"):
-            axes = node.inputs[1] if len(node.inputs) > 1 else None
-            known = None if axes is None or axes.const_value is None else axes.const_value.numpy().reshape(-1).tolist()
-            # Ranks of graphs that were edited are not known: -2 alone is axis 1 of a sequence.
-            if node.op_type in ("ReduceMax", "ReduceMin") or known is None or {1, -3} & set(known) or known == [-2]:
+            if _takes_channels_axis(node) and (scaled or _scales_channels(node.inputs[0])):
                 return node.op_type
         elif node.op_type in ("Concat", "Mul", "Add") or node.op_type in _MONOTONE - {"MaxPool"}:
-            pending.extend(v for v in node.inputs if v is not None and v.const_value is None)
+            scaled = scaled or _by_vector(node)
+            pending.extend((v, scaled) for v in node.inputs if v is not None and v.const_value is None)
     return None
+
+
+def _takes_channels_axis(reduction: ir.Node) -> bool:
+    """Whether axis 1 is gone; ranks of graphs that were edited are not known, and -2 alone is axis 1 of a sequence."""
+    axes = reduction.inputs[1] if len(reduction.inputs) > 1 else None
+    if axes is None or axes.const_value is None:
+        return True
+    known = axes.const_value.numpy().reshape(-1).tolist()
+    return bool({1, -3} & set(known)) or known == [-2]
+
+
+def _scales_channels(value: ir.Value | None) -> bool:
+    """Whether a tensor is a norm's, or a product with one number for each channel; sums with constants are passed."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("LayerNormalization", "BatchNormalization") or _by_vector(node):
+            return True
+        if node.op_type != "Add":
+            return False
+        value = next((v for v in node.inputs if v is not None and v.const_value is None), None)
+    return False
+
+
+def _by_vector(node: ir.Node) -> bool:
+    if node.op_type != "Mul":
+        return False
+    constants = [v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None]
+    return any(constant.min() != constant.max() for constant in constants)
 
 
 def _weight_shape(node: ir.Node) -> tuple[int, ...] | None:

@@ -89,6 +89,8 @@ class SearchSession:
             self.task.tokens.write(self.run.path)
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
+        if (left_alone := self.pipeline.inventory.left_alone) is not None:
+            self.observer.warn(left_alone)
         for group, note in self.pipeline.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         if self.config.recovery.enabled:

@@ -85,7 +85,7 @@ def as_tensor(outputs: object, keep: Sequence[str] = ()) -> Tensor:
         ConfigError: There is no such output, or no tensor at all.
     """
     tensors = [tensor for _, tensor in _kept(outputs, keep)]
-    return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
+    return tensors[0] if len(tensors) == 1 else torch.cat([_flat(tensor) for tensor in tensors], 1)
 
 
 def output_specs(outputs: object, keep: Sequence[str] = ()) -> tuple[OutputSpec, ...]:
@@ -109,6 +109,10 @@ def _kept(outputs: object, keep: Sequence[str]) -> list[tuple[str, Tensor]]:
     if not tensors:
         raise ConfigError(f"The model gives no tensor, but {type(outputs).__name__}.")
     return tensors
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
 
 
 def _mapping(outputs: object) -> Mapping[str, object]:

@@ -20,7 +20,6 @@ from autocompress.tasks.adapters import as_tensor
 # Sums in another order move outputs by 1e-5 of their size; chance and other samples of a batch by far more.
 _SAME_CALL, _SAME_BATCH = 1e-3, 1e-2
 _NAMED = 3  # layers named in a message
-_RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 def run(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -48,8 +47,8 @@ def check_model(where: str, model: nn.Module, inputs: Tensor) -> Tensor:
     if _distance(outputs, run(model, inputs)) > _SAME_CALL:
         raise ConfigError(
             f"{where} gives other outputs for the same input when it is called again{_where_random(model, inputs)}. "
-            "Every compressed candidate is compared with it, so it must give the same each time: switch off dropout "
-            "(model.eval(), F.dropout(..., training=self.training)) and random numbers in forward."
+            "Every compressed candidate is compared with it, so it must give the same each time: let dropout hang on "
+            "the mode (F.dropout(..., training=self.training)), and leave random numbers out of forward."
         )
     if len(inputs) > 1:
         _check_alone(where, model, inputs, outputs)
@@ -105,9 +104,6 @@ def _mixing(model: nn.Module) -> str:
             f"{_listed(lacking)} normalise by the batch, since they keep no running statistics. Make them with "
             "track_running_stats=True, pass some training batches through the model in train mode, and call eval()."
         )
-    training = [name for name, module in norms if module.training]
-    if training:
-        return f"{_listed(training)} are in training mode. Return model.eval()."
     return (
         "something in forward goes over axis 0 (a mean, a norm, a reshape). An engine sees batches of other sizes, so "
         "what a sample gives must not depend on the others."
@@ -121,9 +117,6 @@ def _listed(names: list[str]) -> str:
 
 def _where_random(model: nn.Module, inputs: Tensor) -> str:
     """Say in which layer two calls part."""
-    active = [n for n, module in model.named_modules() if isinstance(module, _RANDOM_LAYERS) and module.training]
-    if active:
-        return f": dropout is on in {_listed(active)}"
     first, second = (_traced(model, inputs, lambda output: float(output.double().abs().sum())) for _ in range(2))
     for (name, kind, value), (_, _, other) in zip(first, second, strict=False):
         if abs(value - other) > 1e-6 * max(abs(value), 1e-12):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.engines import qdq
-from autocompress.engines.base import EngineOptions
+from autocompress.engines import get_engine, qdq
+from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.export import every_layer_node, save_onnx, to_onnx
 from autocompress.engines.placement import RULES, PlacementRules
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
@@ -506,3 +506,41 @@ def test_rules_of_attention_are_part_of_the_identity_of_networks_with_attention_
     with_rule, without = (replace(RULES["openvino"], whole_attention=on) for on in (True, False))
     assert with_rule.identity(attention=True) != without.identity(attention=True)
     assert with_rule.identity(attention=False) == without.identity(attention=False)
+
+
+class Reduced(nn.Module):
+    """A layer behind a reduction over tokens, whose channels are scaled on the way, or are not."""
+
+    def __init__(self, reduction: str, scaled: str) -> None:
+        super().__init__()
+        self.first, self.norm, self.fc = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.linspace(0.5, 1.5, 16))
+        self.reduction, self.scaled = reduction, scaled
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = self.norm(x) if self.scaled == "before" else x
+        x = {"mean": x.mean, "sum": x.sum, "max": x.amax}[self.reduction](1)
+        return self.fc(x * self.norm.weight if self.scaled == "behind" else x)
+
+
+@pytest.mark.parametrize("scaled", ["no", "before", "behind"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
+def test_behind_reductions_openvino_computes_wrongly_a_layer_stays_dense(
+    reduction: str, scaled: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    x, model = torch.randn(1, 8, 16), Reduced(reduction, scaled).eval()
+    graph = to_onnx(model, x)
+    placed = insert_qdq(graph, {"fc": InputQuantization(0.05, True)}, "openvino")
+    assert bool(placed.dense) is (reduction == "max" or scaled != "no")
+    save_onnx(graph, tmp_path / "model.onnx")
+    engine = get_engine("openvino")
+    with engine.open(EngineFile("openvino", tmp_path / "model.onnx", EngineOptions("fp32"))) as runner:
+        found = torch.from_numpy(runner.infer(x.numpy()))
+    with torch.no_grad():
+        expected = model(x)
+    # Wrong results are off by a fifth and more.
+    assert float((found - expected).abs().max() / expected.abs().max()) < 0.05

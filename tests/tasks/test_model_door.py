@@ -91,6 +91,31 @@ def test_a_model_comes_in_plain_and_computes_the_same(kind: str) -> None:
     assert taken(found, "Task 'mine'")[1] == ()
 
 
+def test_a_layer_left_in_training_comes_in_evaluated() -> None:
+    model = network()
+    model.insert(4, nn.Dropout(0.5))
+    model.eval()[4].train()
+    found, _ = taken(model, "Task 'mine'")
+    assert not any(module.training for module in found.modules())
+    assert torch.equal(found(inputs()), found(inputs()))
+    assert model[4].training
+
+
+def test_what_modules_put_into_a_state_dict_stays_out_of_ours() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.calls = state["calls"]
+
+    found, _ = taken(nn.Sequential(Counting(3, 3), nn.Linear(3, 2)), "Task 'mine'")
+    state = found.state_dict()
+    assert all(isinstance(value, Tensor) for value in state.values())
+    found.load_state_dict(state)
+    assert found[0].calls == 3  # type: ignore[index,union-attr]
+
+
 def test_half_precision_becomes_float32() -> None:
     found, said = taken(network().bfloat16(), "Task 'mine'")
     assert {p.dtype for p in found.parameters()} == {torch.float32}
