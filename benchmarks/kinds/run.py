@@ -39,6 +39,8 @@ from benchmarks.kinds.networks import EXPECTED, KINDS, SHAPES
 
 HERE = Path(__file__).parent
 _SAMPLES, _STEPS, _TRAINING_S = 48, 2, 3.0
+# Characters of what is said that the README shows.
+_SHOWN = 140
 # Outputs are normal: a head of a class is never the last layer that anything hangs on.
 _SEED = 0
 
@@ -156,6 +158,31 @@ def main() -> None:
     print(table["status"].value_counts().to_string())
     if not options.only:
         table.drop(columns="seconds").to_csv(HERE / f"{options.engine}.csv", index=False)
+        write_readme()
+
+
+def write_readme() -> None:
+    """Put what the files of both engines say into the README."""
+    found = {path.stem: pd.read_csv(path, keep_default_na=False) for path in sorted(HERE.glob("*.csv"))}
+    first = next(iter(found.values()))
+    lines = [
+        f"| {' | '.join(['kind', 'layers', 'axes of channels', *found, 'left alone, or refused'])} |",
+        f"|{'---|' * (4 + len(found))}",
+    ]
+    for index, row in first.iterrows():
+        status = [table.loc[index, "status"] for table in found.values()]
+        said = row["said"].replace("|", "/")
+        said = f"{said[:_SHOWN]}…" if len(said) > _SHOWN else said
+        lines.append(f"| {row['kind']} | {row['layers']} | {row['groups']} | {' | '.join(status)} | {said} |")
+    counted = "; ".join(
+        f"{name}: " + ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+        for name, table in found.items()
+    )
+    path = HERE / "README.md"
+    begin, end = "<!-- table: begin -->", "<!-- table: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    text = "\n".join([counted + ".", "", *lines])
+    path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":
