@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from autocompress.worker import EngineWorker
+from benchmarks.kinds.composed import RECIPES, Recipe, outcome
 from benchmarks.kinds.networks import EXPECTED, KINDS
 from benchmarks.kinds.run import walk
 
@@ -74,3 +76,10 @@ def test_refused(kind: str, worker: EngineWorker, tmp_path: Path) -> None:
 def test_every_expectation_is_of_a_kind() -> None:
     assert {*HANDLED, *NAMED, *EXPECTED} <= KINDS.keys()
     assert len(KINDS) >= 70
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(RECIPES)
+def test_composed_networks_agree_or_are_refused_by_name(worker: EngineWorker, recipe: Recipe) -> None:
+    found = outcome(recipe, worker)
+    assert found == "agrees" or not found.startswith("Verification")

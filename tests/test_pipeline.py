@@ -178,7 +178,7 @@ def test_the_baseline_is_the_uncompressed_model(line: Pipeline) -> None:
     assert record.params == sum(p.numel() for p in line.original.parameters())
     assert record.measurement is not None
     assert record.measurement.ratio == 1
-    assert set(record.seconds) == {"export", "build", "verify", "measure", "proxy"}
+    assert set(record.seconds) == {"profile", "export", "build", "verify", "measure", "proxy"}
     assert line.baseline_file == read_artifact(line.run.baseline)
     assert line.baseline_file.size_bytes == record.size_bytes
 

@@ -213,7 +213,7 @@ def test_features_of_a_student_get_closer_to_the_teachers(task: ClassificationTa
 def test_compressed_students_of_every_kind(
     task: ClassificationTask, layers: dict[str, LayerPolicy], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "fast_dtype", lambda: dtype)
+    monkeypatch.setattr(module, "fast_dtype", lambda *_: dtype)
     model = narrow(task, layers)
     report = finetune(model, Teacher(task.model(), dtype), task, INNER, Budget(5, LONG))
     outputs, targets = zip(*((model(x), y) for x, y in task.validation(256)), strict=True)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from autocompress.config import RecoveryConfig, RunConfig
@@ -30,7 +32,11 @@ class FakePipeline:
         self.run, self.task, self.baseline, self.ledger = RunDirectory(path), self, BASELINE, Ledger()
         self.accuracies = {number: list(found) for number, found in accuracies.items()}
 
-    def model(self) -> nn.Module:
+    @property
+    def oneshot(self) -> SimpleNamespace:
+        return SimpleNamespace(dtype=torch.float32)
+
+    def network(self) -> nn.Module:
         return nn.Linear(1, 1)
 
     def train_size(self) -> int:
