@@ -11,18 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import onnx
+
 from autocompress.compress.stored import load_compressed
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import with_sparse_weights
-from autocompress.errors import ConfigError, EngineError, UnsupportedDtypeError
+from autocompress.errors import ConfigError, EngineError, ExportError, UnsupportedDtypeError
 from autocompress.graphs import exported, ranges_for
 from autocompress.results import TrialRecord, write_json
-from autocompress.run_directory import RunDirectory
+from autocompress.run_directory import RunDirectory, write_engine
 from autocompress.tasks.base import Task
 from autocompress.worker import EngineWorker
 
 _BATCH = 256
+# What one protobuf message holds.
+_MOST_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,39 @@ class Build:
     dense: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_onnx(onnx: Path, engine: str, options: EngineOptions, to: Path) -> Build:
-    """Build an engine of one ONNX file into `to`, with a copy of the graph beside it.
+def build_onnx(graph: Path, engine: str, options: EngineOptions, to: Path) -> Build:
+    """Build an engine of one ONNX file into `to`, with a copy of the graph beside it, weights from other files inside.
 
     Raises:
-        ConfigError: `to` holds something, or an option cannot be used.
+        ConfigError: The file or one that holds its weights cannot be read, `to` holds something, or an option cannot be
+            used.
         UnavailableError: The engine is not installed, needs a device that is not here, or does not run the dtype.
         EngineError: The graph cannot be built; carries the runtime's own words.
     """
     with EngineWorker() as worker:
         _prepare(worker, engine, options, to)
-        copy = Path(shutil.copy(onnx, to / "model.onnx"))
-        return Build(None, worker.build(engine, copy, options, to / "model"))
+        copy = to / "model.onnx"
+        _copy_whole(graph, copy)
+        file = worker.build(engine, copy, options, to / "model")
+        write_engine(to, file, worker.describe(engine, dict(options.settings))["version"])
+        return Build(None, file)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy an ONNX file, with what lies in files beside it (exporters put weights above some size there)."""
+    try:
+        # Entries of external weights always have the key "location"; looking for it is cheap, parsing is not.
+        if b"location" not in source.read_bytes():
+            shutil.copyfile(source, target)
+            return
+        whole = onnx.load(str(source))
+    except (OSError, onnx.checker.ValidationError) as error:
+        raise ConfigError(
+            f"{source} cannot be read: {error}. Files with its weights must lie where the exporter put them, beside it."
+        ) from error
+    if whole.ByteSize() > _MOST_BYTES:
+        raise ExportError(f"{source} has {whole.ByteSize() / 2**30:.1f} GB with its weights; one ONNX file holds 2.")
+    onnx.save(whole, str(target))
 
 
 def build_trials(
@@ -111,10 +136,10 @@ def _build_trial(
         ranges = ranges_for(engine, model, task.calibration(_BATCH), run.config().quantization)
         graph = exported(model, task.example_inputs(options.batch_size), ranges, engine)
         dense = graph.dense
-        onnx = folder / "model.onnx"
-        save_onnx(graph.model, onnx)
+        path = folder / "model.onnx"
+        save_onnx(graph.model, path)
         write_json(folder / "policy.json", record.policy.to_dict())
-        return Build(record.number, worker.build(engine, onnx, options, folder / "model"), None, dense)
+        return Build(record.number, worker.build(engine, path, options, folder / "model"), None, dense)
     except (EngineError, UnsupportedDtypeError) as error:
         return Build(record.number, None, f"{type(error).__name__}: {error}", dense)
 

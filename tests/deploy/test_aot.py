@@ -103,6 +103,26 @@ def test_what_cannot_be_built(run: autocompress.Run, tmp_path: Path) -> None:
         autocompress.build(graph, "onnxruntime", tmp_path / "out", dtype="fp16")
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("kind", ["external", "lookup"])
+def test_what_is_built_of_a_file_of_ones_own_opens_again(engine: str, kind: str, tmp_path: Path) -> None:
+    """Weights that lie in a file beside, and several inputs of their own dtypes."""
+    pytest.importorskip(engine)
+    graph = getattr(graphs, kind)(tmp_path / "mine.onnx")
+    (made,) = autocompress.build(graph, engine, tmp_path / "out")
+    assert made.file is not None
+    (tmp_path / "weights.bin").unlink(missing_ok=True)  # what was built is whole
+    files, (measured,) = autocompress.benchmark([tmp_path / "out"], engine=None)
+    assert files[0].engine == engine and measured.latency_ms > 0
+
+
+def test_weights_that_are_not_where_they_were_are_named(tmp_path: Path) -> None:
+    graph = graphs.external(tmp_path / "mine.onnx")
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ConfigError, match=r"mine\.onnx cannot be read: .*weights\.bin.* beside it"):
+        autocompress.build(graph, "onnxruntime", tmp_path / "out")
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     graph = graphs.quantized(tmp_path / "model.onnx")
