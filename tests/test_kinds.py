@@ -78,7 +78,7 @@ def test_every_expectation_is_of_a_kind() -> None:
     assert len(KINDS) >= 70
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(RECIPES)
 def test_composed_networks_agree_or_are_refused_by_name(worker: EngineWorker, recipe: Recipe) -> None:
     found = outcome(recipe, worker)
