@@ -119,3 +119,12 @@ def test_search_refuses_a_distillation_that_cannot_be(call: Callable[..., Result
     answer = call(*words, "--set", "recovery.distill_at=['6']")
     assert answer.exit_code == 2 and "'attention' needs a module" in answer.stderr, answer.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [("prune", "--ratio", "0.3"), ("quantize", "--max-drop", "20pp")])
+def test_methods_without_labels_are_measured_by_agreement(call: Callable[..., Result], words: tuple[str, ...]) -> None:
+    answer = call(*words, "--task", "tiny_task:make", "--metric", "cosine")
+    assert answer.exit_code == 0, answer.stderr
+    # The uncompressed model agrees with itself.
+    assert "100.00%" in answer.stdout or "1.0000" in answer.stdout
+    assert "Did you mean" in call(*words, "--task", "tiny_task:make", "--set", "task.metrics=cosine").stderr

@@ -11,6 +11,10 @@ import click
 
 from autocompress.cli.terminal import err, out, plain_errors
 
+_METRIC = click.option(
+    "--metric", help="Without labels: agreement, top1, cosine or kl with the uncompressed model's outputs."
+)
+
 
 @click.command(short_help="List every method of compression.")
 @click.option("--family", help="importance, pruning, quantization, lowrank, distillation, recovery or storage.")
@@ -31,12 +35,17 @@ def methods(family: str | None, *, as_json: bool) -> None:
         out.print(methods_table(found, out.width))
 
 
+def _with_metric(sets: tuple[str, ...], metric: str | None) -> tuple[str, ...]:
+    return sets if metric is None else (f"task.metric={metric}", *sets)
+
+
 @click.command(
     short_help="Prune by one importance, without a search.",
     epilog="Example: autocompress prune --task digits --importance taylor --ratio 0.5 --schedule gradual --epochs 2",
 )
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
+@_METRIC
 @click.option("--importance", help="Which channels go first; see `autocompress methods`. Default magnitude.")
 @click.option("--ratio", type=float, metavar="R", help="Fraction of all channels that goes, such as 0.5.")
 @click.option("--macs", type=float, metavar="M", help="Or fraction of the multiply-accumulates that stays.")
@@ -52,8 +61,9 @@ def methods(family: str | None, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @plain_errors
 def prune(
-    run_file: Path | None, *, task: str | None, to: Path | None, sets: tuple[str, ...], as_json: bool, **options: Any
-) -> None:
+    run_file: Path | None, *, task: str | None, metric: str | None, to: Path | None, sets: tuple[str, ...],
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
     """Prune a task's model to a share of its channels or multiply-accumulates, in one step or in several.
 
     Nothing is searched or measured on an engine: `autocompress benchmark` times DIR/model.onnx.
@@ -64,7 +74,7 @@ def prune(
 
     given = {key: value for key, value in options.items() if value is not None}
     with LiveObserver(err) as observer:
-        found = api.prune(task, config=run_file, to=to, observer=observer, sets=sets, **given)
+        found = api.prune(task, config=run_file, to=to, observer=observer, sets=_with_metric(sets, metric), **given)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -76,7 +86,8 @@ def prune(
     epilog="Example: autocompress quantize --task digits --max-drop 0.5pp --calibration entropy --to int8",
 )
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
-@click.option("--task", help="digits, cifar10, torchvision:MODEL or MODULE:FACTORY.")
+@click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")
+@_METRIC
 @click.option("--max-drop", metavar="LIMIT", help="Largest loss of the metric on validation data. Default 1pp.")
 @click.option("--calibration", help="mse (default), minmax, percentile or entropy.")
 @click.option("--engine", help="Whose rules the ONNX file follows: openvino (default), onnxruntime, tensorrt…")
@@ -91,6 +102,7 @@ def quantize(
     run_file: Path | None,
     *,
     task: str | None,
+    metric: str | None,
     to: Path | None,
     skip: tuple[str, ...],
     sets: tuple[str, ...],
@@ -112,6 +124,7 @@ def quantize(
     if calibration is not None:
         given["quantization.calibration"] = calibration
     with LiveObserver(err) as observer:
+        sets = _with_metric(sets, metric)
         found = api.quantize(task, config=run_file, to=to, skip=skip, observer=observer, sets=sets, **given)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
