@@ -18,18 +18,8 @@ from torch import Tensor, fx, nn
 
 from autocompress.attention import head_axes
 from autocompress.attention.plain import PlainAttention
-from autocompress.coupling import (
-    CONVOLUTIONS,
-    ITS_OUTPUT,
-    NORMS,
-    Group,
-    Layer,
-    coupled_groups,
-    dependency_graph,
-    in_every_part,
-    output_group,
-    parts_of,
-)
+from autocompress.channel_tracing import CONVOLUTIONS, dependency_graph, in_every_part, output_group, parts_of
+from autocompress.coupling import ITS_OUTPUT, NORMS, Group, Layer, coupled_groups
 from autocompress.errors import CompressionError
 from autocompress.head_groups import head_groups
 
