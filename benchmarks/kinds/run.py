@@ -79,7 +79,7 @@ def walk(kind: str, worker: EngineWorker, folder: Path, *, engine: str = "openvi
         found.said = f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 - this is what is looked for
         found.said = f"{type(error).__name__}: {error}"
-    found.said = " ".join(found.said.split())[:400]
+    found.said = " ".join(found.said.replace(f"{folder}/", "").split())[:400]
     found.seconds = round(time.monotonic() - begun, 1)
     return found
 
