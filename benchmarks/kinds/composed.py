@@ -9,9 +9,10 @@ torch, or one of the package's own errors has to come. Nothing else may be raise
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import random
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from autocompress.errors import AutoCompressError
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
+from autocompress.results import write_json
 from autocompress.run_directory import RunDirectory
 from autocompress.search.space import bind, configured_space
 from autocompress.tasks import LabelFreeTask, UnlabelledTask
@@ -39,6 +41,8 @@ from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
 _SAMPLES, _SIZE = 20, 8
+# Networks between two writings of what was found so far.
+_WRITTEN_EVERY = 25
 
 
 class Block(nn.Module):
@@ -200,10 +204,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no network is begun after this long")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     odd: list[dict[str, Any]] = []
+    begun = time.monotonic()
+
+    def write() -> None:
+        drawn = {"examples": sum(counts.values()), "seed": options.seed, "engine": options.engine}
+        document = {**drawn, "counts": counts, "odd": odd}
+        write_json(HERE / f"composed-{options.engine}-{options.seed}.json", document)
 
     with EngineWorker() as worker:
 
@@ -214,25 +225,22 @@ def main() -> None:
         )  # fmt: skip
         @given(RECIPES)
         def look(recipe: Recipe) -> None:
+            if time.monotonic() - begun > 60 * options.minutes:
+                return
             try:
                 found = outcome(recipe, worker, options.engine)
             except Exception as error:  # noqa: BLE001 - this is what is looked for
                 found = f"raw {type(error).__name__}: {str(error)[:160]}"
             kind = "raw" if found.startswith("raw") else found.partition(":")[0]
             counts[kind] += 1
+            if sum(counts.values()) % _WRITTEN_EVERY == 0:
+                write()
             if found != "agrees":
                 odd.append({**asdict(recipe), "found": found})
                 print(sum(counts.values()), recipe, found, flush=True)
 
         look()
-    document = {
-        "examples": sum(counts.values()),
-        "seed": options.seed,
-        "engine": options.engine,
-        "counts": counts,
-        "odd": odd,
-    }
-    (HERE / f"composed-{options.engine}-{options.seed}.json").write_text(json.dumps(document, indent=1) + "\n")
+    write()
     print(counts)
 
 
