@@ -183,7 +183,7 @@ def _without_effect(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -
     suspects = [name for name, gradient in zip(usable, reached, strict=True) if gradient is None]
     if not suspects:
         return []
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = model(inputs[:1].clone())
         found = []
         for name in suspects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -23,12 +23,14 @@ class TextTokens:
         file: Of the tokenizer, in the format of the `tokenizers` package.
         length: Tokens of one text, padding included.
         pad_id, pad_token: What texts are padded with.
+        padding_side: ``"right"``, or ``"left"`` as decoders have it.
     """
 
     file: Path
     length: int
     pad_id: int = 0
     pad_token: str = "[PAD]"
+    padding_side: str = "right"
 
     def write(self, folder: Path) -> None:
         """Copy the tokenizer into a run directory, and what it is to be used with.
@@ -40,7 +42,7 @@ class TextTokens:
             shutil.copyfile(self.file, folder / TOKENIZER_NAME)
         except OSError as error:
             raise ConfigError(f"{folder / TOKENIZER_NAME} cannot be written: {error.strerror or error}.") from error
-        settings = {"length": self.length, "pad_id": self.pad_id, "pad_token": self.pad_token}
+        settings = {key: value for key, value in asdict(self).items() if key != "file"}
         write_json(folder / _SETTINGS_NAME, settings)
 
     @classmethod
@@ -49,5 +51,4 @@ class TextTokens:
         file, settings = folder / TOKENIZER_NAME, folder / _SETTINGS_NAME
         if not file.exists() or not settings.exists():
             return None
-        found = read_json(settings)
-        return cls(file, int(found["length"]), int(found["pad_id"]), str(found["pad_token"]))
+        return cls(file, **read_json(settings))

@@ -20,16 +20,24 @@ def in_fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:
     """
     if not any(p.ndim == 4 for p in model.parameters()):
         return model
-    tried = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    fast = inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-    takes = True
-    try:
-        with torch.no_grad():
-            for training in (False, True):
-                tried.train(training)(fast.clone())
-    except Exception:  # noqa: BLE001 - whatever its forward raises; where it does not run at all, another says so
-        takes = False
+    # What does not run in training mode either way (a detector without targets) says nothing of the layout.
+    takes = all(
+        _runs(model, inputs, torch.channels_last, training=training)
+        or not _runs(model, inputs, torch.contiguous_format, training=training)
+        for training in (False, True)
+    )
     return model.to(memory_format=torch.channels_last if takes else torch.contiguous_format)
+
+
+def _runs(model: nn.Module, inputs: Tensor, layout: torch.memory_format, *, training: bool) -> bool:
+    """Return whether a copy of a model runs; neither it nor the caller's random numbers are touched."""
+    tried = copy.deepcopy(model).to(memory_format=layout).train(training)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            tried(inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs.clone())
+    except Exception:  # noqa: BLE001 - whatever its forward raises; where it does not run at all, another says so
+        return False
+    return True
 
 
 def layout_of(model: nn.Module) -> torch.memory_format:

@@ -66,7 +66,7 @@ _TOKENS = '''def tokens(sentences):
 
     tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("{tokenizer}")))
     tokenizer.enable_truncation({length})
-    tokenizer.enable_padding(length={length}, pad_id={pad_id}, pad_token="{pad_token}")
+    tokenizer.enable_padding(length={length}, direction={side!r}, pad_id={pad_id}, pad_token={pad_token!r})
     found = tokenizer.encode_batch(list(sentences))
     kinds = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
     return {{name: np.array([getattr(one, kind) for one in found]) for name, kind in kinds.items()}}
@@ -233,6 +233,7 @@ def run_script(manifest: Manifest, ports: Sequence[Port], text: TextTokens | Non
             "tokenizer": TOKENIZER_NAME,
             "length": text.length,
             "pad_id": text.pad_id,
+            "side": text.padding_side,
             "pad_token": text.pad_token,
         }
         fields |= {

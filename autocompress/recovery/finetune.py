@@ -375,14 +375,12 @@ class _Training:
 
 @contextmanager
 def _trainable() -> Iterator[None]:
-    """Say of whatever a network raises in a step that it cannot be trained; memory that runs out is not its fault."""
+    """Say of whatever a network raises in a step that it cannot be trained."""
     try:
         yield
     except (AutoCompressError, MemoryError):
         raise
     except Exception as error:  # the user's forward, which may have run in eval mode alone so far
-        if "memory" in str(error):
-            raise
         raise CompressionError(
             f"The network cannot be trained: {type(error).__name__}: {str(error)[:_WORDS]}. Check that one step of "
             "your own training runs on the uncompressed model."

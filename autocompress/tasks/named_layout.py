@@ -90,9 +90,7 @@ class _Parameters:
     """Names that a network's forward takes."""
 
     def __init__(self, network: nn.Module) -> None:
-        inner = getattr(network, "_orig_mod", network)  # torch.compile's
-        inner = inner.module if isinstance(inner, nn.DataParallel) else inner
-        known = list(inspect.signature(inner.forward).parameters.values())
+        known = list(inspect.signature(network.forward).parameters.values())
         self.names = [p.name for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.needed = [p.name for p in known if p.name in self.names and p.default is p.empty]
         self.any = any(p.kind == p.VAR_KEYWORD for p in known)

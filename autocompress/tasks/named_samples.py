@@ -6,7 +6,7 @@ That is the tensor of their only key, or all inputs packed for an `Adapter`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,10 +76,8 @@ class Layout:
         target = class_number(label) if self.labelled else 0
         if not self.inputs:
             return value_of(inputs, self.key), target
-        # One number of a sample is a row of one in the packed tensor.
-        rows = [replace(spec, shape=spec.shape or (1,)) for spec in self.specs]
-        fitted = {part.spec.name: _fit(value_of(inputs, part.key), part) for part in self.inputs}
-        return pack({row.name: fitted[row.name].reshape(1, *row.shape) for row in rows}, rows)[0], target
+        rows = {part.spec.name: _fit(value_of(inputs, part.key), part).unsqueeze(0) for part in self.inputs}
+        return pack(rows, self.specs)[0], target
 
 
 class NamedDataset(Dataset[tuple[Tensor, int]]):

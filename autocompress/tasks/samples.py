@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch
 from autocompress.tasks.sample_forms import SampleError, read_pair
 from autocompress.tasks.sampling import changes_labels, listed_labels
-from autocompress.tasks.sources import dataset_name, length_of
+from autocompress.tasks.sources import dataset_name, length_of, own_random_state
 
 # Labels that a dataset does not list are read where all its inputs take no more than this, and it has as few samples:
 # a second or two, and the split is that of the same data in memory.
@@ -275,11 +274,9 @@ def read_raw(dataset: Any, index: int, seed: int = 0, source: str = "") -> Any:
     Raises:
         ConfigError: It cannot be read; names dataset and sample.
     """
-    kept, kept_python = torch.default_generator.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed * 2**24 + index)
-    random.seed(seed * 2**24 + index)
     try:
-        return dataset[index]
+        with own_random_state(seed * 2**24 + index):
+            return dataset[index]
     except ConfigError:
         raise
     except SampleError as error:
@@ -289,9 +286,6 @@ def read_raw(dataset: Any, index: int, seed: int = 0, source: str = "") -> Any:
             f"{_sample_name(dataset, index, source)} cannot be read: {type(error).__name__}: {error}. Repair it, or "
             "leave it out (torch.utils.data.Subset)."
         ) from error
-    finally:
-        torch.default_generator.set_state(kept)
-        random.setstate(kept_python)
 
 
 def _sample_name(dataset: object, index: int, source: str) -> str:

@@ -6,7 +6,8 @@ Owns the container; `sample_forms` and `named_samples` own what is in it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +34,19 @@ _SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
 MEMORY_LIMIT = 2 * 2**30  # bytes of what can only be iterated, all of which is held
 
 ToInput = Callable[[Any], Any]
+
+
+@contextmanager
+def own_random_state(seed: int) -> Iterator[None]:
+    """Have what the user's code draws in the block depend on `seed` alone, and leave the caller's state untouched."""
+    kept, kept_python = torch.default_generator.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(kept)
+        random.setstate(kept_python)
 
 
 def dataset_name(dataset: object) -> str:
@@ -261,19 +275,17 @@ class Sources:
     def _read_all(self, data: Iterable[Any], split: str) -> ReadOnce:
         name, size = type(data).__name__, 0
         samples: list[Any] = []
-        kept, kept_python = torch.default_generator.get_state(), random.getstate()
-        torch.default_generator.manual_seed(0)
-        random.seed(0)
         try:
-            for sample in data:
-                size += bytes_of(sample)
-                if size > MEMORY_LIMIT:
-                    raise ConfigError(
-                        f"{name} can only be iterated and holds more than {MEMORY_LIMIT / 2**30:.3g} GiB: "
-                        f"{len(samples):,} samples were read. Give a dataset that reads samples by number (__len__ and "
-                        "__getitem__), or a first part: itertools.islice(data, 10_000)."
-                    )
-                samples.append(owned(sample))
+            with own_random_state(0):
+                for sample in data:
+                    size += bytes_of(sample)
+                    if size > MEMORY_LIMIT:
+                        raise ConfigError(
+                            f"{name} can only be iterated and holds more than {MEMORY_LIMIT / 2**30:.3g} GiB: "
+                            f"{len(samples):,} samples were read. Give a dataset that reads samples by number (__len__ "
+                            "and __getitem__), or a first part: itertools.islice(data, 10_000)."
+                        )
+                    samples.append(owned(sample))
         except ConfigError:
             raise
         except Exception as error:  # the user's code, or a damaged file
@@ -281,9 +293,6 @@ class Sources:
                 f"{name}: reading on after {len(samples):,} samples raised {type(error).__name__}: {error}. Repair "
                 "what comes there, or leave it out."
             ) from error
-        finally:
-            torch.default_generator.set_state(kept)
-            random.setstate(kept_python)
         self._notes.append(
             f"{split} data: {name} can only be iterated; its {len(samples):,} samples were read once, in order, and "
             f"are held in memory ({size / 2**20:,.0f} MiB)."

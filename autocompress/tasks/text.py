@@ -60,12 +60,13 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     else:
         texts, labels = _read(Path(config.data).expanduser())
         tokenizer = _tokenizer(where, folder)
-        length = _length(where, config.length, most, tokenizer, texts)
+        counts = torch.tensor([len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]])
+        length = _length(where, config.length, min(most, int(tokenizer.model_max_length)), counts)
         specs = _specs(length)
         made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         inputs = pack(made, specs)
         tokens = _stored(folder, tokenizer, length)
-        cut = sum(len(ids) > length for ids in tokenizer(texts)["input_ids"])
+        cut = int((counts > length).sum())
         notes = (f"texts become {length} tokens each: {cut} of {len(texts)} are cut (task.length sets another)",)
     kept = None
     if is_sentence_encoder(folder):
@@ -110,19 +111,23 @@ def _most_tokens(folder: Path, model: Any) -> int:
     return min((int(most) for most in known if most), default=LENGTH)
 
 
-def _length(where: str, wanted: int | None, most: int, tokenizer: Any, texts: list[str]) -> int:
+def _length(where: str, wanted: int | None, most: int, counts: Tensor) -> int:
     """Return how many tokens every text gets: what is wanted, or what all but the longest texts take.
+
+    Args:
+        where: Who asks, for messages.
+        wanted: The user's.
+        most: That the model takes.
+        counts: Tokens of each text ``(n,)``.
 
     Raises:
         ConfigError: The model does not take so many.
     """
-    most = min(most, int(tokenizer.model_max_length))
     if wanted is not None:
         if wanted > most:
             raise ConfigError(f"{where}: task.length {wanted} is more than the {most} tokens that the model takes.")
         return wanted
-    lengths = torch.tensor([len(ids) for ids in tokenizer(texts, truncation=True, max_length=most)["input_ids"]])
-    usual = int(torch.quantile(lengths.double(), _LONGEST, interpolation="higher"))
+    usual = int(torch.quantile(counts.double(), _LONGEST, interpolation="higher"))
     return min(most, -(-usual // _STEP) * _STEP)
 
 
@@ -131,7 +136,7 @@ def _stored(folder: Path, tokenizer: Any, length: int) -> TextTokens | None:
     file = folder / TOKENIZER_NAME
     if not file.exists() or tokenizer.pad_token_id is None:
         return None
-    return TextTokens(file, length, int(tokenizer.pad_token_id), str(tokenizer.pad_token))
+    return TextTokens(file, length, int(tokenizer.pad_token_id), str(tokenizer.pad_token), str(tokenizer.padding_side))
 
 
 def _model(where: str, folder: Path, name: str, config: TaskConfig) -> Any:

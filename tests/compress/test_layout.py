@@ -43,5 +43,30 @@ def test_any_other_forward_gets_the_fast_one() -> None:
     assert int(model[1].num_batches_tracked) == counted  # type: ignore[arg-type]
 
 
+class Targeted(nn.Module):
+    """Wants targets where it is trained, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if self.training and targets is None:
+            raise ValueError("targets should not be none when in training mode")
+        found: Tensor = self.conv(x)
+        return found
+
+
+def test_what_cannot_be_run_in_training_at_all_is_laid_out_fast() -> None:
+    assert layout_of(in_fast_layout(Targeted().eval(), torch.randn(2, 3, 8, 8))) == torch.channels_last
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).eval()
+    before = torch.get_rng_state()
+    in_fast_layout(model, torch.zeros(2, 3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_maps_there_is_nothing_to_lay_out() -> None:
     assert layout_of(in_fast_layout(nn.Linear(3, 2), torch.randn(2, 3))) == torch.contiguous_format

@@ -30,7 +30,9 @@ def vit(config: TaskConfig) -> Task:
     build = partial(
         VisionTransformer, img_size=SIZE, patch_size=8, embed_dim=128, depth=4, num_heads=4, mlp_ratio=2, num_classes=10
     )
-    return _digits("vit", config, build, Recipe(epochs=24, learning_rate=1e-3, weight_decay=0.05, batch_size=32, version=2))
+    return _digits(
+        "vit", config, build, Recipe(epochs=24, learning_rate=1e-3, weight_decay=0.05, batch_size=32, version=2)
+    )
 
 
 def convnext(config: TaskConfig) -> Task:
