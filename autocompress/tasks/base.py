@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.errors import ConfigError
 from autocompress.tasks.adapters import Adapter
 from autocompress.tasks.divergence import Divergence, divergence_of
-from autocompress.tasks.model_door import taken
+from autocompress.tasks.plain_model import plain_copy
 from autocompress.tokens import TextTokens
 
 Batch = tuple[Tensor, Tensor]
@@ -41,7 +41,7 @@ class Task(abc.ABC):
             ``"regression"``: numbers. ``"values"``: no class scores; which of the others, is found.
         metric_name: What `metric` returns, for people.
         metric_is_share: Whether it is a share of samples, written as a percentage; else it is written as a number.
-        model_notes: What was done to the user's model, a sentence each: see `model_door`.
+        model_notes: What was done to the user's model, a sentence each: see `plain_model`.
         tokens: How sentences become inputs, of a text model, for a deployed directory; None of any other.
         labelled: Whether targets are labels; else nobody looks at them but `metric` and `loss`.
     """
@@ -60,12 +60,12 @@ class Task(abc.ABC):
         """Return a fresh copy of the trained, uncompressed model in eval mode; the caller owns it."""
 
     def network(self) -> nn.Module:
-        """Return a fresh copy of the model in the one form that everything works on: see `model_door`.
+        """Return a fresh copy of the model in the one form that everything works on: see `plain_model`.
 
         Raises:
             ConfigError: Its layers cannot be changed.
         """
-        return taken(self.model(), f"Task {self.name!r}")[0]
+        return plain_copy(self.model(), f"Task {self.name!r}")[0]
 
     @abc.abstractmethod
     def example_inputs(self, batch_size: int = 1) -> Tensor:

@@ -18,7 +18,7 @@ from autocompress.tasks.base import Task
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.label_free import LabelFreeTask
 from autocompress.tasks.model_checks import check_model, first_nan, run
-from autocompress.tasks.model_door import taken
+from autocompress.tasks.plain_model import plain_copy
 from autocompress.tasks.reading import read_batches, read_calibration
 from autocompress.tasks.sampling import class_numbers
 from autocompress.tasks.split import SplitTask
@@ -70,7 +70,7 @@ class _Check:
         self.warnings: list[str] = []
 
     def all(self, training: bool, scored: bool) -> list[str]:
-        model, said = taken(self.task.model(), self.where)
+        model, said = plain_copy(self.task.model(), self.where)
         self.warnings += [*self.source.model_notes, *said]
         rows, names = self.calibration(model)
         few = check_model(self.where, model, rows[:_FEW])

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from autocompress.errors import ConfigError
 from autocompress.tasks.augmentation import Augmentation
 from autocompress.tasks.base import Batch, Task
-from autocompress.tasks.model_door import taken
 from autocompress.tasks.opening import open_data
+from autocompress.tasks.plain_model import plain_copy
 from autocompress.tasks.samples import Normalization, Samples, seeded
 from autocompress.tasks.sampling import covering_prefix, stratified_order
 from autocompress.tasks.sources import ToInput
@@ -115,7 +115,7 @@ class SplitTask(Task):
         if calibration_size < 1:
             raise ConfigError(f"calibration_size {calibration_size} must be at least 1.")
         self.name = name
-        plain, self.model_notes = taken(model, f"Task {name!r}")
+        plain, self.model_notes = plain_copy(model, f"Task {name!r}")
         opened = open_data(
             plain, train, test, validation, normalization=normalization, workers=workers, to_input=to_input,
             length=length, labelled=self.labelled,

@@ -32,7 +32,7 @@ _NAMED = 3  # layers named in a sentence
 _EXTRA = "_extra_state"
 
 
-def taken(model: object, where: str) -> tuple[nn.Module, tuple[str, ...]]:
+def plain_copy(model: object, where: str) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a copy of a model in eval mode that is plain, and what was done to it, a sentence each.
 
     Args:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from autocompress.errors import ConfigError
 from autocompress.inventory import take_inventory
 from autocompress.tasks import ClassificationTask
-from autocompress.tasks.model_door import taken
+from autocompress.tasks.plain_model import plain_copy
 
 
 def network() -> nn.Sequential:
@@ -76,7 +76,7 @@ def test_a_model_comes_in_plain_and_computes_the_same(kind: str) -> None:
     with torch.no_grad():
         expected = inner.eval()(inputs())
     keys = set(inner.state_dict())
-    found, said = taken(brought, "Task 'mine'")
+    found, said = plain_copy(brought, "Task 'mine'")
     assert words in " | ".join(said)
     with torch.no_grad():
         torch.testing.assert_close(found(inputs()), expected, rtol=1e-5, atol=1e-6)
@@ -88,14 +88,14 @@ def test_a_model_comes_in_plain_and_computes_the_same(kind: str) -> None:
     # All of it can be compressed.
     inventory = take_inventory(found, inputs(2))
     assert list(inventory.layers) == ["0", "2", "5"] and list(inventory.groups) == ["0", "2"]
-    assert taken(found, "Task 'mine'")[1] == ()
+    assert plain_copy(found, "Task 'mine'")[1] == ()
 
 
 def test_a_layer_left_in_training_comes_in_evaluated() -> None:
     model = network()
     model.insert(4, nn.Dropout(0.5))
     model.eval()[4].train()
-    found, _ = taken(model, "Task 'mine'")
+    found, _ = plain_copy(model, "Task 'mine'")
     assert not any(module.training for module in found.modules())
     assert torch.equal(found(inputs()), found(inputs()))
     assert model[4].training
@@ -109,7 +109,7 @@ def test_what_modules_put_into_a_state_dict_stays_out_of_ours() -> None:
         def set_extra_state(self, state: dict[str, int]) -> None:
             self.calls = state["calls"]
 
-    found, _ = taken(nn.Sequential(Counting(3, 3), nn.Linear(3, 2)), "Task 'mine'")
+    found, _ = plain_copy(nn.Sequential(Counting(3, 3), nn.Linear(3, 2)), "Task 'mine'")
     state = found.state_dict()
     assert all(isinstance(value, Tensor) for value in state.values())
     found.load_state_dict(state)
@@ -117,7 +117,7 @@ def test_what_modules_put_into_a_state_dict_stays_out_of_ours() -> None:
 
 
 def test_half_precision_becomes_float32() -> None:
-    found, said = taken(network().bfloat16(), "Task 'mine'")
+    found, said = plain_copy(network().bfloat16(), "Task 'mine'")
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     assert said == ("weights in bfloat16 became float32; engines choose their own dtype",)
 
@@ -148,7 +148,7 @@ def on_meta() -> nn.Module:
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_changed_is_refused_at_the_door(make: Callable[[], Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"Task 'mine'.*{words}"):
-        taken(make(), "Task 'mine'")
+        plain_copy(make(), "Task 'mine'")
 
 
 def test_a_task_says_what_was_done_to_its_model() -> None:
