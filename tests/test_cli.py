@@ -291,6 +291,32 @@ def test_a_damaged_table_is_named_and_kept(profiled: Callable[..., Result], tmp_
     assert path.read_text() == text
 
 
+CHATTY = """
+import tiny_task
+print("on import")
+
+
+class Net(tiny_task.Net):
+    def forward(self, inputs):
+        print("in forward")
+        return super().forward(inputs)
+
+
+def make():
+    print("in the factory")
+    return tiny_task.make(Net)
+"""
+
+
+def test_what_a_users_module_prints_is_no_data(call: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "tiny_task.py").write_text(tiny.TASK)
+    (tmp_path / "chatty_task.py").write_text(CHATTY)
+    shown = call("inspect", "--task", "chatty_task:make", "--json")
+    assert "layers" in json.loads(shown.stdout)
+    for where in ("on import", "in the factory", "in forward"):
+        assert where in shown.stderr
+
+
 def test_inspect_lists_layers_and_groups(call: Callable[..., Result], tmp_path: Path) -> None:
     tiny.write_task(tmp_path)
     table = call("inspect", "--task", "tiny_task:make")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.terminal import err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors
 from autocompress.errors import UnavailableError
 from autocompress.results import Measurement
 
@@ -67,7 +67,7 @@ def benchmark(
             {"file": str(f.path), "engine": f.engine, **m.to_dict(), "stated": _stated(s, m)}
             for f, m, s in zip(found, measured, known, strict=True)
         ]
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
     else:
         out.print(benchmark_table(found, measured, known))
 
@@ -115,7 +115,7 @@ def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool
             }
             for one in found
         ]
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     out.print(remeasured_table(found))
     out.print(front_table(read_run(RunDirectory.open(run)), out.width))
@@ -173,9 +173,9 @@ def profile(
         place = table_path(table.engine, table.device, tables, threads=table.threads, batch_size=table.batch_size)
         page = place.with_suffix(".html")
         write_table_report(found.table, page, guesses, {found.network: found.error} if found.error else None)
-        click.echo(str(page))
+        echo(str(page))
     elif as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(profile_summary(found))
 
@@ -229,7 +229,7 @@ def build(
             {"trial": b.trial, "file": str(b.file.path) if b.file else None, "error": b.error, "dense": dict(b.dense)}
             for b in found
         ]
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
     else:
         for made in found:
             name = "" if made.trial is None else f"trial {made.trial}: "
@@ -265,7 +265,7 @@ def devices(as_json: bool) -> None:
 
     found = api.devices()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         out.print(devices_table(found))
 
@@ -289,7 +289,7 @@ def doctor(engine: str, *, compute_capability: str | None, as_json: bool) -> Non
     with err.status("Examining", spinner="dots"):
         checks = list(examine(engine, settings))
     if as_json:
-        click.echo(json.dumps([check.to_dict() for check in checks], indent=2))
+        echo(json.dumps([check.to_dict() for check in checks], indent=2))
     else:
         out.print(doctor_table(checks))
     if any(check.state == FAILED for check in checks):
@@ -302,4 +302,4 @@ def env() -> None:
     """Print versions, processor and memory as JSON, for a bug report."""
     from autocompress.environment import describe
 
-    click.echo(json.dumps(describe(), indent=2))
+    echo(json.dumps(describe(), indent=2))

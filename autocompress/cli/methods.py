@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.terminal import err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors
 
 _METRIC = click.option(
     "--metric", help="Without labels: agreement, top1, cosine or kl with the uncompressed model's outputs."
@@ -30,7 +30,7 @@ def methods(family: str | None, *, as_json: bool) -> None:
 
     found = list_methods(family)
     if as_json:
-        click.echo(json.dumps([asdict(method) for method in found], indent=2))
+        echo(json.dumps([asdict(method) for method in found], indent=2))
     else:
         out.print(methods_table(found, out.width))
 
@@ -76,7 +76,7 @@ def prune(
     with LiveObserver(err) as observer:
         found = api.prune(task, config=run_file, to=to, observer=observer, sets=_with_metric(sets, metric), **given)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(pruned_tables(found))
 
@@ -127,7 +127,7 @@ def quantize(
         sets = _with_metric(sets, metric)
         found = api.quantize(task, config=run_file, to=to, skip=skip, observer=observer, sets=sets, **given)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(quantized_tables(found))
     if not found.feasible:
@@ -191,6 +191,6 @@ def distill(
             **options,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(distilled_table(found))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.terminal import err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors
 
 
 @click.command(
@@ -75,7 +75,7 @@ def search(
             raise
     summary = run.summary
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        echo(json.dumps(summary, indent=2))
     else:
         _print_run(run.directory)
     if not summary["best"]["feasible"]:
@@ -107,9 +107,9 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
 
     directory = RunDirectory.open(run)
     if html:
-        click.echo(str(write_report(directory)))
+        echo(str(write_report(directory)))
     elif as_json:
-        click.echo(json.dumps(directory.read("pareto.json"), indent=2))
+        echo(json.dumps(directory.read("pareto.json"), indent=2))
     else:
         _print_run(directory)
 
@@ -143,7 +143,7 @@ def deploy(
         model = write_triton_repository(to, triton, triton_name)
         err.print(f"Triton model: {model}", highlight=False)
     if as_json:
-        click.echo(json.dumps(manifest.to_dict(), indent=2))
+        echo(json.dumps(manifest.to_dict(), indent=2))
         return
     latency, outputs = manifest.verification["latency"], manifest.verification["outputs"]
     name = "the uncompressed model" if manifest.trial is None else f"trial {manifest.trial} ({manifest.stage})"
@@ -172,7 +172,7 @@ def inspect(run_file: Path | None, task: str | None, metric: str | None, sets: t
     config = load_config(run_file, {"task.name": task, "task.metric": metric}, sets)
     found = api.inspect(api.task_from(config.task))
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         for table in inventory_tables(found):
             out.print(table)
@@ -201,6 +201,6 @@ def sensitivity(run_file: Path | None, *, sets: tuple[str, ...], as_json: bool, 
     with LiveObserver(err) as observer:
         found = api.sensitivity(task, config=run_file, observer=observer, sets=sets, **options)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        echo(json.dumps(found.to_dict(), indent=2))
     else:
         out.print(sensitivity_table(found))

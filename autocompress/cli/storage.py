@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from autocompress.cli.terminal import err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors
 
 
 @click.command(
@@ -56,7 +56,7 @@ def pack(
         granularity=int(granularity) if granularity.isdecimal() else granularity, coders=coders or tuple(CODERS),
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(packed.to_dict(), indent=2))
+        echo(json.dumps(packed.to_dict(), indent=2))
     else:
         out.print(sizes_table(packed))
     if not packed.lossless:
@@ -76,6 +76,6 @@ def unpack(file: Path, to: Path, as_json: bool) -> None:
     size = to.stat().st_size
     if as_json:
         tensors = {name: {"shape": list(one.shape), "dtype": str(one.dtype)[6:]} for name, one in state.items()}
-        click.echo(json.dumps({"path": str(to), "size_bytes": size, "tensors": tensors}, indent=2))
+        echo(json.dumps({"path": str(to), "size_bytes": size, "tensors": tensors}, indent=2))
     else:
         out.print(f"{len(state)} tensors, {size} bytes: {to}", highlight=False, soft_wrap=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Any
 
@@ -16,13 +17,30 @@ out = Console()
 err = Console(stderr=True)
 
 
+def echo(text: str) -> None:
+    """Print data as they are."""
+    click.echo(text, file=out.file)
+
+
+@contextmanager
+def _stdout_for_data() -> Iterator[None]:
+    """Have stdout hold `out` and `echo` alone; what a user's model, data or metric print goes to stderr."""
+    out.file = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        out.file = None  # type: ignore[assignment]  # stdout, whatever it then is
+
+
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors into a message and an exit code; ``--debug`` shows the traceback."""
+    """Turn errors into a message and an exit code, ``--debug`` shows the traceback; keep stdout for data."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with _stdout_for_data():
+                return command(*args, **kwargs)
         except AutoCompressError as error:
             if click.get_current_context().find_root().params.get("debug"):
                 raise
