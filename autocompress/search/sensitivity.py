@@ -252,21 +252,45 @@ class SensitivityPass:
     def int8(self) -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
         """Return the network with every layer in int8, and each layer's part of what that does; made once.
 
-        None where int8 is no choice, or the network cannot be made.
+        Layers whose int8 alone leaves nothing of the network are not int8 in it; what they do has no end. None where
+        int8 is no choice, or the network cannot be made.
         """
         if not self._int8_made:
             self._int8_made = True
-            layers = self._space.int8_layers
-            policy = CompressionPolicy(self._space.dense_dtype, layers=dict.fromkeys(layers, LayerPolicy("int8")))
-            try:
-                if layers:
-                    inputs, model = self._inputs[:_INT8_SAMPLES], self._oneshot.model(policy)
-                    found = Int8Sensitivity(model, layers, inputs, self._task.divergence, self._oneshot.dtype)
-                    self._int8 = found, found.attributed()
-            except CompressionError:
-                # Calibration saw only zeros somewhere, say: single layers will tell which.
-                self._int8 = None
+            self._int8 = self._made_int8(self._space.int8_layers)
         return self._int8
+
+    def _made_int8(self, layers: Sequence[str]) -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
+        if not layers:
+            return None
+        refused: list[str] = []
+        try:
+            model = self._in_int8(layers)
+        except CompressionError:
+            refused = self._refused_int8(layers)
+            layers = [layer for layer in layers if layer not in refused]
+            try:
+                model = self._in_int8(layers)
+            except CompressionError:
+                return None
+        found = Int8Sensitivity(model, layers, self._inputs[:_INT8_SAMPLES], self._task.divergence, self._oneshot.dtype)
+        return found, {**found.attributed(), **dict.fromkeys(refused, math.inf)}
+
+    def _refused_int8(self, layers: Sequence[str]) -> list[str]:
+        """Return which of these layers cannot be int8 alone, by halving: calibration saw only zeros there, say."""
+        try:
+            self._in_int8(layers)
+        except CompressionError:
+            if len(layers) == 1:
+                return list(layers)
+            middle = len(layers) // 2
+            return self._refused_int8(layers[:middle]) + self._refused_int8(layers[middle:])
+        return []
+
+    def _in_int8(self, layers: Sequence[str]) -> nn.Module:
+        return self._oneshot.model(
+            CompressionPolicy(self._space.dense_dtype, layers=dict.fromkeys(layers, LayerPolicy("int8")))
+        )
 
     def _int8_parts(self) -> Mapping[str, float]:
         found = self.int8()
@@ -288,8 +312,9 @@ class SensitivityPass:
         policy = self._space.policy({name: choice})
         with clock.measuring():
             int8 = self.int8() if choice == "int8" else None
-            if int8 is not None and policy.int8_layers == (name.partition("/")[2],):
-                loss = int8[0].alone(policy.int8_layers[0])
+            layer = name.partition("/")[2]
+            if int8 is not None and policy.int8_layers == (layer,) and layer in int8[0].layers:
+                loss = int8[0].alone(layer)
             else:
                 loss = self._loss(policy, reference if policy.is_structural_identity else recalibrated)
         single.setdefault(name, {})[choice] = loss

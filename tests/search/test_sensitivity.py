@@ -14,10 +14,12 @@ from click.testing import CliRunner
 
 from autocompress.cli import main
 from autocompress.compress import rewrite
+from autocompress.errors import CompressionError
 from autocompress.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
+from autocompress.recovery import OneShot
 from autocompress.recovery.recalibration import recalibrate
-from autocompress.search.int8_sensitivity import Int8Sensitivity
+from autocompress.search.int8_sensitivity import Int8Sensitivity, harmful
 from autocompress.search.loss_curve import completed
 from autocompress.search.sensitivity import SAMPLES, Sensitivity, SensitivityPass
 from autocompress.search.space import SearchSpace, load_space
@@ -161,6 +163,26 @@ def test_int8_of_every_layer_is_told_by_one_network(task: Task, monkeypatch: pyt
         assert row["int8"] > 0
         # Of a factor that orders layers.
         assert 0.02 < row["int8"] / max(whole.losses[name]["int8"], 1e-12) < 50
+
+
+def test_a_layer_whose_int8_leaves_nothing_does_not_hide_the_others(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = OneShot.model
+
+    def broken(self: OneShot, policy: CompressionPolicy, *given: Any) -> torch.nn.Module:
+        if "3" in policy.int8_layers:
+            raise CompressionError("What is left of the network gives the same outputs for every sample.")
+        return real(self, policy, *given)
+
+    monkeypatch.setattr(OneShot, "model", broken)
+    made = begun(task, "quantize-only")
+    found = made.int8()
+    assert found is not None
+    assert found[0].layers == ("0", "8") and found[1]["3"] == math.inf
+    assert harmful(found[0], found[1], 0.25 * found[0].together())[0] == "3"
+    losses = {name: row["int8"] for name, row in run(made).losses.items()}
+    assert losses["dtype/3"] == max(losses.values()) < math.inf
 
 
 def test_what_there_was_no_time_for_is_no_verdict(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
