@@ -16,16 +16,17 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError, CompressionError
+from autocompress.inventory import ITS_OUTPUT
 from autocompress.ledger import Ledger
 from autocompress.pipeline import Pipeline
 from autocompress.policy import CompressionPolicy
@@ -33,7 +34,7 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.run_directory import RunDirectory
 from autocompress.search.space import Choice, SearchSpace, bind, configured_space
-from autocompress.tasks import LabelFreeTask, UnlabelledTask, check_task
+from autocompress.tasks import LabelFreeTask, Task, UnlabelledTask, check_task
 from autocompress.worker import EngineWorker
 from benchmarks.kinds.networks import EXPECTED, KINDS, SHAPES
 
@@ -67,12 +68,56 @@ class Outcome:
     seconds: float = 0.0
 
 
+Choices = Mapping[str, Choice]
+
+
 def walk(kind: str, worker: EngineWorker, folder: Path, *, engine: str = "openvino", train: bool = True) -> Outcome:
     """Take one kind from the door to the engine."""
-    begun, found = time.monotonic(), Outcome(kind, "raw")
+
+    def make() -> Task:
+        inputs = _inputs(SHAPES[kind])
+        return LabelFreeTask(UnlabelledTask(KINDS[kind](), inputs, inputs[: _SAMPLES // 2], name="kind"))
+
+    return walk_task(kind, make, worker, folder, engine=engine, train=train)
+
+
+def walk_task(
+    name: str,
+    make: Callable[[], Task],
+    worker: EngineWorker,
+    folder: Path,
+    *,
+    engine: str = "openvino",
+    train: bool = False,
+    dense: bool = True,
+    choose: Callable[[SearchSpace], Iterable[Choices]] | None = None,
+    look: Callable[[Pipeline, SearchSpace, nn.Module], None] = lambda pipeline, space, model: None,
+) -> Outcome:
+    """Take one task from the door to the engine.
+
+    Args:
+        name: What it is called.
+        make: Makes the task.
+        worker: Builds and runs the engines.
+        folder: Where the networks go; made.
+        engine: Which.
+        train: Whether the first network is trained for a few steps.
+        dense: Whether the uncompressed network is built, too.
+        choose: Yields what is chosen of the space, for one network each; by default six ways that differ.
+        look: Called with every compressed network that was built.
+    """
+    begun, found = time.monotonic(), Outcome(name, "raw")
     torch.manual_seed(_SEED)
     try:
-        _walk(found, worker, folder, engine, train)
+        task = make()
+        check_task(task)
+        config = RunConfig(engine=engine, task={"name": task.name}, table="none")  # type: ignore[arg-type]
+        pipeline = Pipeline(task, config, RunDirectory.create(folder, resume=False), worker)
+        if dense:
+            pipeline.build(pipeline.original, CompressionPolicy(), folder / "dense", Ledger())
+        found.layers, found.groups = len(pipeline.inventory.layers), len(pipeline.inventory.groups)
+        _compressed(found, pipeline, config, train=train, choose=choose or _choices, look=look)
+        pipeline.close()
     except AutoCompressError as error:
         # After the first policy a kind is believed to work.
         found.status = "raw" if found.policies else "refused"
@@ -84,37 +129,31 @@ def walk(kind: str, worker: EngineWorker, folder: Path, *, engine: str = "openvi
     return found
 
 
-def _walk(found: Outcome, worker: EngineWorker, folder: Path, engine: str, train: bool) -> None:
-    inputs = _inputs(SHAPES[found.kind])
-    task = LabelFreeTask(UnlabelledTask(KINDS[found.kind](), inputs, inputs[: _SAMPLES // 2], name="kind"))
-    check_task(task)
-    config = RunConfig(engine=engine, task={"name": "kind"}, table="none")  # type: ignore[arg-type]
-    pipeline = Pipeline(task, config, RunDirectory.create(folder, resume=False), worker)
-    pipeline.build(pipeline.original, CompressionPolicy(), folder / "dense", Ledger())
-    found.layers, found.groups = len(pipeline.inventory.layers), len(pipeline.inventory.groups)
-    skipped = {
-        n: why for n, why in pipeline.inventory.skipped.items() if not why.startswith("its channels are the model's")
-    }
+def _compressed(
+    found: Outcome, pipeline: Pipeline, config: RunConfig, *, train: bool,
+    choose: Callable[[SearchSpace], Iterable[Choices]], look: Callable[[Pipeline, SearchSpace, nn.Module], None],
+) -> None:  # fmt: skip
+    skipped = {n: why for n, why in pipeline.inventory.skipped.items() if why != ITS_OUTPUT}
     found.said = "; ".join(f"{name}: {why}" for name, why in skipped.items())
     space = bind(configured_space(config), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
-    teacher = Teacher(task.network(), torch.float32)
-    for number, choices in enumerate(_choices(space)):
+    teacher = Teacher(pipeline.task.network(), torch.float32)
+    for number, choices in enumerate(choose(space)):
         policy = space.policy(choices)
         model = pipeline.compress(policy, Ledger())
         if train and number == 0:
             try:
-                finetune(model, teacher, task, config.recovery, Budget(_STEPS, _TRAINING_S))
+                finetune(model, teacher, pipeline.task, config.recovery, Budget(_STEPS, _TRAINING_S))
             except CompressionError as error:
                 skipped["training"] = str(error)
                 found.said = "; ".join([*filter(None, [found.said]), str(error)])
                 model = pipeline.compress(policy, Ledger())
-        pipeline.build(model, policy, folder / f"policy-{number}", Ledger())
+        pipeline.build(model, policy, pipeline.run.path / f"policy-{number}", Ledger())
         found.policies += 1
-    pipeline.close()
+        look(pipeline, space, model)
     found.status = "named" if skipped else "handled"
 
 
-def _choices(space: SearchSpace) -> Iterator[Mapping[str, Choice]]:
+def _choices(space: SearchSpace) -> Iterator[Choices]:
     """Yield choices: one of each at random, twice, then each kind of choice alone, at its mildest."""
     drawn = random.Random(_SEED)
     for _ in range(2):
