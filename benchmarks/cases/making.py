@@ -30,8 +30,8 @@ _WARMUP = 8
 
 
 @contextmanager
-def few_samples(count: int = 48) -> Iterator[None]:
-    """Make every case with so many samples a data set, and without training, inside the block."""
+def few_samples(count: int | None = 48) -> Iterator[None]:
+    """Make every case with so many samples a data set, and without training, inside the block; None: as it is."""
     token = _FEW.set(count)
     try:
         yield

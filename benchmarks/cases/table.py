@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def came(row: dict[str, Any]) -> str:
     if row["exit_code"] not in WORKS:
         return f"exit code {row['exit_code']}, named"
     drop = row["drop_pp"]
-    figure = "0" if math.isclose(drop, 0) else f"{-drop:+.1f}"
+    figure = "0" if abs(drop) < 0.05 else f"{-drop:+.1f}"
     return f"{figure} pp" + (", limit missed" if row["exit_code"] else "")
 
 
