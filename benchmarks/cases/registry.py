@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         factory: ``"module:function"`` of its task, inside `benchmarks.cases`.
-        source: Issues that the fault is known from, as ``"owner/repository#number"``.
+        source: Issues that the fault is known from, as ``"owner/repository#number"``, or that there is none.
         fault: Its kind.
         answer: What is right, in words.
         exits: Exit codes of a search that are right: 0 and 3 where it works (3: a limit was missed), 2 where data or
@@ -63,7 +63,7 @@ def _refused(factory: str, source: str, fault: str, answer: str, *says: str) -> 
 
 
 _DICTS, _LABELS = "openvinotoolkit/nncf#2982, #1605", "EricFillion/happy-transformer#248"
-_OWN = "users of this project"
+_OWN = "none: a kind of task that people have"
 
 CASES: dict[str, Case] = {
     "pixel shuffle": Case(
