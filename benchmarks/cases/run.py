@@ -144,8 +144,8 @@ def _judged(case: Case, engine: str, row: Row, stdout: str, stderr: str) -> Iter
     row.n_failed = summary["n_failed"]
     if not row.drop_pp <= case.most_drop_pp:
         yield f"what is delivered loses {row.drop_pp} points"
-    if row.stage == "baseline":
-        yield "no candidate was measured: the uncompressed model is delivered"
+    if summary["lowest_ratio"] is None:
+        yield "no candidate was measured"
     if row.n_failed > case.most_failed:
         yield f"{row.n_failed} trials failed: {summary['last_error']}"
 

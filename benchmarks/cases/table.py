@@ -28,6 +28,8 @@ def came(row: dict[str, Any]) -> str:
         return "refused"
     if row["exit_code"] not in WORKS:
         return f"exit code {row['exit_code']}, named"
+    if row["stage"] == "baseline":
+        return "nothing faster, uncompressed"
     drop = row["drop_pp"]
     figure = "0" if abs(drop) < 0.05 else f"{-drop:+.1f}"
     return f"{figure} pp" + (", limit missed" if row["exit_code"] else "")
