@@ -5,7 +5,8 @@
 Every model has random weights and random inputs. A policy (30 % of the channels of every group, int8 for every layer
 that may be, half the rank for a random third of the layers that may be) goes through `Pipeline` as a search's candidate
 does: applied, calibrated, exported, built for OpenVINO and for ONNX Runtime, run there, and compared with the torch
-model that simulates int8. Each model has a process of its own with a time and a memory limit; results are written after
+model that simulates int8. Then it is trained for half an epoch as a finalist is, int8 simulated at the end, and built
+and compared again. Each model has a process of its own with a time and a memory limit; results are written after
 each, and what is there already is not run again.
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
+import math
 import random
 import subprocess
 import sys
@@ -30,6 +33,8 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results" / "coverage.json"
 ENGINES = ("openvino", "onnxruntime")
 PRUNING_RATIO, RANK_RATIO, FACTORIZED_SHARE = 0.3, 0.5, 1 / 3
+# Samples of one epoch, and of one batch.
+EPOCH, BATCH = 64, 8
 
 CLASSIFIERS = (
     "alexnet", "convnext_tiny", "densenet121", "densenet169", "efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s",
@@ -109,13 +114,12 @@ def cover(name: str) -> dict[str, Any]:
     """Take one model through the package and return what came of it."""
     from autocompress.config import RunConfig
     from autocompress.errors import AutoCompressError
-    from autocompress.graphs import GraphBuilder
     from autocompress.ledger import Ledger
     from autocompress.pipeline import Pipeline
     from autocompress.run_directory import RunDirectory
     from autocompress.worker.client import EngineWorker
 
-    result: dict[str, Any] = {"model": name, "station": "load", "engines": {}}
+    result: dict[str, Any] = {"model": name, "station": "load", "engines": {}, "trained": {}}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         try:
@@ -129,19 +133,10 @@ def cover(name: str) -> dict[str, Any]:
                 result["station"] = "compress"
                 model = pipeline.compress(policy, Ledger())
                 result["params_after"] = sum(p.numel() for p in model.parameters())
-                for number, engine in enumerate(ENGINES):
-                    result["station"] = f"{engine}: build and compare"
-                    if engine != pipeline.engine:
-                        # The same candidate on another engine; a second inventory would find the same.
-                        pipeline.engine = engine
-                        pipeline.graphs = GraphBuilder(pipeline.base, pipeline.inputs, pipeline.inventory, engine)
-                    file = pipeline.build(model, policy, run.artifact(number), Ledger())
-                    placement = file.path.parent / "placement.json"
-                    dense = json.loads(placement.read_text()) if placement.exists() else {}
-                    result["engines"][engine] = {
-                        **errors_of(pipeline, model, file), "edited_graph": pipeline.graphs.edits,
-                        "size_bytes": file.size_bytes, "left_dense": len(dense),
-                    }  # fmt: skip
+                build_everywhere(pipeline, model, policy, result, "engines")
+                result["station"] = "train"
+                result["training"] = train(model, task)
+                build_everywhere(pipeline, model, policy, result, "trained")
             result["station"] = "done"
         except AutoCompressError as error:
             result["error"] = f"{type(error).__name__}: {error}"[:600].replace(place, "")
@@ -149,6 +144,55 @@ def cover(name: str) -> dict[str, Any]:
             result["error"] = f"{type(error).__name__}: {error}"[:600]
             result["trace"] = traceback.format_exc()[-2000:].replace(str(ROOT), "")
     return result
+
+
+def build_everywhere(pipeline: Any, model: Any, policy: Any, result: dict[str, Any], key: str) -> None:
+    """Build a compressed model for both engines, compare each file with torch, and write what was found to `key`."""
+    from autocompress.graphs import GraphBuilder
+    from autocompress.ledger import Ledger
+
+    for number, engine in enumerate(ENGINES, start=10 * (key == "trained")):
+        result["station"] = f"{key}, {engine}: build and compare"
+        if engine != pipeline.engine:
+            # The same candidate on another engine; a second inventory would find the same.
+            pipeline.engine = engine
+            pipeline.graphs = GraphBuilder(pipeline.base, pipeline.inputs, pipeline.inventory, engine)
+        file = pipeline.build(model, policy, pipeline.run.artifact(number), Ledger())
+        placement = file.path.parent / "placement.json"
+        dense = json.loads(placement.read_text()) if placement.exists() else {}
+        result[key][engine] = {
+            **errors_of(pipeline, model, file), "edited_graph": pipeline.graphs.edits,
+            "size_bytes": file.size_bytes, "left_dense": len(dense),
+        }  # fmt: skip
+
+
+def train(model: Any, task: Any) -> dict[str, Any]:
+    """Train a compressed model for half an epoch and leave its last state, not its best: there is nothing to learn."""
+    import torch
+
+    from autocompress.config import RecoveryConfig
+    from autocompress.recovery.distillation import Teacher
+    from autocompress.recovery.finetune import Budget, finetune
+
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    config = RecoveryConfig(batch_size=BATCH)
+    teacher = Teacher(task.network(), torch.float32)
+    report = finetune(model, teacher, first_samples(task), config, Budget(0.5, math.inf))
+    after = model.state_dict()
+    moved = sum(not torch.equal(values, after[name]) for name, values in before.items() if name in after)
+    return {"loss": report.loss, "optimizer": report.optimizer, "tensors_moved": moved, "seconds": report.seconds}
+
+
+def first_samples(task: Any) -> Any:
+    """Return the task with `EPOCH` training samples and without validation data."""
+    import copy
+
+    short = copy.copy(task)
+    batches = task.train_batches
+    short.train_size = lambda: min(EPOCH, task.train_size())
+    short.train_batches = lambda size, epoch: itertools.islice(batches(size, epoch), math.ceil(EPOCH / size))
+    short.validation = lambda size: iter(())
+    return short
 
 
 def described(inventory: Any, policy: Any) -> dict[str, Any]:
@@ -246,8 +290,9 @@ def resident(process: psutil.Process) -> int:
 def table(results: dict[str, Any]) -> str:
     """Return the results as a Markdown table, failures last with their reasons."""
     lines = [
-        "| model | layers | pruned | int8 | low rank | parameters left | OpenVINO | ONNX Runtime |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | layers | pruned | int8 | low rank | parameters left | OpenVINO | ONNX Runtime | OpenVINO, trained "
+        "| ONNX Runtime, trained |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     failed = []
     for name in (name for name in names() if name in results):
@@ -255,11 +300,13 @@ def table(results: dict[str, Any]) -> str:
         if result["station"] != "done":
             failed.append(f"- `{name}`, at {result['station']}: {' '.join(result.get('error', '?').split())}")
             continue
-        errors = [f"{result['engines'][engine]['relative_error']:.1e}" for engine in ENGINES]
+        errors = [
+            f"{result[key][engine]['relative_error']:.1e}" for key in ("engines", "trained") for engine in ENGINES
+        ]
         lines.append(
             f"| {name} | {result['layers']} | {result['pruned_layers']} | {result['int8_layers']} "
             f"| {result['factorized_layers']} | {result['params_after'] / result['params']:.0%} "
-            f"| {errors[0]} | {errors[1]} |"
+            f"| {' | '.join(errors)} |"
         )
     done = len(lines) - 2
     lines.append(f"\n{done} of {done + len(failed)} end to end ({done / max(1, done + len(failed)):.1%}).")
