@@ -25,6 +25,7 @@ _FOLLOWERS = (*NORMS, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 
 # Why the channels of a last layer stay.
 ITS_OUTPUT = "its channels are the model's output"
+_UNREAD = "no layer that can be pruned reads its channels"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def coupled_groups(
     except CompressionError as error:
         skipped["(channels)"] = str(error)
         return {}
+    # Where all modules are known, what no layer reads is the output, in whatever shape.
+    whole = any("(" not in name for name in skipped)
+    given = _output_shape(model, inputs[:1]) if whole else None
     names = {module: name for name, module in model.named_modules()}
     order = {name: index for index, name in enumerate(layers)}
     groups: dict[str, Group] = {}
@@ -172,11 +176,18 @@ def coupled_groups(
         group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts)
         norm = _shared_norm(traced, names)
         reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads), norm)
+        if reason == ITS_OUTPUT and given is not None and layer.out_channels not in given:
+            reason = _UNREAD
         if reason is None:
             groups[group.name] = group
         else:
             skipped.setdefault(f"{group.name} (channels)", reason)
     return _believed(_Trials(model, inputs, graph), groups, skipped)
+
+
+def _output_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+    with torch.no_grad():
+        return tuple(model(inputs).shape)
 
 
 def _untraced(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,25 @@ class GraphBuilder:
                 found[name] = found.get(name, 0.0) + time_ms + waiting
                 waiting = 0.0
         return found
+
+    def module_shares(self, kernels: Sequence[KernelTime], names: Collection[str]) -> dict[str, float]:
+        """Return which share of all kernels' time is spent in each of the named modules of the uncompressed model.
+
+        A kernel belongs to the module that all of its nodes lie in that lie in any; one of several is no module's.
+        """
+        total = sum(max(0.0, kernel.time_ms) for kernel in kernels)
+        found: dict[str, float] = {}
+        for kernel in kernels:
+            owners = {inside[-1] for node in kernel.nodes if (inside := self._inside(node, names))}
+            if len(owners) == 1 and total > 0:
+                name = owners.pop()
+                found[name] = found.get(name, 0.0) + max(0.0, kernel.time_ms) / total
+        return found
+
+    def _inside(self, node: str, names: Collection[str]) -> list[str]:
+        layer = self.layer_of(node)
+        modules = [*self._template.modules_of(node), *([layer] if layer is not None else [])]
+        return [name for name in modules if name in names]
 
     @property
     def edits(self) -> bool:

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ __all__ = [
 
 # What follows a layer's name in `Inventory.skipped` where its channels alone are left alone.
 _CHANNELS = " (channels)"
-# Characters of a reason that are told in a sentence.
-_WORDS = 90
+# Characters of a reason that are told in a sentence, and the least share of the time that is.
+_WORDS, _TOLD = 90, 0.005
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,36 @@ class Inventory:
     macs: int = 0
     params: int = 0
 
+    def left_alone(self, shares: Mapping[str, float] = MappingProxyType({})) -> str | None:
+        """Say in a sentence what cannot be compressed, with the first reasons; None where all can be.
+
+        Args:
+            shares: Of the time that modules take, as far as they are known; reasons of those that take most come first.
+        """
+        parts = []
+        for words, own in (("{} layer{}", self.whole_left_alone), ("the channels of {} layer{}", self.axes_left_alone)):
+            if own:
+                share = sum(shares.get(name, 0.0) for name in own)
+                time = f", {share:.0%} of the time" if share >= _TOLD else ""
+                first = max(own, key=lambda name: shares.get(name, 0.0))
+                reason = own[first]
+                reason = f"{reason[:_WORDS]}{'…' if len(reason) > _WORDS else ''}"
+                parts.append(f"{words.format(len(own), 's' if len(own) > 1 else '')}{time} ({first}: {reason})")
+        return None if not parts else f"Left alone: {', and '.join(parts)}; `autocompress inspect` lists all"
+
     @property
-    def left_alone(self) -> str | None:
-        """What cannot be compressed, in a sentence with the first reasons; None where all can be."""
-        layers = {name: why for name, why in self.skipped.items() if "(" not in name}
-        axes = {
+    def whole_left_alone(self) -> dict[str, str]:
+        """Layers that nothing is done to, with the reason."""
+        return {name: why for name, why in self.skipped.items() if "(" not in name}
+
+    @property
+    def axes_left_alone(self) -> dict[str, str]:
+        """Layers whose channels are not pruned, with the reason; those that give the model's output excepted."""
+        return {
             name.removesuffix(_CHANNELS): why
             for name, why in self.skipped.items()
             if name.endswith(_CHANNELS) and why != ITS_OUTPUT
         }
-        parts = []
-        if layers:
-            parts.append(f"{len(layers)} layers ({_first(layers)})")
-        if axes:
-            parts.append(f"the channels of {len(axes)} ({_first(axes)})")
-        return None if not parts else f"Left alone: {', and '.join(parts)}; `autocompress inspect` lists all"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data; of a group's `heads`, whether it has any."""
@@ -97,11 +113,6 @@ class Inventory:
         for group in found["groups"].values():
             group["heads"] = bool(group["heads"])
         return found
-
-
-def _first(reasons: Mapping[str, str]) -> str:
-    name, why = next(iter(reasons.items()))
-    return f"{name}: {why[:_WORDS]}{'…' if len(why) > _WORDS else ''}"
 
 
 def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:

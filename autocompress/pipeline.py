@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -238,6 +239,17 @@ class Pipeline:
                 if second > _CLEARLY * first:
                     break
         return min(zip(files, measured, strict=True), key=lambda pair: pair[1].latency_ms)[0]
+
+    def left_alone(self) -> str | None:
+        """Say what cannot be compressed, and which share of the baseline's time it takes; None where all can be."""
+        inventory = self.inventory
+        names = {*inventory.whole_left_alone, *inventory.axes_left_alone}
+        shares: dict[str, float] = {}
+        if names and self.forecast is None:
+            with self.ledger.spend("profile"), suppress(UnavailableError, EngineError):
+                kernels = self.worker.profile(self.baseline_file, self._latency_inputs(), seconds=_KERNEL_SECONDS)
+                shares = self.graphs.module_shares(kernels, names)
+        return inventory.left_alone(shares)
 
     def reopen_baseline(self, record: TrialRecord, file: EngineFile) -> None:
         """Take the baseline that an interrupted run left."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 from autocompress.compress import rewrite
 from autocompress.errors import CompressionError
 from autocompress.inventory import Inventory, count_macs, take_inventory
+from autocompress.module_times import time_shares
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from tests import networks
 from tests.networks import Concat, Mobile, Plain, Residual, Tokens, images
@@ -341,3 +342,37 @@ def test_what_no_output_depends_on_is_no_layer() -> None:
     found = take_inventory(Unused(), images())
     assert list(found.layers) == ["stem", "fc"]
     assert found.skipped["pooler"] == "its result is not used"
+
+
+class Recurrent(nn.Module):
+    """Channels that an LSTM reads, and an LSTM that takes most of the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn, self.fc = nn.Conv1d(4, 24, 3), nn.LSTM(24, 160, batch_first=True), nn.Linear(160, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(self.conv(x).relu().transpose(1, 2))[0][:, -1])
+
+
+def test_channels_that_an_unknown_module_reads_are_not_called_the_output() -> None:
+    found = take_inventory(Recurrent().eval(), torch.randn(2, 4, 30))
+    assert found.skipped["conv (channels)"] == "no layer that can be pruned reads its channels"
+    assert "output" in found.skipped["fc (channels)"]
+    assert list(found.whole_left_alone) == ["rnn"] and list(found.axes_left_alone) == ["conv"]
+
+
+def test_what_is_left_alone_is_said_with_its_share_of_the_time() -> None:
+    found = take_inventory(Recurrent().eval(), torch.randn(2, 4, 30))
+    said = found.left_alone({"rnn": 0.41, "conv": 0.12, "fc": 0.2})
+    assert said is not None and "1 layer, 41% of the time (rnn: LSTM" in said
+    assert "the channels of 1 layer, 12% of the time (conv: no layer" in said
+    assert "%" not in (found.left_alone() or "%")
+    assert take_inventory(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.ones(2, 4)).left_alone() is None
+
+
+def test_shares_of_the_time_add_up_to_less_than_all_of_it() -> None:
+    model, inputs = Recurrent().eval(), torch.randn(1, 4, 30)
+    shares = time_shares(model, inputs, {"rnn", "fc", "missing"})
+    assert shares.keys() == {"rnn", "fc"} and shares["rnn"] > shares["fc"] > 0 and sum(shares.values()) < 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -325,11 +325,19 @@ def sensitivity(
 
 
 def inspect(task: Task) -> dict[str, Any]:
-    """Return a task's inventory as plain data: layers, groups, blocks, what is skipped and why, MACs and parameters."""
+    """Return a task's inventory as plain data: layers, groups, blocks, what is skipped and why, MACs and parameters.
+
+    ``time_shares`` holds the share of one sample's time in PyTorch, in [0, 1], of each layer that is skipped, whole or
+    in part; an engine's may be another.
+    """
     from autocompress.compress import rewrite
     from autocompress.inventory import take_inventory
+    from autocompress.module_times import time_shares
 
-    return take_inventory(rewrite(task.network()), task.example_inputs(2)).to_dict()
+    base = rewrite(task.network())
+    found = take_inventory(base, task.example_inputs(2))
+    names = {*found.whole_left_alone, *found.axes_left_alone}
+    return {**found.to_dict(), "time_shares": time_shares(base, task.example_inputs(1), names)}
 
 
 def task_from(config: TaskConfig) -> Task:

@@ -7,6 +7,7 @@ that computes a layer can be found by the layer's name afterwards (`layer_nodes`
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
     Raises:
         ExportError: The model cannot be exported; says why, and what usually is the reason.
     """
+    model, inputs = _plainly_laid_out(model), inputs.contiguous()
     named = model.unpack(inputs) if isinstance(model, Adapter) and model.inputs is not None else {INPUT: inputs}
     try:
         with _quiet(), torch.no_grad():
@@ -61,6 +63,17 @@ def to_onnx(model: nn.Module, inputs: Tensor) -> ir.Model:
     _store_transposed(program.model)
     _name_ends(program.model)
     return program.model
+
+
+def _plainly_laid_out(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy where its weights lie channels last, as torch computes fastest.
+
+    An adaptive pool behind such weights is exported with a gather of strides, which engines compute one by one; no
+    engine takes its order of weights from torch.
+    """
+    if all(parameter.is_contiguous() for parameter in model.parameters()):
+        return model
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)
 
 
 def _name_ends(model: ir.Model) -> None:

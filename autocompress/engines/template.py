@@ -9,7 +9,7 @@ against the torch model. Imports torch; never loaded in the worker.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -98,6 +98,14 @@ class GraphTemplate:
         if found is None and (parent := node.rpartition(".")[0]) in self._nodes:
             found = parent
         return found
+
+    def modules_of(self, node: str) -> Sequence[str]:
+        """Return the modules that a node of a bound graph lies in, the innermost last; none of an unknown one."""
+        return self._scopes_by_node.get(node, ())
+
+    @cached_property
+    def _scopes_by_node(self) -> dict[str, list[str]]:
+        return {node.name: _scopes(node) for node in self._graph.graph if node.name is not None}
 
     def bind(self, model: nn.Module, removed_blocks: Iterable[str] = ()) -> ir.Model | None:
         """Return the graph of a compressed form of the base, with its weights; None when it must be exported.

@@ -263,11 +263,14 @@ def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
             blocks.add_row(Text(block["name"]), Text(", ".join(block["layers"])))
         tables.append(blocks)
     if inventory["skipped"]:
-        skipped = _table("Left alone")
+        skipped = _table("Left alone; its share of the time in PyTorch")
         skipped.add_column("what", overflow="fold")
+        skipped.add_column("time", justify="right")
         skipped.add_column("why", overflow="fold")
+        shares = inventory.get("time_shares", {})
         for name, reason in inventory["skipped"].items():
-            skipped.add_row(Text(name), Text(reason))
+            share = shares.get(name.partition(" (")[0])
+            skipped.add_row(Text(name), Text("" if share is None else f"{share:.0%}"), Text(reason))
         tables.append(skipped)
     return tables
 

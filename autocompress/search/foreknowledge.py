@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from autocompress.search.costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.search.first_candidates import Knowns
 from autocompress.search.int8_sensitivity import Int8Sensitivity
 from autocompress.search.observer import Observer
+from autocompress.search.reach import Ratio, Reach, measured_reach, predicted_reach
 from autocompress.search.sampler import Knowledge
 from autocompress.search.screening import TRUSTED
 from autocompress.search.sensitivity import SAMPLES, SensitivityPass
@@ -30,6 +31,8 @@ from autocompress.tasks import Task
 
 # An error of the quality that a sampler is told, at least.
 _LEAST_ERROR = 1e-3
+# Candidates that there is time for, at least, where the most compressed network is measured: it takes less than one.
+_LEAST_CANDIDATES = 5
 
 
 class Foreknowledge:
@@ -80,7 +83,7 @@ class Foreknowledge:
                 self.losses = found.losses or None
                 if found.note is not None:
                     self._observer.warn(f"What choices cost in accuracy is not known: {found.note}.")
-            ratio = self._ratio(baseline, predictor, limits)
+            ratio = self._ratio(space, baseline, predictor, limits)
             costs = fitted_costs(space, ratio, config.seed)
         until = self._plan.sensitivity_until + self._plan.sensitivity
 
@@ -102,16 +105,35 @@ class Foreknowledge:
         return Knowledge(costs, losses, budget=limits.budget, error=max(error, _LEAST_ERROR), predict=predict)
 
     def _ratio(
-        self, baseline: TrialRecord, predictor: LatencyPredictor | None, limits: Constraints
-    ) -> Callable[[CompressionPolicy], float]:
-        """Return what predicts the cost of a network, in shares of the uncompressed one's."""
+        self, space: SearchSpace, baseline: TrialRecord, predictor: LatencyPredictor | None, limits: Constraints
+    ) -> Ratio:
+        """Return what predicts the cost of a network, in shares of the uncompressed one's; say what is out of reach."""
         layout = self._pipeline.graphs.layout
         if limits.latency is None and limits.size_bytes is not None:
-            return size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
-        if predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
+            ratio: Ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
+        elif predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
             # As it is now: the sampler learns by itself what trials say of costs.
-            return predicted_ratio(copy.deepcopy(predictor))
-        return macs_ratio(layout)
+            ratio = predicted_ratio(copy.deepcopy(predictor))
+        else:
+            ratio = macs_ratio(layout)
+            if limits.latency is not None and self._pipeline.forecast is None:
+                return self._measured(space, ratio, limits)
+        self._say(predicted_reach(space, ratio), limits)
+        return ratio
+
+    def _measured(self, space: SearchSpace, ratio: Ratio, limits: Constraints) -> Ratio:
+        """Return arithmetic as a prediction of latency, by what the most compressed network really takes."""
+        if self._plan.candidates < _LEAST_CANDIDATES * self._plan.candidate:
+            reach = predicted_reach(space, ratio)
+        else:
+            self._observer.stage("Measuring how far compression can go")
+            reach = measured_reach(self._pipeline, self._config, space, ratio)
+        self._say(reach, limits)
+        return reach.calibrated(ratio)
+
+    def _say(self, reach: Reach, limits: Constraints) -> None:
+        if (found := reach.describe(limits.budget)) is not None:
+            self._observer.warn(found)
 
     def block_order(self, space: SearchSpace) -> list[str]:
         """Return removable blocks, the one whose removal changes the outputs least first."""
@@ -135,6 +157,6 @@ class Foreknowledge:
         return sorted(losses, key=losses.__getitem__)
 
 
-def predicted_ratio(predictor: LatencyPredictor) -> Callable[[CompressionPolicy], float]:
+def predicted_ratio(predictor: LatencyPredictor) -> Ratio:
     """Return what a predictor says of a network, in shares of the uncompressed one."""
     return lambda policy: predictor.predict(policy).ratio

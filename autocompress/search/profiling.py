@@ -23,13 +23,11 @@ from statistics import median
 import numpy as np
 
 from autocompress import environment
-from autocompress.compress import CompressionContext, apply_policy, rewrite
+from autocompress.compress import rewrite
 from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile, dense_dtypes
-from autocompress.engines.export import save_onnx
 from autocompress.engines.kernels import KernelTime
-from autocompress.engines.options import engine_options
 from autocompress.errors import BuildError, EngineError, UnavailableError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
@@ -42,10 +40,10 @@ from autocompress.latency.table_rows import LayerRow, NetworkRow
 from autocompress.latency.unit_times import LayerTime
 from autocompress.policy import CompressionPolicy
 from autocompress.results import Measurement
-from autocompress.search.assumed_ranges import AssumedRanges
 from autocompress.search.observer import Observer
 from autocompress.search.space import Choice, SearchSpace, bind, configured_space
 from autocompress.search.tables import Profile, layer_times, observations, open_profile, predictor_from
+from autocompress.search.untrained import UntrainedNetworks
 from autocompress.tasks.base import Task
 from autocompress.worker.client import EngineWorker
 
@@ -112,7 +110,9 @@ class Profiler:
         self.inventory = take_inventory(self._base, self._example)
         self._graphs = GraphBuilder(self._base, self._inputs, self.inventory, config.engine)
         self.layout = self._graphs.layout
-        self._ranges = AssumedRanges(self._base, self._example, self.inventory.layers)
+        self._networks = UntrainedNetworks(
+            self._base, self._example, self.inventory, self._graphs, config=config, capabilities=self._capabilities
+        )
         self.name = name or task.name
         self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
         self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -245,14 +245,9 @@ class Profiler:
         return NetworkRow.unsupported(self.layout.hash, self.name, policy, str(error), macs, held_out=held_out)
 
     def _write(self, policy: CompressionPolicy) -> EngineFile:
-        # Latency does not depend on what the weights are.
-        model = apply_policy(self._base, policy, CompressionContext(self._example, weights=False))
-        graph = self._graphs.build(model, self._ranges(model), policy.removed_blocks)
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
-        path = self._scratch / f"network-{self._files % 2}.onnx"
-        save_onnx(graph.model, path)
-        return EngineFile(self._config.engine, path, engine_options(policy, self._config, self._capabilities))
+        return self._networks.write(policy, self._scratch / f"network-{self._files % 2}.onnx")
 
     def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:
         """Return the dense dtype in which the uncompressed model is fastest, and its file."""

@@ -89,8 +89,6 @@ class SearchSession:
             self.task.tokens.write(self.run.path)
         self.observer.stage("Reading the model")
         self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
-        if (left_alone := self.pipeline.inventory.left_alone) is not None:
-            self.observer.warn(left_alone)
         for group, note in self.pipeline.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         if self.config.recovery.enabled:
@@ -117,7 +115,7 @@ class SearchSession:
             self._open_ahead()
         baseline = self._baseline()
         self.observer.baseline(baseline)
-        self._say_spread(baseline)
+        self._say_of_baseline(baseline)
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
         self.observer.warn(self.plan.describe())
@@ -321,8 +319,10 @@ class SearchSession:
                 layout = None
             return explain(choices, space, latency, self._found.losses, layout)
 
-    def _say_spread(self, baseline: TrialRecord) -> None:
-        """Say how far the uncompressed network differs from its own copy, which no ratio can be better than."""
+    def _say_of_baseline(self, baseline: TrialRecord) -> None:
+        """Say how far the uncompressed network differs from its own copy, and what of it cannot be compressed."""
+        if (left_alone := self.pipeline.left_alone()) is not None:
+            self.observer.warn(left_alone)
         measured = baseline.measurement
         if measured is None or not measured.occasions:
             return

@@ -203,3 +203,16 @@ def test_inputs_of_an_adapter_keep_their_names_and_dtypes(tmp_path: Path) -> Non
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (found,) = session.run(None, {"ids": ids.numpy(), "mask": (ids % 3 > 0).numpy()})
     np.testing.assert_allclose(found, model(packed).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("last", ["model", "inputs", "both"])
+def test_the_graph_does_not_depend_on_how_torch_lays_out_weights_and_inputs(last: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+    inputs = networks.images(1)
+    plain = [node.op_type for node in to_onnx(model, inputs).graph]
+    if last != "inputs":
+        model = model.to(memory_format=torch.channels_last)
+    if last != "model":
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    assert [node.op_type for node in to_onnx(model, inputs).graph] == plain
+    assert model[0].weight.is_contiguous() == (last == "inputs")

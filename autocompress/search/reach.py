@@ -1,0 +1,102 @@
+"""How far down a search can come, found out before its first trial: what the most compressed network takes.
+
+That network is measured without weights, in the time of one build. Its figure tells whether a limit can be met at all,
+and where between the two ends other networks lie: engines have costs that arithmetic does not show.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocompress.config import RunConfig
+from autocompress.errors import AutoCompressError
+from autocompress.latency.protocol import Protocol
+from autocompress.pipeline import Pipeline
+from autocompress.policy import CompressionPolicy
+from autocompress.search.fitting import severity
+from autocompress.search.space import Choice, SearchSpace
+from autocompress.search.untrained import UntrainedNetworks
+
+Ratio = Callable[[CompressionPolicy], float]
+# Arithmetic of the most compressed network from which on two ends do not say where others lie.
+_MOST_ARITHMETIC = 0.95
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The lowest cost within a search space, about.
+
+    Attributes:
+        policy: Of the most compressed network.
+        ratio: What it takes over what the uncompressed one does.
+        measured: Whether that was measured; else it is predicted.
+    """
+
+    policy: CompressionPolicy
+    ratio: float
+    measured: bool = False
+
+    def describe(self, budget: float | None) -> str | None:
+        """Say what is within reach, and whether a limit is: None where there is no limit, or nothing is wrong with it.
+
+        Args:
+            budget: The limit, in shares of the uncompressed network's figure.
+        """
+        if budget is None or self.ratio <= budget:
+            return None
+        how = "measured without its weights" if self.measured else "predicted"
+        return (
+            f"The limit looks out of reach: the most compressed network of the search space takes about "
+            f"{self.ratio:.2g}x of the uncompressed one ({how}), and {budget:.2g}x was asked. Within reach is "
+            f"{self.ratio:.2g}x to 1x; a wider --space may go further"
+        )
+
+    def calibrated(self, ratio: Ratio) -> Ratio:
+        """Return `ratio` moved to what was measured: 1 for the uncompressed network, `self.ratio` for the other end."""
+        end = ratio(self.policy)
+        if not self.measured or end > _MOST_ARITHMETIC or self.ratio >= 1:
+            return ratio
+        slope = (1 - self.ratio) / (1 - end)
+        return lambda policy: 1 - slope * (1 - ratio(policy))
+
+
+def most_compressed(space: SearchSpace, ratio: Ratio) -> CompressionPolicy:
+    """Return the policy of the smallest network of a space, by what is predicted of a few."""
+
+    def harshest(*kinds: str) -> CompressionPolicy:
+        choices: dict[str, Choice] = space.everywhere()
+        for name, offered in space.parameters.items():
+            kind = name.partition("/")[0]
+            if kind == "dtype":
+                choices[name] = "int8" if "int8" in offered else offered[0]
+            elif kind in kinds:
+                choices[name] = max(offered, key=lambda choice: severity(name, choice))
+        return space.policy(choices)
+
+    # Channels and ranks in one layer may take more than channels alone.
+    return min((harshest("prune", "block", *ranks) for ranks in ((), ("rank",))), key=ratio)
+
+
+def predicted_reach(space: SearchSpace, ratio: Ratio) -> Reach:
+    """Return the reach by prediction alone."""
+    policy = most_compressed(space, ratio)
+    return Reach(policy, ratio(policy))
+
+
+def measured_reach(pipeline: Pipeline, config: RunConfig, space: SearchSpace, ratio: Ratio) -> Reach:
+    """Return the reach by building and measuring the most compressed network; predicted where the engine refuses it."""
+    found = predicted_reach(space, ratio)
+    try:
+        networks = UntrainedNetworks(
+            pipeline.base, pipeline.data.reference, pipeline.inventory, pipeline.graphs,
+            config=config, capabilities=pipeline.capabilities,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(dir=pipeline.run.path, prefix=".reach-") as folder:
+            file = networks.write(found.policy, Path(folder) / "network.onnx")
+            measurement = pipeline.measure(file, Protocol.quick())
+    except AutoCompressError:
+        return found
+    return Reach(found.policy, measurement.ratio, measured=True)
