@@ -32,6 +32,7 @@ from autocompress.tasks.sources import dataset_name
 LENGTHS_SEEN = 1000  # training samples whose lengths are looked at
 _SHARE = 95  # percentile of their lengths
 _SHOWN = 8  # parameters of forward in a sentence
+_TOKENS = "input_ids"  # the argument that takes token numbers, in transformers
 _MULTIPLE = 8  # of tokens: rows of such a size suit vector units
 
 
@@ -69,7 +70,8 @@ def find_layout(
         layout = Layout(key=only, labelled=labelled)
         return layout, _outputs_named(network, None, layout.read(first)[0], keep=keep, notes=notes)
     layout = Layout(
-        inputs=_inputs(dataset, chosen, inputs, length=length, labelled=labelled, notes=notes), labelled=labelled
+        inputs=_inputs(dataset, chosen, inputs, length=length, labelled=labelled, filler=_filler(network), notes=notes),
+        labelled=labelled,
     )
     packed = layout.read(first)[0]
     try:
@@ -192,9 +194,10 @@ def _inputs(
     *,
     length: int | None,
     labelled: bool,
+    filler: int,
     notes: list[str],
 ) -> tuple[NamedInput, ...]:
-    """Return shape and dtype of each input, from up to `LENGTHS_SEEN` training samples."""
+    """Return shape and dtype of each input, from up to `LENGTHS_SEEN` training samples; token numbers get `filler`."""
     firsts = {key: value_of(first, key) for key in chosen}
     dtypes: dict[Any, set[str]] = {key: set() for key in chosen}
     seen: dict[Any, list[int]] = {key: [] for key, value in firsts.items() if is_ids(value)}
@@ -210,23 +213,33 @@ def _inputs(
     single = [str(key) for key in chosen if is_batch_of_one(numbers(first[key]))]  # type: ignore[arg-type]
     if single:
         notes.append(f"{', '.join(single)} of each sample have a first axis of 1, which is taken off.")
-    sizes = _lengths(seen, length, notes)
+    sizes = _lengths(seen, length, filler, notes)
     parts = []
     for key, name in chosen.items():
         shape = (sizes[key],) if key in sizes else tuple(firsts[key].shape)
         dtype = next(kind for kind in ("float32", "int64", "bool") if kind in dtypes[key])
         spec = InputSpec(name, shape, dtype)
-        parts.append(NamedInput(key, spec, key in sizes, scaled=_is_image(firsts[key])))
+        own = filler if name == _TOKENS else 0
+        parts.append(NamedInput(key, spec, key in sizes, scaled=_is_image(firsts[key]), filler=own))
     padded = [part for part in parts if part.fitted]
     if padded and not any(part.spec.dtype == "bool" or "mask" in part.spec.name for part in parts):
         notes.append(
-            f"no mask is among the inputs: the model sees the zeros that {', '.join(p.spec.name for p in padded)} are "
-            "padded with."
+            f"no mask is among the inputs: the model sees the {'zeros' if filler == 0 else 'numbers'} that "
+            f"{', '.join(p.spec.name for p in padded)} are padded with."
         )
     return tuple(parts)
 
 
-def _lengths(seen: Mapping[Any, list[int]], length: int | None, notes: list[str]) -> dict[Any, int]:
+def _filler(network: nn.Module) -> int:
+    """Return the number that a network takes for no token, by its configuration or its largest table; 0 for none."""
+    named = getattr(getattr(network, "config", None), "pad_token_id", None)
+    tables = [m for m in network.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    found = named if isinstance(named, int) else getattr(largest, "padding_idx", None)
+    return 0 if found is None else int(found)
+
+
+def _lengths(seen: Mapping[Any, list[int]], length: int | None, filler: int, notes: list[str]) -> dict[Any, int]:
     """Return the fixed length of each input that needs one."""
     varying = [key for key, lengths in seen.items() if len(set(lengths)) > 1]
     if length is not None:
@@ -247,9 +260,10 @@ def _lengths(seen: Mapping[Any, list[int]], length: int | None, notes: list[str]
         reason = (
             "as length= says" if length is not None else f"their {_SHARE}th percentile rounded up; length= fixes it"
         )
+        padding = "with 0 at the end" if filler == 0 else f"at the end ({_TOKENS} with {filler}, others with 0)"
         notes.append(
             f"{', '.join(map(str, keys))} of {len(lengths):,} training samples are {lengths.min()} to {lengths.max()} "
-            f"long; all are made {size} long ({reason}): shorter ones padded with 0 at the end"
+            f"long; all are made {size} long ({reason}): shorter ones padded {padding}"
             + (f", longer ones cut ({100 * cut:.3g} %)." if cut else ".")
         )
     return sizes

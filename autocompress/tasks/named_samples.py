@@ -34,14 +34,16 @@ class NamedInput:
     Attributes:
         key: Of the dict sample.
         spec: Name, shape and dtype of the model's argument.
-        fitted: Whether samples are padded with 0 or cut at the end to its length.
+        fitted: Whether samples are padded or cut at the end to its length.
         scaled: Whether it is an 8-bit image, divided by 255.
+        filler: What it is padded with.
     """
 
     key: Any
     spec: InputSpec
     fitted: bool = False
     scaled: bool = False
+    filler: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def _fit(value: Tensor, part: NamedInput) -> Tensor:
     if part.fitted and value.ndim == 1:
         (size,) = part.spec.shape
         value = value[:size]
-        return nn.functional.pad(value, (0, size - len(value))) if len(value) < size else value
+        missing = size - len(value)
+        return nn.functional.pad(value, (0, missing), value=part.filler) if missing > 0 else value
     if tuple(value.shape) != part.spec.shape:
         mend = " length= pads and cuts token numbers to one length." if is_ids(value) else " Make them of one shape."
         raise SampleError(f": {part.key!r} is {tuple(value.shape)}, but {part.spec.shape} elsewhere.{mend}")

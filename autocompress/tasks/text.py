@@ -107,7 +107,11 @@ def _specs(length: int) -> list[InputSpec]:
 
 def _most_tokens(folder: Path, model: Any) -> int:
     """Return the most tokens of one text that a model takes."""
-    known = [longest_text(folder), getattr(model.config, "max_position_embeddings", None)]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from behind the one that padding has.
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == positions]
+    taken = max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+    known = [longest_text(folder), positions and positions - taken]
     return min((int(most) for most in known if most), default=LENGTH)
 
 

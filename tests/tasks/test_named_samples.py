@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,21 @@ def test_padding_without_a_mask_is_said() -> None:
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in texts(60, 0)]
     task = ClassificationTask(Encoder(), rows, rows)
     assert any("no mask is among the inputs: the model sees the zeros" in note for note in task.data_notes)
+
+
+@pytest.mark.parametrize("by", ["configuration", "table", "nothing"])
+def test_token_numbers_are_padded_with_what_the_network_takes_for_none(by: str) -> None:
+    model, filler = Encoder(), 0 if by == "nothing" else 1
+    if by == "table":
+        model.words = nn.Embedding(WORDS, 16, padding_idx=1)
+    if by == "configuration":
+        model.config = SimpleNamespace(pad_token_id=1)  # type: ignore[assignment]
+    rows = texts(60, 0)
+    task = ClassificationTask(model, rows, rows)
+    ids, mask = joined(task.test(8))[0].chunk(2, 1)
+    assert bool((mask == 0).any()) and set(ids[mask == 0].tolist()) == {filler}
+    wanted = "shorter ones padded with 0" if filler == 0 else "padded at the end (input_ids with 1, others with 0)"
+    assert any(wanted in note for note in task.data_notes)
 
 
 def test_a_users_own_adapter_says_what_it_takes() -> None:

@@ -159,3 +159,18 @@ def test_a_module_that_is_not_known_is_named(sentences: Path, texts: Path) -> No
     (sentences / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigError, match="has a LSTM; Pooling, Dense and Normalize are known"):
         load_task(TaskConfig(name=f"transformers:{sentences}", data=str(texts), metric="cosine"))
+
+
+def test_positions_that_begin_behind_padding_leave_fewer_tokens(tmp_path: Path) -> None:
+    # RoBERTa's first token has position 2: of 16 positions 14 are a text's.
+    place = tmp_path / "roberta"
+    place.mkdir()
+    sizes = {**SIZES, "pad_token_id": 1}
+    config = {"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"], **sizes}
+    (place / "config.json").write_text(json.dumps(config))
+    task = load_task(TaskConfig(name=f"transformers:{place}", weights="random", metric="agreement"))
+    assert task.example_inputs().shape == (1, 2 * 14)
+    with torch.no_grad():
+        assert task.model()(task.example_inputs()).isfinite().all()
+    with pytest.raises(ConfigError, match=r"task\.length 15 is more than the 14 tokens"):
+        load_task(TaskConfig(name=f"transformers:{place}", weights="random", metric="agreement", length=15))
