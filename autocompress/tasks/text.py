@@ -55,7 +55,7 @@ def transformers_task(config: TaskConfig, name: str) -> Task:
     tokens: TextTokens | None = None
     notes: tuple[str, ...] = ()
     if config.data is None:
-        specs = _specs(min(config.length or LENGTH, most))
+        specs = _specs(_length(where, config.length, most, torch.tensor([LENGTH])))
         inputs = _noise(int(model.config.vocab_size), specs)
     else:
         texts, labels = _read(Path(config.data).expanduser())
