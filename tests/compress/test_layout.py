@@ -70,3 +70,16 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
 
 def test_without_maps_there_is_nothing_to_lay_out() -> None:
     assert layout_of(in_fast_layout(nn.Linear(3, 2), torch.randn(2, 3))) == torch.contiguous_format
+
+
+@pytest.mark.parametrize(("channels", "size", "stride"), [(3, 1, 2), (12, 1, (1, 2)), (16, 1, 2), (3, 3, 2), (3, 1, 1)])
+def test_what_torch_would_write_beyond_its_memory_for_is_not_trained_channels_last(
+    channels: int, size: int, stride: int | tuple[int, int]
+) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 8, size, stride), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    overruns = channels < 16 and size == 1 and stride != 1
+    images = torch.randn(4, channels, 24, 24)
+    layout = layout_of(in_fast_layout(model, images))
+    assert layout == (torch.contiguous_format if overruns else torch.channels_last)
+    for _ in range(10):
+        model(images.contiguous(memory_format=layout)).square().mean().backward()
