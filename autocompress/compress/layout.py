@@ -10,7 +10,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-
 # A strided pointwise convolution of fewer channels: channels last and in fp32, torch 2.14's backward pass writes beyond
 # what it allocated (2 to 12 channels to 8 crashed within six steps, 16 to 64 in none of 200 shapes; seen in MobileOne).
 _FEWEST_STRIDED = 16
