@@ -41,6 +41,7 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
+from autocompress.remembered import Memory
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -170,7 +171,8 @@ class _Training:
     def run(self) -> FinetuneReport:
         """Train and return what was done; leaves the best state."""
         in_fast_layout(self.model, self.task.example_inputs(2))
-        self._held_out.look(self.model.eval())
+        self._memory = Memory(self.model.eval())
+        self._held_out.look(self.model)
         self._fit_batch()
         done, self._epoch, self._ranged = load_checkpoint(self.model, self.checkpoint)
         self._offset = done
@@ -186,6 +188,8 @@ class _Training:
             epochs, loss = self.budget.epochs, math.nan
             self._held_out.look(settle_and_eval(self.model))
         self._held_out.restore(self.model)
+        # What is kept of weights is kept of the last ones.
+        self._memory = Memory(self.model)
         if self.checkpoint is not None and done < 1:
             save_checkpoint(self.model, self.checkpoint, 1.0, self._epoch, int8=self._simulate)
         self.progress(1.0, "")
@@ -270,6 +274,7 @@ class _Training:
                     dtype=self._dtype, epoch=number, index=index, mix=mix,
                 )  # fmt: skip
                 found = self._update(loss)
+            self._memory.forget()
             if not math.isfinite(found) and self.config.learning_rate is not None:
                 raise CompressionError(
                     f"Fine-tuning diverged at step {self._step}: the loss is {found}. Lower recovery.learning_rate, "

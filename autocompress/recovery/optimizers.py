@@ -139,7 +139,8 @@ class TrainingMode:
 
     def set(self, model: nn.Module) -> None:
         """Set it, from whatever mode the network is in."""
-        model.eval()
+        # Modules that keep what weights gave while they are evaluated let go of it where they are trained.
+        model.train().eval()
         for norm in batch_norms(model) if self.statistics else ():
             norm.train()
         if self._dropout:

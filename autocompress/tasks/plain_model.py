@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from autocompress.errors import ConfigError
+from autocompress.remembered import remembered
 
 # Modules whose weights are integers already; float ones are needed.
 _QUANTIZED = (
@@ -131,7 +132,7 @@ def _copied(model: nn.Module, where: str) -> nn.Module:
     """Copy a model, also one that remembers results of its last forward, which torch does not copy."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in _remembered(vars(module)):
+        for value in remembered(vars(module)):
             memo[id(value)] = value.detach().clone()
     try:
         with torch.no_grad():
@@ -141,20 +142,6 @@ def _copied(model: nn.Module, where: str) -> nn.Module:
             f"{where}: model {type(model).__name__} cannot be copied: {type(error).__name__}: {error}. Keep what is no "
             "weight and no setting (files, locks, loggers, loaders) out of the module."
         ) from error
-
-
-def _remembered(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield tensors with a history among a module's plain attributes, also in lists and dicts."""
-    stack = [value for key, value in attributes.items() if key not in ("_parameters", "_buffers", "_modules")]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, Tensor):
-            if not value.is_leaf:
-                yield value
-        elif type(value) in (list, tuple):
-            stack.extend(value)
-        elif type(value) is dict:
-            stack.extend(value.values())
 
 
 def _bake(model: nn.Module, where: str, said: list[str]) -> None:
