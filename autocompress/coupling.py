@@ -41,7 +41,7 @@ class Layer:
         params: Parameters, bias included.
         factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
             forward may do something else with the weight).
-        quantizable: Whether int8 can be simulated and exported (2D convolutions and linear layers, no subclasses).
+        quantizable: Whether int8 can be simulated and exported (convolutions and linear layers, no subclasses).
         groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
         stride: Of a convolution; empty for linear layers.
         rewritten: Whether the user's model computes it by bare parameters, and `compress.rewrite` made a layer of them.

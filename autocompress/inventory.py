@@ -273,8 +273,8 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
                 kind = "pointwise" if all(k == 1 for k in kernel) else "conv"
             else:
                 kind = "depthwise" if groups == ins else "grouped"
-        quantizable = type(module) in (nn.Conv2d, nn.Linear) and id(weight) not in shared
-        factorizable = quantizable and kind in ("conv", "pointwise", "linear")
+        quantizable = type(module) in (*CONVOLUTIONS, nn.Linear) and id(weight) not in shared
+        factorizable = quantizable and groups == 1 and type(module) in (nn.Conv2d, nn.Linear)
         own = sum(p.numel() for p in module.parameters())
         written = isinstance(model.get_submodule(name.rpartition(".")[0]), PlainAttention)
         yield (

@@ -213,13 +213,27 @@ class _Int8Layer:
         return learned_step(self.weight, steps, -127, 127, features=self.weight[0].numel())
 
 
-class QuantConv2d(_Int8Layer, nn.Conv2d):
+class _Int8Convolution(_Int8Layer):
     """A convolution that computes as the int8 engine will."""
 
+    bias: Tensor | None
+
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        output: Tensor = self._conv_forward(self.input_quantizer(input), self.used_weight(), self.bias)
+        """Map ``(N, C, ...)`` to ``(N, C', ...)``."""
+        output: Tensor = self._conv_forward(self.input_quantizer(input), self.used_weight(), self.bias)  # type: ignore[attr-defined]
         return output
+
+
+class QuantConv1d(_Int8Convolution, nn.Conv1d):
+    """Of sequences ``(N, C, L)``."""
+
+
+class QuantConv2d(_Int8Convolution, nn.Conv2d):
+    """Of images ``(N, C, H, W)``."""
+
+
+class QuantConv3d(_Int8Convolution, nn.Conv3d):
+    """Of volumes ``(N, C, D, H, W)``."""
 
 
 class QuantLinear(_Int8Layer, nn.Linear):
@@ -230,7 +244,13 @@ class QuantLinear(_Int8Layer, nn.Linear):
         return F.linear(self.input_quantizer(input), self.used_weight(), self.bias)
 
 
-_QUANTIZED = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+Int8Layer = QuantConv1d | QuantConv2d | QuantConv3d | QuantLinear
+_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.Linear: QuantLinear,
+}
 
 
 class Quantization(Transform):
@@ -252,7 +272,7 @@ class Quantization(Transform):
         for name in names:
             layer = model.get_submodule(name)
             layer.__class__ = _QUANTIZED[type(layer)]
-            assert isinstance(layer, (QuantConv2d, QuantLinear))
+            assert isinstance(layer, Int8Layer)
             layer.input_quantizer = ActivationQuantizer(method)
             layer.simulate, layer.learned = True, None
         return model
@@ -267,10 +287,10 @@ def _is_int8(name: str, module: nn.Module, wanted: set[str]) -> bool:
     return parent in wanted and not (isinstance(module, nn.Linear) and child != "0")
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantConv2d | QuantLinear]]:
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Int8Layer]]:
     """Yield the int8 layers and their names, in the model's order."""
     for name, module in model.named_modules():
-        if isinstance(module, (QuantConv2d, QuantLinear)):
+        if isinstance(module, Int8Layer):
             yield name, module
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import QuantConv2d, QuantLinear, quantization_mode
+from autocompress.channel_tracing import CONVOLUTIONS
+from autocompress.compress.quantization import Int8Layer, quantization_mode
 from autocompress.engines.folding import foldable
 from autocompress.inventory import Group, take_inventory
 from autocompress.methods import Method
@@ -144,13 +145,13 @@ def _pair(model: nn.Module, group: Group, norms: Mapping[str, str]) -> _Pair | s
     if len(group.producers) != 1 or group.parts != 1:
         return "several layers make its channels"
     readers = {name: model.get_submodule(name) for name in group.consumers}
-    if not any(isinstance(reader, (QuantConv2d, QuantLinear)) for reader in readers.values()):
+    if not any(isinstance(reader, Int8Layer) for reader in readers.values()):
         return "no int8 layer reads it"
     weights = []
     for name, reader in readers.items():
         read = group.channels * group.multiples.get(name, 1)
-        grouped = isinstance(reader, nn.Conv2d) and reader.groups != 1
-        if not isinstance(reader, (nn.Conv2d, nn.Linear)) or grouped or reader.weight.shape[1] != read:
+        grouped = isinstance(reader, CONVOLUTIONS) and reader.groups != 1
+        if not isinstance(reader, (*CONVOLUTIONS, nn.Linear)) or grouped or reader.weight.shape[1] != read:
             return "it is read together with others' channels"
         weights.append(reader.weight)
     maker = model.get_submodule(group.producers[0])
@@ -169,13 +170,13 @@ def _ranges(model: nn.Module, inputs: Tensor, pairs: Mapping[str, _Pair]) -> dic
 
     def look(module: nn.Module, given: Tensor) -> None:
         pair = owners[id(module.weight)]
-        last = given.movedim(1, -1) if isinstance(module, nn.Conv2d) else given
+        last = given.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else given
         top = last.abs().flatten(0, -2).amax(0).view(pair.channels, -1).amax(1)
         found[pair.name] = torch.maximum(found[pair.name], top) if pair.name in found else top
 
     with ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) in owners:
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and id(module.weight) in owners:
                 hooks.callback(module.register_forward_pre_hook(lambda m, given: look(m, given[0])).remove)
         model(inputs)
     return found

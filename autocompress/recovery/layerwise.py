@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.quantization import (
-    QuantConv2d,
-    QuantLinear,
+    Int8Layer,
     fake_quantize_weight,
     quantization_mode,
     quantized_layers,
@@ -102,7 +102,7 @@ def correct(
     notes: dict[str, str] = {}
     seen: set[str] = set()
 
-    def visit(name: str, layer: QuantConv2d | QuantLinear, given: Tensor) -> None:
+    def visit(name: str, layer: Int8Layer, given: Tensor) -> None:
         if name in seen:
             return
         progress(len(seen) / len(layers), name)
@@ -131,7 +131,7 @@ def _norm_of(model: nn.Module, wanted: FloatOutputs, name: str) -> nn.modules.ba
 
 
 def _correct(
-    layer: QuantConv2d | QuantLinear,
+    layer: Int8Layer,
     norm: nn.modules.batchnorm._BatchNorm | None,
     given: Tensor,
     target: tuple[tuple[Tensor, ...], Tensor] | None,
@@ -143,7 +143,7 @@ def _correct(
     at, rows = target
     count = min(len(rows), max(1, 2 * VALUES // (layer.weight[0].numel() * _groups(layer))))
     inputs = patches(layer, layer.input_quantizer(given), tuple(index[:count] for index in at))
-    if inputs is None or (isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros"):
+    if inputs is None or (isinstance(layer, CONVOLUTIONS) and layer.padding_mode != "zeros"):
         return "its padding is not of a kind that is read here"
     rows = rows[:count].float()
     wanted = rows if layer.bias is None else rows - layer.bias
@@ -159,11 +159,11 @@ def _correct(
     return None
 
 
-def _groups(layer: QuantConv2d | QuantLinear) -> int:
-    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+def _groups(layer: Int8Layer) -> int:
+    return layer.groups if isinstance(layer, CONVOLUTIONS) else 1
 
 
-def _multiplied(layer: QuantConv2d | QuantLinear, row: Tensor) -> Tensor:
+def _multiplied(layer: Int8Layer, row: Tensor) -> Tensor:
     """Return what the rounded weights give for a row ``(K,)`` of what they are multiplied with: ``(C,)``."""
     groups = _groups(layer)
     weight = fake_quantize_weight(layer.weight).flatten(1)

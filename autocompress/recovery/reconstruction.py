@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.pruning import kept_indices
-from autocompress.compress.quantization import QuantConv2d, QuantLinear
+from autocompress.compress.quantization import Int8Layer
 from autocompress.inventory import Inventory
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.batch_norm_transfer import BatchNormTransfer
-from autocompress.recovery.rows import VALUES, patches, places
+from autocompress.recovery.rows import VALUES, WeightLayer, patches, places
 
 METHOD = Method(
     name="reconstruction",
@@ -181,7 +182,7 @@ class Reconstruction:
     def _fit(
         self, name: str, layer: nn.Module, given: Tensor, policy: CompressionPolicy, scores: Mapping[str, Tensor]
     ) -> int:
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        assert isinstance(layer, (*CONVOLUTIONS, nn.Linear))
         target = self._targets[name]
         wanted = target.rows.float()
         if layer.weight.shape[0] != wanted.shape[1]:
@@ -209,7 +210,7 @@ class Reconstruction:
         return 1
 
     def _residual(
-        self, layer: nn.Conv2d | nn.Linear, given: Tensor, target: _Target, wanted: Tensor, least: float
+        self, layer: WeightLayer, given: Tensor, target: _Target, wanted: Tensor, least: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """Return what a layer gets ``(R, K)`` and what it falls short by ``(R, C)``, both about their means, and these.
 
@@ -232,9 +233,9 @@ class Reconstruction:
 
 def _fits(module: nn.Module) -> bool:
     # One with a forward of its own may pad what it reads, or scale its weights.
-    if type(module) not in (nn.Conv2d, nn.Linear, QuantConv2d, QuantLinear):
+    if type(module) not in (*CONVOLUTIONS, nn.Linear) and not isinstance(module, Int8Layer):
         return False
-    return not isinstance(module, nn.Conv2d) or (module.groups == 1 and module.padding_mode == "zeros")
+    return not isinstance(module, CONVOLUTIONS) or (module.groups == 1 and module.padding_mode == "zeros")
 
 
 def _last_factor(model: nn.Module, name: str) -> nn.Module | None:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.calibration import calibration
-from autocompress.compress.quantization import ActivationQuantizer, ActivationRange, QuantConv2d, quantized_layers
+from autocompress.compress.quantization import ActivationQuantizer, ActivationRange, quantized_layers
 from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 
@@ -50,7 +51,7 @@ def result_ranges(
     seen = {
         name: (ActivationQuantizer(method), ActivationQuantizer(method))
         for name, layer in quantized_layers(model)
-        if isinstance(layer, QuantConv2d)
+        if isinstance(layer, CONVOLUTIONS)
     }
     if not seen:
         return {}
@@ -101,7 +102,7 @@ def ending(model: nn.Module, name: str, norms: Mapping[str, str]) -> tuple[nn.Mo
     scale = scale * found.weight.detach() if found.affine else scale
     shift = -found.running_mean.double() * scale
     shift = shift + found.bias.detach() if found.affine else shift
-    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(layer, CONVOLUTIONS)
     shape = (-1, *[1] * (layer.weight.ndim - 2))
     return layer, scale.float().view(shape), shift.float().view(shape)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.quantization import ActivationRange
 from autocompress.recovery.result_ranges import ending
 
@@ -58,7 +59,7 @@ def _round_result(model: nn.Module, name: str, roundings: Roundings) -> Callable
     dead = scale.abs() < _LEAST_FACTOR
     factor = scale.where(~dead, 1.0)
     added = roundings.biases.get(name, torch.zeros(1))
-    bias = shift + (added.view(-1, 1, 1) if isinstance(layer, nn.Conv2d) else added)
+    bias = shift + (added.view(-1, *[1] * (layer.weight.ndim - 2)) if isinstance(layer, CONVOLUTIONS) else added)
 
     def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
         result = output * scale + bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.errors import ConfigError
+
+WeightLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 # Rows of a fit, output positions of all samples together, and values of its inputs and of its outputs at most.
 ROWS, VALUES = 4096, 2**22
@@ -54,10 +58,10 @@ def places(
         values: Of all rows at most.
 
     Returns:
-        Indices ``(R,)`` of sample, and for convolutions row and column, of each place; ``(R, C)`` values there.
+        Indices ``(R,)`` of sample, and for convolutions of each axis, of each place; ``(R, C)`` values there.
     """
     # Channels come second of a convolution, last of a linear layer, whatever lies between.
-    last = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+    last = output.movedim(1, -1) if isinstance(layer, CONVOLUTIONS) else output
     *sizes, channels = last.shape
     count = min(ROWS, max(1, values // channels))
     chosen = torch.randperm(math.prod(sizes), generator=generator)[:count]
@@ -65,21 +69,25 @@ def places(
     return found, last[found]
 
 
-def patches(layer: nn.Conv2d | nn.Linear, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:
+def patches(layer: WeightLayer, given: Tensor, places: tuple[Tensor, ...]) -> Tensor | None:
     """Return what the layer's weights are multiplied with at these places ``(R, K)``; None where shapes differ.
 
     Those of a grouped convolution are of all its groups, one after another.
     """
     if isinstance(layer, nn.Linear):
         return given[places].float() if given.dim() - 1 == len(places) else None
-    if isinstance(layer.padding, str) or len(places) != 3:
+    axes = len(layer.kernel_size)
+    if isinstance(layer.padding, str) or len(places) != 1 + axes:
         return None
-    sample, row, column = places
-    (high, wide), (down, right) = layer.padding, layer.stride
-    padded = functional.pad(given, (wide, wide, high, high)) if high or wide else given
-    pieces = [
-        padded[sample, :, row * down + i * layer.dilation[0], column * right + j * layer.dilation[1]]
-        for i in range(layer.kernel_size[0])
-        for j in range(layer.kernel_size[1])
-    ]
+    sample, *at = places
+    # Padding is told from the last axis on.
+    edges = [size for padding in reversed(layer.padding) for size in (padding, padding)]
+    padded = functional.pad(given, edges) if any(edges) else given
+    first = [place * stride for place, stride in zip(at, layer.stride, strict=True)]
+    pieces = []
+    # Channels last, so that what is indexed comes in the places' order.
+    padded = padded.movedim(1, -1)
+    for offsets in itertools.product(*map(range, layer.kernel_size)):
+        there = [f + offset * gap for f, offset, gap in zip(first, offsets, layer.dilation, strict=True)]
+        pieces.append(padded[sample, *there])
     return torch.stack(pieces, 2).flatten(1).float()

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.quantization import ActivationRange, quantized_layers
 from autocompress.graphs import Ranges
 from autocompress.recovery.result_ranges import ResultRange
@@ -51,7 +52,7 @@ def _never_negative(model: nn.Module, inputs: Tensor) -> set[str]:
     lowest: dict[str, float] = {}
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
 
                 def look(module: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
                     # Of one that is called by keyword nothing is seen, and signed codes hold any value.

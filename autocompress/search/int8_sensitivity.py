@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import QuantConv2d, QuantLinear, quantized_layers
+from autocompress.compress.quantization import Int8Layer, quantized_layers
 from autocompress.recovery import fast_dtype
 
 # Samples of one forward or backward pass: gradients keep every layer's outputs.
@@ -44,7 +44,7 @@ class Int8Sensitivity:
     ) -> None:
         self._model, self._inputs, self._divergence = model, inputs, divergence
         self._dtype = fast_dtype() if dtype is None else dtype
-        self._owned: dict[str, list[QuantConv2d | QuantLinear]] = {name: [] for name in layers}
+        self._owned: dict[str, list[Int8Layer]] = {name: [] for name in layers}
         for name, module in quantized_layers(model):
             owner = next((own for own in (name, name.rpartition(".")[0]) if own in self._owned), None)
             if owner is not None:
@@ -153,7 +153,7 @@ class Int8Sensitivity:
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-                assert isinstance(module, (QuantConv2d, QuantLinear))
+                assert isinstance(module, Int8Layer)
                 with torch.no_grad():
                     _switch(module, on=True)
                     # Without hooks, this one among them.
@@ -175,7 +175,7 @@ def _added(one: Tensor, other: Tensor) -> Tensor:
     return one + other if one.shape == other.shape else torch.cat([one, other])
 
 
-def _switch(module: QuantConv2d | QuantLinear, *, on: bool) -> None:
+def _switch(module: Int8Layer, *, on: bool) -> None:
     module.simulate = on
     module.input_quantizer.mode = "quantize" if on else "off"
 
