@@ -33,8 +33,8 @@ ROOT = HERE.parents[1]
 RESULTS = HERE / "results" / "coverage.json"
 ENGINES = ("openvino", "onnxruntime")
 PRUNING_RATIO, RANK_RATIO, FACTORIZED_SHARE = 0.3, 0.5, 1 / 3
-# Samples of one epoch, and of one batch.
-EPOCH, BATCH = 64, 8
+# Samples of one epoch, and of one batch; the rate is small, as networks of random weights blow up at a usual one.
+EPOCH, BATCH, RATE = 64, 8, 1e-4
 
 CLASSIFIERS = (
     "alexnet", "convnext_tiny", "densenet121", "densenet169", "efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s",
@@ -175,12 +175,12 @@ def train(model: Any, task: Any) -> dict[str, Any]:
     from autocompress.recovery.finetune import Budget, finetune
 
     before = {name: values.clone() for name, values in model.state_dict().items()}
-    config = RecoveryConfig(batch_size=BATCH)
+    config = RecoveryConfig(batch_size=BATCH, learning_rate=RATE)
     teacher = Teacher(task.network(), torch.float32)
     report = finetune(model, teacher, first_samples(task), config, Budget(0.5, math.inf))
     after = model.state_dict()
     moved = sum(not torch.equal(values, after[name]) for name, values in before.items() if name in after)
-    return {"loss": report.loss, "optimizer": report.optimizer, "tensors_moved": moved, "seconds": report.seconds}
+    return {"loss": report.loss, "optimizer": report.optimizer, "tensors_moved": moved, "rate": RATE}
 
 
 def first_samples(task: Any) -> Any:
