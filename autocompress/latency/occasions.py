@@ -153,7 +153,10 @@ def combined(latest: Measurement, occasions: Sequence[Occasion], spread: Spread 
         ratio_high=high,
         expected_low=min(low, min(middles) * math.exp(-wide)),
         expected_high=max(high, max(middles) * math.exp(wide)),
-        baseline_ms=float(np.median([o.states[first].baseline_ms for o in told_apart if first in o.states])),
+        # Of an even number of occasions the same middle as that of the latency.
+        baseline_ms=float(
+            np.exp(np.median([math.log(o.states[first].baseline_ms) for o in told_apart if first in o.states]))
+        ),
         occasions=tuple(occasions),
         states=states,
     )
