@@ -127,7 +127,7 @@ class Foreknowledge:
             reach = predicted_reach(space, ratio)
         else:
             self._observer.stage("Measuring how far compression can go")
-            reach = measured_reach(self._pipeline, self._config, space, ratio)
+            reach = measured_reach(self._pipeline, self._config, space, ratio, limits.budget)
         self._say(reach, limits)
         return reach.calibrated(ratio)
 

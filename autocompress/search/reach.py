@@ -6,10 +6,11 @@ and where between the two ends other networks lie: engines have costs that arith
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError
@@ -30,8 +31,8 @@ class Reach:
     """The lowest cost within a search space, about.
 
     Attributes:
-        policy: Of the most compressed network.
-        ratio: What it takes over what the uncompressed one does.
+        policy: Of the network that it is the cost of.
+        ratio: What that network takes over what the uncompressed one does.
         measured: Whether that was measured; else it is predicted.
     """
 
@@ -63,40 +64,60 @@ class Reach:
         return lambda policy: 1 - slope * (1 - ratio(policy))
 
 
-def most_compressed(space: SearchSpace, ratio: Ratio) -> CompressionPolicy:
-    """Return the policy of the smallest network of a space, by what is predicted of a few."""
+def most_compressed(space: SearchSpace, ratio: Ratio) -> list[CompressionPolicy]:
+    """Return the policies of the smallest network in int8 and of the smallest one without; one where int8 is no choice.
 
-    def harshest(*kinds: str) -> CompressionPolicy:
+    int8 takes longer than dense where an engine has no kernel for it.
+    """
+
+    def harshest(dtype: str, *kinds: str) -> CompressionPolicy:
         choices: dict[str, Choice] = space.everywhere()
         for name, offered in space.parameters.items():
             kind = name.partition("/")[0]
-            if kind == "dtype":
-                choices[name] = "int8" if "int8" in offered else offered[0]
+            if kind == "dtype" and dtype in offered:
+                choices[name] = dtype
             elif kind in kinds:
                 choices[name] = max(offered, key=lambda choice: severity(name, choice))
         return space.policy(choices)
 
     # Channels and ranks in one layer may take more than channels alone.
-    return min((harshest("prune", "block", *ranks) for ranks in ((), ("rank",))), key=ratio)
+    found = (
+        min((harshest(dtype, "prune", "block", *ranks) for ranks in ((), ("rank",))), key=ratio)
+        for dtype in ("int8", "dense")
+    )
+    return list(dict.fromkeys(found))
 
 
 def predicted_reach(space: SearchSpace, ratio: Ratio) -> Reach:
     """Return the reach by prediction alone."""
-    policy = most_compressed(space, ratio)
+    policy = min(most_compressed(space, ratio), key=ratio)
     return Reach(policy, ratio(policy))
 
 
-def measured_reach(pipeline: Pipeline, config: RunConfig, space: SearchSpace, ratio: Ratio) -> Reach:
-    """Return the reach by building and measuring the most compressed network; predicted where the engine refuses it."""
-    found = predicted_reach(space, ratio)
-    try:
-        networks = UntrainedNetworks(
-            pipeline.base, pipeline.data.reference, pipeline.inventory, pipeline.graphs,
-            config=config, capabilities=pipeline.capabilities,
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory(dir=pipeline.run.path, prefix=".reach-") as folder:
-            file = networks.write(found.policy, Path(folder) / "network.onnx")
-            measurement = pipeline.measure(file, Protocol.quick())
-    except AutoCompressError:
-        return found
-    return Reach(found.policy, measurement.ratio, measured=True)
+def measured_reach(
+    pipeline: Pipeline, config: RunConfig, space: SearchSpace, ratio: Ratio, budget: float | None = None
+) -> Reach:
+    """Return the reach by building and measuring the most compressed network.
+
+    Args:
+        pipeline: Its baseline has been measured.
+        config: Engine, threads, batch size.
+        space: What may be chosen.
+        ratio: Predicts what a network takes over what the uncompressed one does.
+        budget: The limit in that unit. Where the network in int8 is above it, the one without int8 is measured as well.
+
+    Returns:
+        What is predicted, where the engine refuses these networks.
+    """
+    networks = UntrainedNetworks(
+        pipeline.base, pipeline.data.reference, pipeline.inventory, pipeline.graphs,
+        config=config, capabilities=pipeline.capabilities,
+    )  # fmt: skip
+    found: list[Reach] = []
+    for policy in most_compressed(space, ratio):
+        if found and (budget is None or found[0].ratio <= budget):
+            break
+        with suppress(AutoCompressError), TemporaryDirectory(dir=pipeline.run.path, prefix=".reach-") as folder:
+            file = networks.write(policy, Path(folder) / "network.onnx")
+            found.append(Reach(policy, pipeline.measure(file, Protocol.quick()).ratio, measured=True))
+    return min(found, key=lambda reach: reach.ratio, default=predicted_reach(space, ratio))

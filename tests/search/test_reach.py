@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,8 +52,9 @@ def test_the_most_compressed_network_has_the_harshest_of_every_kind() -> None:
         "pruning": {"ratios": [0, 0.75, 0.5]}, "dtype": {"choices": ["dense", "int8"]}, "blocks": {"remove": True}
     }  # fmt: skip
     space = SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "fp32", int8=True)
-    policy = most_compressed(space, lambda policy: figures(policy)[1])
+    policy, dense = most_compressed(space, lambda policy: figures(policy)[1])
     assert set(policy.pruning.values()) == {0.75} and policy.int8_layers and policy.removed_blocks == ("b0", "b1")
+    assert dense.pruning == policy.pruning and not dense.int8_layers
 
 
 @pytest.mark.parametrize("measured", [False, True])
@@ -137,4 +139,28 @@ def test_what_the_engine_refuses_is_predicted(
     arithmetic = macs_ratio(pipeline.graphs.layout)
     reach = measured_reach(pipeline, CONFIG, space, arithmetic)
     assert (reach.measured, reach.ratio) == (False, arithmetic(reach.policy))
+    pipeline.close()
+
+
+@pytest.mark.usefixtures("brief")
+def test_int8_that_is_slower_is_no_reason_to_call_a_limit_out_of_reach(
+    worker: EngineWorker, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
+    space = bind(configured_space(CONFIG), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+    took = iter([2.0, 0.3])
+    asked: list[float] = []
+
+    def measured(*_: object, **__: object) -> SimpleNamespace:
+        asked.append(next(took))
+        return SimpleNamespace(ratio=asked[-1])
+
+    monkeypatch.setattr(pipeline, "measure", measured)
+    arithmetic = macs_ratio(pipeline.graphs.layout)
+    reach = measured_reach(pipeline, CONFIG, space, arithmetic, 0.5)
+    assert (reach.ratio, reach.measured, asked) == (0.3, True, [2.0, 0.3]) and not reach.policy.int8_layers
+    assert reach.describe(0.5) is None
+    # One that is inside the limit is enough.
+    took = iter([0.4])
+    assert measured_reach(pipeline, CONFIG, space, arithmetic, 0.5).ratio == 0.4 and len(asked) == 3
     pipeline.close()
