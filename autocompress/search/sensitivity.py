@@ -45,6 +45,8 @@ _METHOD = "reconstructed, ranks of outputs, against what is recalibrated"
 _SMALLEST = 1e-9
 # Stages of a network that are measured together, and layers whose int8 is measured before anything else of its kind.
 _STAGES, _URGENT = 4, 8
+# Networks that are made at most to find the layers which cannot be int8.
+_MOST_HALVES = 16
 
 
 @dataclass(frozen=True)
@@ -277,15 +279,25 @@ class SensitivityPass:
         return found, {**found.attributed(), **dict.fromkeys(refused, math.inf)}
 
     def _refused_int8(self, layers: Sequence[str]) -> list[str]:
-        """Return which of these layers cannot be int8 alone, by halving: calibration saw only zeros there, say."""
-        try:
-            self._in_int8(layers)
-        except CompressionError:
-            if len(layers) == 1:
-                return list(layers)
-            middle = len(layers) // 2
-            return self._refused_int8(layers[:middle]) + self._refused_int8(layers[middle:])
-        return []
+        """Return which of these layers cannot be int8, as all together cannot: calibration saw only zeros there, say.
+
+        They are halved; what `_MOST_HALVES` networks do not tell apart is left out together.
+        """
+        refused: list[str] = []
+        pending, tried = [list(layers)], 0
+        while pending:
+            failing = pending.pop()
+            if len(failing) == 1 or tried >= _MOST_HALVES:
+                refused += failing
+                continue
+            middle = len(failing) // 2
+            for half in (failing[:middle], failing[middle:]):
+                tried += 1
+                try:
+                    self._in_int8(half)
+                except CompressionError:
+                    pending.append(half)
+        return refused
 
     def _in_int8(self, layers: Sequence[str]) -> nn.Module:
         return self._oneshot.model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,22 @@ def test_a_layer_whose_int8_leaves_nothing_does_not_hide_the_others(
     assert harmful(found[0], found[1], 0.25 * found[0].together())[0] == "3"
     losses = {name: row["int8"] for name, row in run(made).losses.items()}
     assert losses["dtype/3"] == max(losses.values()) < math.inf
+
+
+@pytest.mark.parametrize(("bad", "most"), [({"37"}, 14), ({str(at) for at in range(64)}, 20)])
+def test_layers_that_cannot_be_int8_are_found_in_few_networks(
+    task: Task, monkeypatch: pytest.MonkeyPatch, bad: set[str], most: int
+) -> None:
+    tried: list[Sequence[str]] = []
+
+    def refuse(_: SensitivityPass, layers: Sequence[str]) -> None:
+        tried.append(layers)
+        if bad.intersection(layers):
+            raise CompressionError("nothing but zeros")
+
+    monkeypatch.setattr(SensitivityPass, "_in_int8", refuse)
+    assert set(begun(task)._refused_int8([str(at) for at in range(64)])) == bad
+    assert len(tried) <= most
 
 
 def test_what_there_was_no_time_for_is_no_verdict(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
