@@ -136,9 +136,9 @@ def coupled_groups(
     except CompressionError as error:
         skipped["(channels)"] = str(error)
         return {}
-    # Where all modules are known, what no layer reads is the output, in whatever shape.
-    whole = any("(" not in name for name in skipped)
-    given = _output_shape(model, inputs[:1]) if whole else None
+    # A module that nothing is known of may read what no layer reads; without one that is the output, in any shape.
+    unknown = any("(" not in name for name in skipped)
+    given = _output_shape(model, inputs[:1]) if unknown else None
     names = {module: name for name, module in model.named_modules()}
     order = {name: index for index, name in enumerate(layers)}
     groups: dict[str, Group] = {}

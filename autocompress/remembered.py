@@ -28,18 +28,23 @@ def remembered(attributes: dict[str, Any]) -> Iterator[Tensor]:
             stack.extend(value.values())
 
 
+def clear_caches(model: nn.Module) -> None:
+    """Have modules drop the caches that they drop where they are trained; all stay in the mode that they are in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, mode in modes:
+        module.training = mode
+
+
 class Memory:
     """Takes modules back to what they were before they remembered anything with a history.
 
     Args:
-        model: Its modules have cleared the caches that they clear in `train`; their modes stay.
+        model: Its caches are cleared.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modes = [(module, module.training) for module in model.modules()]
-        model.train()
-        for module, mode in modes:
-            module.training = mode
+        clear_caches(model)
         self._before = [(module, _shallow(vars(module))) for module in model.modules()]
 
     def forget(self) -> None:

@@ -41,7 +41,7 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
-from autocompress.remembered import Memory
+from autocompress.remembered import Memory, clear_caches
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(
@@ -188,8 +188,8 @@ class _Training:
             epochs, loss = self.budget.epochs, math.nan
             self._held_out.look(settle_and_eval(self.model))
         self._held_out.restore(self.model)
-        # What is kept of weights is kept of the last ones.
-        self._memory = Memory(self.model)
+        # Caches may be of other weights than the best ones.
+        clear_caches(self.model)
         if self.checkpoint is not None and done < 1:
             save_checkpoint(self.model, self.checkpoint, 1.0, self._epoch, int8=self._simulate)
         self.progress(1.0, "")

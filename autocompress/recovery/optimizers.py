@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autocompress.compress.sparsity import keep_zeros
 from autocompress.config import RecoveryConfig
 from autocompress.recovery.recalibration import batch_norms
+from autocompress.remembered import clear_caches
 
 # Peak rates at batches of `_BATCH`: SGD's; AdamW's for attention and recurrence, and for other networks.
 _SGD, _ADAMW_SEQUENCES, _ADAMW = 0.05, 3e-4, 1e-3
@@ -139,8 +140,7 @@ class TrainingMode:
 
     def set(self, model: nn.Module) -> None:
         """Set it, from whatever mode the network is in."""
-        # Modules that keep what weights gave while they are evaluated let go of it where they are trained.
-        model.train().eval()
+        clear_caches(model.eval())
         for norm in batch_norms(model) if self.statistics else ():
             norm.train()
         if self._dropout:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,11 @@ def test_they_are_int8_and_pruned_in_the_engine(axes: int, engine: str, tmp_path
         assert sum(isinstance(layer, (QuantConv1d, QuantConv3d)) for _, layer in quantized_layers(model)) == 4
         # The engine's outputs are compared with those of torch in int8.
         pipeline.build(model, policy, tmp_path / "policy", Ledger())
+        stored = {tensor.name for tensor in onnx.load(tmp_path / "policy/model.onnx").graph.initializer}
+        dense = tmp_path / "policy/placement.json"
+        left = json.loads(dense.read_text()) if dense.exists() else {}
+        assert {name for name in layers if f"{name}.weight_int8" in stored} == layers.keys() - left.keys()
+        assert len(left) <= 1
         pipeline.close()
 
 
