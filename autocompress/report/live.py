@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +19,9 @@ from autocompress.search.observer import Observer
 
 class LiveObserver(Observer):
     """Draw progress on a console (stderr); plain lines where it is no terminal. A context manager.
+
+    An interrupt that arrives where Python drops exceptions (finalizers, callbacks of weak references) is raised again
+    at the next progress.
 
     Attributes:
         run: The run directory, once it is there.
@@ -39,8 +44,13 @@ class LiveObserver(Observer):
         )
         self._task = self._bars.add_task("Starting", total=None, text="")
         self._metric = Metric()
+        self._interrupted = False
+        self._handler: Any = None
 
     def __enter__(self) -> Self:
+        # Python allows handlers in the main thread alone; one that is not Python's own is None.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None:
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
         self._bars.start()
         return self
 
@@ -48,6 +58,16 @@ class LiveObserver(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _raise_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def opened(self, run: Path) -> None:
         """See `Observer.opened`."""
@@ -63,6 +83,7 @@ class LiveObserver(Observer):
 
     def progress(self, fraction: float, text: str = "") -> None:
         """See `Observer.progress`."""
+        self._raise_if_interrupted()
         self._bars.update(self._task, total=1.0, completed=fraction, text=text)
 
     def baseline(self, record: TrialRecord) -> None:
@@ -95,4 +116,5 @@ class LiveObserver(Observer):
         return f"val. {self._metric.short} {self._metric.value(record.accuracy or 0.0):>7}"
 
     def _say(self, text: str) -> None:
+        self._raise_if_interrupted()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
