@@ -30,18 +30,18 @@ _UNREAD = "no layer that can be pruned reads its channels"
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear layer.
+    """One convolution, linear layer or LSTM.
 
     Attributes:
         name: Qualified module name.
-        kind: ``"conv"``, ``"pointwise"`` (1x1), ``"depthwise"``, ``"grouped"`` or ``"linear"``.
+        kind: ``"conv"``, ``"pointwise"`` (1x1), ``"depthwise"``, ``"grouped"``, ``"linear"`` or ``"lstm"``.
         in_channels, out_channels: Width of its channel axes.
-        kernel: Spatial kernel size; empty for linear layers.
+        kernel: Spatial kernel size; empty for linear layers and LSTMs.
         macs: Multiply-accumulates for one sample.
         params: Parameters, bias included.
         factorizable: Whether a low-rank form exists (not for depthwise and grouped layers, nor for subclasses, whose
             forward may do something else with the weight).
-        quantizable: Whether int8 can be simulated and exported (convolutions and linear layers, no subclasses).
+        quantizable: Whether int8 can be simulated and exported (no subclasses).
         groups: Into how many its channels are divided, as torch counts them; 1 for linear layers.
         stride: Of a convolution; empty for linear layers.
         rewritten: Whether the user's model computes it by bare parameters, and `compress.rewrite` made a layer of them.
@@ -193,8 +193,9 @@ def _output_shape(model: nn.Module, inputs: Tensor) -> tuple[int, ...]:
 def _untraced(error: Exception) -> str:
     if isinstance(error, ValueError) and "not in the dependency graph" in str(error):
         return "no gradient goes through it (no_grad or detach in forward), so what shares its channels cannot be seen"
-    words = str(error) if isinstance(error, CompressionError) else f"{type(error).__name__}: {error}"
-    return f"its channel coupling cannot be traced ({words})"
+    if isinstance(error, CompressionError):
+        return f"its channel coupling cannot be traced ({error})"
+    return f"its channels cannot be followed to what reads them ({type(error).__name__} in Torch-Pruning)"
 
 
 def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str], norm: str | None) -> str | None:

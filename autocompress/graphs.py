@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.compress.quantization import ActivationRange, activation_ranges, quantization_mode
+from autocompress.compress.recurrent import int8_lstms
 from autocompress.compress.smoothing import divisors, undivided
 from autocompress.config import QuantizationConfig
 from autocompress.engines.export import save_onnx, to_onnx
@@ -23,6 +24,7 @@ from autocompress.engines.input_division import divide_inputs
 from autocompress.engines.kernels import IN_ORDER, KernelTime
 from autocompress.engines.placement import RULES
 from autocompress.engines.qdq import InputQuantization, ResultQuantization, insert_qdq
+from autocompress.engines.recurrent import quantize_lstms
 from autocompress.engines.template import GraphTemplate
 from autocompress.errors import ExportError
 from autocompress.inventory import Inventory
@@ -245,13 +247,15 @@ def _quantized(graph: ir.Model, model: nn.Module, ranges: Ranges, engine: str) -
         for name, found in ranges.results.items()
     }
     placed = insert_qdq(graph, layers, engine, results)
+    lstms = {name: [(i.numpy(), h.numpy()) for i, h in lstm.stacked()] for name, lstm in int8_lstms(model)}
+    dense = {**placed.dense, **quantize_lstms(graph, lstms, engine)}
     roundings = Roundings(
         {name: (_simulated(found.quantization), found.rectified) for name, found in placed.results.items()},
         {name: _simulated(found) for name, found in placed.shared.items()},
         {name: torch.from_numpy(added) for name, added in placed.biases.items()},
         ranges.norms,
     )
-    return Graph(graph, placed.dense, roundings)
+    return Graph(graph, dense, roundings)
 
 
 def _expressed(found: ActivationRange) -> InputQuantization:

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +43,10 @@ __all__ = [
 
 # What follows a layer's name in `Inventory.skipped` where its channels alone are left alone.
 _CHANNELS = " (channels)"
+_DENSE_LSTM = "LSTM is int8 on ONNX Runtime alone (--engine onnxruntime)"
+_LEFT_ALONE = (
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase, nn.RNNCellBase, nn.Embedding,
+)  # fmt: skip
 # Characters of a reason that are told in a sentence, and the least share of the time that is.
 _WORDS, _TOLD = 90, 0.005
 
@@ -204,8 +209,13 @@ def _without_effect(model: nn.Module, inputs: Tensor, macs: Mapping[str, int]) -
     return found
 
 
-def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
+def take_inventory(model: nn.Module, inputs: Tensor, *, int8_lstm: bool = False) -> Inventory:
     """List what may be compressed in `model` (eval mode; not changed) for inputs ``(N, ...)``.
+
+    Args:
+        model: It.
+        inputs: Samples.
+        int8_lstm: Whether the engine has int8 LSTMs, which are layers then; else they are left alone.
 
     Raises:
         CompressionError: The model does not run on its example inputs, or gives something other than one tensor.
@@ -232,6 +242,9 @@ def take_inventory(model: nn.Module, inputs: Tensor) -> Inventory:
     found = coupled_groups(model, inputs, layers, skipped, apart) | head_groups(model, inputs, axes, layers, skipped)
     groups = {name: found[name] for name in layers if name in found}
     blocks = {b.name: b for b in _blocks(model, inputs, layers)}
+    if int8_lstm:
+        # To what is traced they remain modules of which nothing is known.
+        layers = _with_lstms(layers, model, inputs, skipped)
     return Inventory(
         layers=layers,
         groups=groups,
@@ -247,8 +260,9 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
     shared = _shared_weights(model)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase, nn.Embedding)):
-            skipped[name] = f"{type(module).__name__} is not compressed by this release"
+        if isinstance(module, _LEFT_ALONE):
+            kind = type(module).__name__
+            skipped[name] = _DENSE_LSTM if kind == "LSTM" else f"{kind} is not compressed by this release"
             continue
         if not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             continue
@@ -281,6 +295,39 @@ def _layers(model: nn.Module, macs: Mapping[str, int], skipped: dict[str, str]) 
             name,
             Layer(name, kind, ins, outs, kernel, macs[name], own, factorizable, quantizable, groups, stride, written),
         )
+
+
+def _with_lstms(
+    layers: Mapping[str, Layer], model: nn.Module, inputs: Tensor, skipped: dict[str, str]
+) -> dict[str, Layer]:
+    """Return the layers with the LSTMs among them, in the model's order; `skipped` then names their channels alone."""
+    steps: dict[str, int] = {}
+
+    def count(name: str, given: tuple[Any, ...], found: tuple[Any, ...]) -> None:
+        output = found[0] if isinstance(found[0], Tensor) else found[0].data
+        steps[name] = steps.get(name, 0) + output.numel() // output.shape[-1]
+
+    lstms = {name: module for name, module in model.named_modules() if type(module) is nn.LSTM}
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in lstms.items():
+            hooks.callback(module.register_forward_hook(partial(lambda n, _, a, b: count(n, a, b), name)).remove)
+        model(inputs[:1])
+    found = dict(layers)
+    for name, module in lstms.items():
+        if name not in steps:
+            skipped[name] = "not reached by the forward pass"
+        elif module.proj_size:
+            skipped[name] = "an LSTM with projections has no int8 form"
+        else:
+            weights = [p for n, p in module.named_parameters() if "weight" in n]
+            outs = module.hidden_size * (2 if module.bidirectional else 1)
+            found[name] = Layer(
+                name, "lstm", module.input_size, outs, (), steps[name] * sum(p.numel() for p in weights),
+                sum(p.numel() for p in module.parameters()), factorizable=False, quantizable=True,
+            )  # fmt: skip
+            del skipped[name]
+            skipped[f"{name}{_CHANNELS}"] = "the channels of an LSTM are not pruned"
+    return {name: found[name] for name, _ in model.named_modules() if name in found}
 
 
 def _shared_weights(model: nn.Module) -> dict[int, list[str]]:

@@ -31,6 +31,7 @@ from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.export import save_onnx
 from autocompress.engines.options import engine_options
+from autocompress.engines.placement import RULES
 from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError, VerificationError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import Inventory, count_macs, take_inventory
@@ -103,7 +104,9 @@ class Pipeline:
             self.original = task.network()
             self.base = in_fast_layout(rewrite(self.original), task.example_inputs(2))
             self.inputs = task.example_inputs(config.batch_size)
-            self.inventory: Inventory = take_inventory(self.base, task.example_inputs(2))
+            self.inventory: Inventory = take_inventory(
+                self.base, task.example_inputs(2), int8_lstm=RULES[config.engine].int8_lstm
+            )
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
             begun = time.monotonic()

@@ -39,11 +39,13 @@ class QuantizationOptions:
         max_drop: Largest loss of the metric on validation data, a fraction.
         skip: Layers that stay as they are.
         steps: Of AdaRound, for each layer.
+        int8_lstm: Whether the engine has int8 LSTMs.
     """
 
     max_drop: float = 0.01
     skip: tuple[str, ...] = ()
     steps: int = STEPS
+    int8_lstm: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -130,7 +132,7 @@ def quantize(
     dtype = torch.float32
     example = task.example_inputs(2)
     model = in_fast_layout(rewrite(task.network()), example)
-    inventory = take_inventory(model, example)
+    inventory = take_inventory(model, example, int8_lstm=options.int8_lstm)
     policy, skipped = _policy(inventory, options.skip)
     inputs = first_samples(task.calibration(_BATCH))
     baseline = metric_of(model, task, task.validation(_BATCH), dtype)
@@ -180,7 +182,7 @@ def write_quantized(result: QuantizationResult, task: Task, engine: str, to: Pat
 def _policy(inventory: Inventory, skip: tuple[str, ...]) -> tuple[CompressionPolicy, dict[str, str]]:
     """Return the policy, and why other layers are not int8."""
     skipped = {
-        name: inventory.skipped.get(f"{name} (int8, low rank)", "it is no plain 2D convolution or linear layer")
+        name: inventory.skipped.get(f"{name} (int8, low rank)", "it is no plain convolution or linear layer")
         for name, layer in inventory.layers.items()
         if not layer.quantizable
     }
@@ -190,5 +192,7 @@ def _policy(inventory: Inventory, skip: tuple[str, ...]) -> tuple[CompressionPol
         skipped[name] = "it was to be left out"
     wanted = [name for name, layer in inventory.layers.items() if layer.quantizable and name not in skip]
     if not wanted:
-        raise ConfigError("No layer can be int8: the model has no 2D convolution or linear layer that is not skipped.")
+        raise ConfigError(
+            "No layer can be int8: the model has no plain convolution or linear layer that is not skipped."
+        )
     return CompressionPolicy(layers=dict.fromkeys(wanted, LayerPolicy("int8"))), skipped

@@ -91,12 +91,13 @@ def quantize(
         CompressionError: The calibration data say nothing.
     """
     from autocompress import posttraining
+    from autocompress.engines.placement import RULES
     from autocompress.search.observer import Observer
 
     if to is not None:
         check_new(Path(to))
     loaded, resolved = told.subject(task, config, observer, sets, options)
-    wanted = posttraining.QuantizationOptions(skip=tuple(skip))
+    wanted = posttraining.QuantizationOptions(skip=tuple(skip), int8_lstm=RULES[resolved.engine].int8_lstm)
     if resolved.drop_limit is not None:
         wanted = replace(wanted, max_drop=resolved.drop_limit)
     observer = observer or Observer()

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.calibration import calibration
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
-from autocompress.compress.rounding import fake_quantize
+from autocompress.compress.recurrent import QuantLSTM, int8_lstms
+from autocompress.compress.rounding import fake_quantize, fake_quantize_weight, largest_step
 from autocompress.errors import CompressionError
 from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
@@ -148,17 +149,6 @@ class ActivationQuantizer(nn.Module):
         self._histogram, self._top, self._lowest = torch.zeros(_BINS), 0.0, 0.0
 
 
-def fake_quantize_weight(weight: Tensor) -> Tensor:
-    """Return `weight` ``(out, ...)`` rounded to int8 steps per output channel."""
-    return fake_quantize(weight, largest_step(weight).view(-1, *[1] * (weight.ndim - 1)), -127, 127)
-
-
-def largest_step(weight: Tensor) -> Tensor:
-    """Return the step of each output channel ``(out,)`` with which nothing of `weight` ``(out, ...)`` is cut off."""
-    # Of a channel that is all zeros any step will do whose inverse is finite.
-    return (weight.detach().flatten(1).abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def learned_step(x: Tensor, step: Tensor, low: int, high: int, *, features: int) -> Tensor:
     """Return `x` rounded to multiples of `step`, of which the gradient is that of LSQ (Esser et al., ICLR 2020).
 
@@ -257,20 +247,24 @@ class Quantization(Transform):
     """Make every layer that the policy calls int8, or that a factorized int8 layer became, compute in simulated int8.
 
     Of a factorized linear layer, the second factor stays dense.
-    Parameter names stay as they were; each layer gains ``input_quantizer.scale`` and ``.signed``.
+    Parameter names stay as they were; each layer but an LSTM gains ``input_quantizer.scale`` and ``.signed``.
     """
 
     def apply(self, model: nn.Module, policy: CompressionPolicy, context: CompressionContext) -> nn.Module:
         """See `Transform.apply`."""
         check_names(policy.int8_layers, model, policy)
         wanted = set(policy.int8_layers)
-        names = [n for n, m in model.named_modules() if type(m) in _QUANTIZED and _is_int8(n, m, wanted)]
+        known = {*_QUANTIZED, nn.LSTM}
+        names = [n for n, m in model.named_modules() if type(m) in known and _is_int8(n, m, wanted)]
         if not names:
             return model
         model = copy.deepcopy(model)
         method = calibration(context.quantization)
         for name in names:
             layer = model.get_submodule(name)
+            if type(layer) is nn.LSTM:
+                layer.__class__ = QuantLSTM
+                continue
             layer.__class__ = _QUANTIZED[type(layer)]
             assert isinstance(layer, Int8Layer)
             layer.input_quantizer = ActivationQuantizer(method)
@@ -306,15 +300,20 @@ def quantization_mode(model: nn.Module, mode: str) -> Iterator[None]:
     Weights are rounded only in ``"quantize"``.
     """
     before = [(layer, layer.simulate, layer.input_quantizer.mode) for _, layer in quantized_layers(model)]
+    lstms = [(lstm, lstm.simulate) for _, lstm in int8_lstms(model)]
     for layer, _, _ in before:
         layer.simulate = mode == "quantize"
         layer.input_quantizer.mode = mode
+    for lstm, _ in lstms:
+        lstm.simulate = mode == "quantize"
     try:
         yield
     finally:
         for layer, simulate, old in before:
             layer.simulate = simulate
             layer.input_quantizer.mode = old
+        for lstm, simulate in lstms:
+            lstm.simulate = simulate
 
 
 @contextmanager

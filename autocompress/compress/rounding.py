@@ -29,6 +29,17 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return _multiples(x, step).clamp_(low, high).mul_(step).to(x.dtype)
 
 
+def fake_quantize_weight(weight: Tensor) -> Tensor:
+    """Return `weight` ``(out, ...)`` rounded to int8 steps per output channel."""
+    return fake_quantize(weight, largest_step(weight).view(-1, *[1] * (weight.ndim - 1)), -127, 127)
+
+
+def largest_step(weight: Tensor) -> Tensor:
+    """Return the step of each output channel ``(out,)`` with which nothing of `weight` ``(out, ...)`` is cut off."""
+    # Of a channel that is all zeros any step will do whose inverse is finite.
+    return (weight.detach().flatten(1).abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def _multiples(x: Tensor, step: Tensor) -> Tensor:
     # By the inverse, as torch does: a division rounds the odd value otherwise.
     inverse = 1 / step

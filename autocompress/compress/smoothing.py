@@ -25,11 +25,10 @@ from torch.nn import functional
 from autocompress.compress.quantization import (
     ActivationQuantizer,
     QuantLinear,
-    fake_quantize_weight,
     quantization_mode,
     quantized_layers,
 )
-from autocompress.compress.rounding import fake_quantize
+from autocompress.compress.rounding import fake_quantize, fake_quantize_weight
 from autocompress.methods import Method
 
 METHOD = Method(

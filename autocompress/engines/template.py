@@ -24,6 +24,7 @@ from autocompress.engines.export import SCOPES, layer_nodes, to_onnx
 from autocompress.engines.folding import Arrays, foldable, folded, randomised, submodule, without_norms
 from autocompress.engines.head_shapes import free_heads, set_shape
 from autocompress.engines.placement import multiplies_activations
+from autocompress.engines.recurrent import lstm_nodes
 from autocompress.engines.wiring import feeding, structure, wiring
 from autocompress.errors import ExportError
 
@@ -73,6 +74,8 @@ class GraphTemplate:
         nodes = layer_nodes(self._graph, layers)
         self._nodes = {name: node.name for name, node in nodes.items() if node.name is not None}
         self._layers = {node: name for name, node in self._nodes.items()}
+        lstms = [name for name, module in base.named_modules() if isinstance(module, nn.LSTM)]
+        self._layers |= {node.name: name for name in lstms for node in lstm_nodes(self._graph, name) if node.name}
         self.structure = structure(self._graph)
         self.has_attention = any(multiplies_activations(v) for node in self._graph.graph for v in node.outputs)
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}

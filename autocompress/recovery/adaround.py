@@ -41,7 +41,7 @@ def adaptive_rounding(weight: Tensor, inputs: Tensor, wanted: Tensor, groups: in
         steps: Of the optimisation.
 
     Returns:
-        Weights ``(C, ...)`` on the grid of `compress.quantization.fake_quantize_weight`, which leaves them as they
+        Weights ``(C, ...)`` on the grid of `compress.rounding.fake_quantize_weight`, which leaves them as they
         are. Zeros and the largest of each channel stay. Nearest rounding where that turned out to be better.
     """
     flat = weight.detach().float().flatten(1)

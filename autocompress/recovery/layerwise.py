@@ -21,10 +21,10 @@ from torch.nn import functional
 from autocompress.channel_tracing import CONVOLUTIONS
 from autocompress.compress.quantization import (
     Int8Layer,
-    fake_quantize_weight,
     quantization_mode,
     quantized_layers,
 )
+from autocompress.compress.rounding import fake_quantize_weight
 from autocompress.engines.folding import foldable
 from autocompress.methods import Method
 from autocompress.recovery.adaround import adaptive_rounding

@@ -28,6 +28,7 @@ from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.kernels import KernelTime
+from autocompress.engines.placement import RULES
 from autocompress.errors import BuildError, EngineError, UnavailableError
 from autocompress.graphs import GraphBuilder
 from autocompress.inventory import take_inventory
@@ -107,7 +108,7 @@ class Profiler:
         self._example = task.example_inputs(2)
         self._inputs = task.example_inputs(config.batch_size)
         self._base = rewrite(task.network())
-        self.inventory = take_inventory(self._base, self._example)
+        self.inventory = take_inventory(self._base, self._example, int8_lstm=RULES[config.engine].int8_lstm)
         self._graphs = GraphBuilder(self._base, self._inputs, self.inventory, config.engine)
         self.layout = self._graphs.layout
         self._networks = UntrainedNetworks(
@@ -380,6 +381,6 @@ def known_profile(task: Task, config: RunConfig, folder: Path | None = None) -> 
         EngineError: The model cannot be read.
     """
     base = rewrite(task.network())
-    inventory = take_inventory(base, task.example_inputs(2))
+    inventory = take_inventory(base, task.example_inputs(2), int8_lstm=RULES[config.engine].int8_lstm)
     graphs = GraphBuilder(base, task.example_inputs(config.batch_size), inventory, config.engine)
     return open_profile(graphs, config, folder)

@@ -25,6 +25,7 @@ from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.scoring import channel_scores
 from autocompress.config import QuantizationConfig, RunConfig
 from autocompress.engines.base import dense_dtypes
+from autocompress.engines.placement import RULES
 from autocompress.errors import CompressionError
 from autocompress.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -425,7 +426,7 @@ def of_task(
     capabilities = described["capabilities"]
     dense_dtype = dense_dtypes(capabilities, config.dense_dtype, f"{config.engine} ({described['device']})")[0]
     base = in_fast_layout(rewrite(task.network()), task.example_inputs(2))
-    inventory = take_inventory(base, task.example_inputs(2))
+    inventory = take_inventory(base, task.example_inputs(2), int8_lstm=RULES[config.engine].int8_lstm)
     file = configured_space(config)
     space = bind(file, base, inventory, dense_dtype, capabilities)
     scores = channel_scores(task, base, inventory, file.importance)

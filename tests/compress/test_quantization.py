@@ -17,10 +17,10 @@ from autocompress.compress.quantization import (
     QuantLinear,
     activation_ranges,
     calibrate,
-    fake_quantize_weight,
     quantization_mode,
     quantized_layers,
 )
+from autocompress.compress.rounding import fake_quantize_weight
 from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 from autocompress.policy import CompressionPolicy, LayerPolicy

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autocompress.compress.quantization import fake_quantize_weight
+from autocompress.compress.rounding import fake_quantize_weight
 from autocompress.recovery.adaround import adaptive_rounding
 
 

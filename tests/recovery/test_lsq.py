@@ -16,11 +16,11 @@ from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import (
     activation_ranges,
     calibrate,
-    fake_quantize_weight,
     learned_step,
     quantization_mode,
     quantized_layers,
 )
+from autocompress.compress.rounding import fake_quantize_weight
 from autocompress.config import RecoveryConfig, RunConfig
 from autocompress.graphs import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
