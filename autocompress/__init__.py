@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.api import benchmark, build, measure, open_profile, profile, prune, quantize, search, sensitivity
+    from autocompress.api.run import Run, open_run
     from autocompress.api.teaching import distill
+    from autocompress.catalogue import list_methods
     from autocompress.errors import AutoCompressError
-    from autocompress.methods import list_methods
     from autocompress.policy import CompressionPolicy, LayerPolicy
-    from autocompress.run import Run, open_run
     from autocompress.storage import pack, unpack
     from autocompress.tasks import ClassificationTask, Task, load_task
 
@@ -25,16 +25,16 @@ _HOMES = {
     "ClassificationTask": "autocompress.tasks",
     "CompressionPolicy": "autocompress.policy",
     "LayerPolicy": "autocompress.policy",
-    "Run": "autocompress.run",
+    "Run": "autocompress.api.run",
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
     "build": "autocompress.api",
     "distill": "autocompress.api.teaching",
-    "list_methods": "autocompress.methods",
+    "list_methods": "autocompress.catalogue",
     "load_task": "autocompress.tasks",
     "measure": "autocompress.api",
     "open_profile": "autocompress.api",
-    "open_run": "autocompress.run",
+    "open_run": "autocompress.api.run",
     "pack": "autocompress.storage",
     "profile": "autocompress.api",
     "prune": "autocompress.api",

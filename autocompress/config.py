@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from autocompress import units
+from autocompress import quantities
 from autocompress.errors import ConfigError, nearest
 
 SAMPLERS = ("knapsack", "tpe", "nsga2", "gp", "random")
@@ -155,24 +155,24 @@ class RunConfig(_Section):
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @property
-    def latency_limit(self) -> units.Limit | None:
+    def latency_limit(self) -> quantities.Limit | None:
         """Latency bound of one inference call, in ms or relative to the baseline."""
-        return None if self.target_latency is None else units.parse_latency(self.target_latency)
+        return None if self.target_latency is None else quantities.parse_latency(self.target_latency)
 
     @property
     def drop_limit(self) -> float | None:
         """Largest allowed loss of the metric, as a fraction."""
-        return None if self.max_drop is None else units.parse_drop(self.max_drop)
+        return None if self.max_drop is None else quantities.parse_drop(self.max_drop)
 
     @property
-    def size_limit(self) -> units.Limit | None:
+    def size_limit(self) -> quantities.Limit | None:
         """Size bound of the engine's files, in bytes or relative to the baseline."""
-        return None if self.max_size is None else units.parse_size(self.max_size)
+        return None if self.max_size is None else quantities.parse_size(self.max_size)
 
     @property
     def timeout_seconds(self) -> float | None:
         """Wall time for the whole run, recovery included."""
-        return None if self.timeout is None else units.parse_duration(self.timeout)
+        return None if self.timeout is None else quantities.parse_duration(self.timeout)
 
     @property
     def occasions(self) -> int:

@@ -1,21 +1,19 @@
-"""What a run ran on, for ``env.json`` and ``autocompress env``; seeds; the cache directory.
+"""What a run ran on, for ``env.json`` and ``autocompress env``; the cache directory.
 
 Versions are read from package metadata and devices from the system, so that describing a machine imports no framework.
-It must not touch a device or measure anything: fingerprints of devices belong to `latency`.
+It must not touch a device or measure anything: fingerprints of devices belong to `measurement.fingerprint`.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import random
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 # Distributions whose version can change a result; those that are not installed are left out.
@@ -93,16 +91,6 @@ def allowed_cpus() -> int:
     """Return how many logical processors this process may run on; fewer than the machine's under affinity limits."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of random, numpy and torch in this process."""
-    import torch
-
-    random.seed(seed)
-    # numpy's legacy generator takes 32 bits; torch takes 64.
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def cache_directory() -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from autocompress.latency.protocol import Protocol
+from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.results import Measurement, TrialRecord
+from autocompress.runs.records import Measurement, TrialRecord
 
 # Tests that open runtimes themselves send nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -26,7 +26,7 @@ for _name in (*_LOOKS, "LINES"):
 os.environ.update(COLUMNS="80", TERM="xterm-256color")
 
 
-# As they are before `tests.search.tiny` cuts them short.
+# As they are before `tests.exploration.tiny` cuts them short.
 _PROTOCOLS = {name: Protocol.__dict__[name] for name in ("standard", "trial")}
 
 

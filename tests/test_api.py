@@ -17,16 +17,17 @@ import pytest
 import torch
 
 import autocompress
-from autocompress import api, pipeline
+from autocompress import api
 from autocompress.api import settings
 from autocompress.deploy import summary
 from autocompress.errors import ConfigError, StudyMismatchError, VerificationError
-from autocompress.latency.protocol import Protocol
+from autocompress.evaluation import evaluator
+from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.results import TrialRecord
-from autocompress.search.observer import Observer
+from autocompress.runs.observer import Observer
+from autocompress.runs.records import TrialRecord
 from autocompress.tasks import Task
-from tests.search import tiny
+from tests.exploration import tiny
 
 OPTIONS: dict[str, Any] = {
     "target_latency": "0.01x",
@@ -182,7 +183,7 @@ def test_nothing_could_be_measured(task: Task, tmp_path: Path, monkeypatch: pyte
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(pipeline.Pipeline, "evaluate", fails)
+    monkeypatch.setattr(evaluator.Pipeline, "evaluate", fails)
     run = api.search(task, out=tmp_path / "run", **OPTIONS)
     assert [r.state for r in run.records] == ["failed"] * 2 and len(run.front) == 0
     # What there was before is offered, and it is said that it is no more than that.
@@ -275,7 +276,7 @@ def test_search_can_be_called_again_and_beside_its_package(tmp_path: Path) -> No
     script = (
         "import autocompress\n"
         "from autocompress.errors import ConfigError\n"
-        "import autocompress.search.pareto\n"
+        "import autocompress.exploration.pareto\n"
         "for _ in range(2):\n"
         "    try:\n"
         "        autocompress.search('digits', engine='none')\n"

@@ -19,22 +19,22 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from autocompress import graphs
 from autocompress.cli import main
 from autocompress.config import RecoveryConfig
-from autocompress.engines.template import GraphTemplate
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.exploration.int8_sensitivity import harmful
+from autocompress.exploration.sensitivity import SensitivityPass
+from autocompress.graph import builder
+from autocompress.graph.template import GraphTemplate
+from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
-from autocompress.search.int8_sensitivity import harmful
-from autocompress.search.sensitivity import SensitivityPass
-from autocompress.search.space import SearchSpace, bind, load_space
+from autocompress.runs.time_ledger import Ledger
+from autocompress.space.search_space import SearchSpace, bind, load_space
 from autocompress.tasks import Task, check_task
-from autocompress.worker import EngineWorker
 from benchmarks.cases.making import Plain, few_samples, fit, gratings
 from benchmarks.cases.registry import CASES, NOT_BUILT, REFUSED
 from benchmarks.kinds.run import Choices, walk_task
@@ -196,7 +196,7 @@ def export_once(request: pytest.FixtureRequest, exports: dict[Any, Any], monkeyp
             exports[name] = GraphTemplate(*given)
         return exports[name]
 
-    monkeypatch.setattr(graphs, "GraphTemplate", template)
+    monkeypatch.setattr(builder, "GraphTemplate", template)
 
 
 @pytest.mark.usefixtures("export_once")

@@ -16,13 +16,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from autocompress.cli import main
-from autocompress.latency.protocol import Protocol
-from autocompress.latency.table import LatencyTable
-from autocompress.run_directory import RunDirectory
-from autocompress.search import profiling
+from autocompress.evaluation import profiler
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.protocol import Protocol
+from autocompress.prediction.table import LatencyTable
+from autocompress.runs.directory import RunDirectory
 from autocompress.tasks.cifar_models import CIFAR_MODELS
-from autocompress.worker import EngineWorker
-from tests.search import tiny
+from tests.exploration import tiny
 
 RUN_FILES = {
     "config.yaml", "env.json", "study.db", "trials.jsonl", "pareto.json", "summary.json", "report.html",
@@ -232,7 +232,7 @@ def profiled(call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.Mo
         warm_up_s=0.002, min_iterations=10, min_seconds=0.004, max_seconds=0.004, rounds=3, noise_limit=10, patience_s=0
     )
     monkeypatch.setattr(Protocol, "quick", classmethod(lambda cls, **_: brief))
-    monkeypatch.setattr(profiling, "_KERNEL_SECONDS", 0.01)
+    monkeypatch.setattr(profiler, "_KERNEL_SECONDS", 0.01)
     words = ("profile", "--task", "tiny_task:make", "--tables", "tables", "--set", "dense_dtype=fp32")
     return lambda *more: call(*words, *more)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from autocompress.catalogue import list_methods
 from autocompress.cli import main
-from autocompress.methods import list_methods
-from tests.search import tiny
+from tests.exploration import tiny
 
 
 @pytest.fixture

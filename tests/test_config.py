@@ -10,7 +10,7 @@ import yaml
 
 from autocompress.config import SAMPLERS, RunConfig, load_config
 from autocompress.errors import ConfigError
-from autocompress.units import Limit
+from autocompress.quantities import Limit
 
 
 def write(folder: Path, text: str) -> Path:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from autocompress import environment
+from autocompress.tasks.seeding import seed_everything
 
 
 def test_describe_is_json_with_versions_and_devices() -> None:
@@ -86,10 +87,10 @@ def test_seeds_repeat_every_generator(seed: int) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    environment.seed_everything(seed)
+    seed_everything(seed)
     first = draw()
     assert draw() != first
-    environment.seed_everything(seed)
+    seed_everything(seed)
     assert draw() == first
 
 

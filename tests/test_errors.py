@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress import errors
-from autocompress._lazy import optional
+from autocompress._optional import optional
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
 DRAWN = re.findall(r"^[ │├└─]*(\w+Error)(?: +(\d))?", errors.__doc__ or "", re.MULTILINE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from autocompress.worker import EngineWorker
+from autocompress.measurement.client import EngineWorker
 from benchmarks.kinds.composed import RECIPES, Recipe, outcome
 from benchmarks.kinds.networks import EXPECTED, KINDS
 from benchmarks.kinds.run import walk

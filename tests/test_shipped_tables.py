@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from autocompress.compress import rewrite
-from autocompress.graphs import GraphBuilder
-from autocompress.inventory import take_inventory
-from autocompress.latency.table import LatencyTable
+from autocompress.graph.builder import GraphBuilder
+from autocompress.model.inventory import take_inventory
+from autocompress.prediction.table import LatencyTable
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from tests import networks
 

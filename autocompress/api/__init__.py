@@ -15,6 +15,7 @@ import numpy as np
 from autocompress.api import settings as told
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
+from autocompress.api.run import Run, open_run
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import example_inputs, resolve
 from autocompress.deploy.summary import summarize
@@ -22,20 +23,19 @@ from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.measure import Protocol
-from autocompress.results import Measurement
-from autocompress.run import Run, open_run
-from autocompress.run_directory import RunDirectory
-from autocompress.units import parse_duration
-from autocompress.worker import EngineWorker
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.measure import Protocol
+from autocompress.quantities import parse_duration
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import Measurement
 
 if TYPE_CHECKING:
-    from autocompress.deploy.aot import Build
+    from autocompress.deploy.build import Build
     from autocompress.deploy.remeasure import Remeasured
-    from autocompress.search.observer import Observer
-    from autocompress.search.sensitivity import Sensitivity
-    from autocompress.search.tables import Profile
+    from autocompress.exploration.sensitivity import Sensitivity
+    from autocompress.prediction.profile import Profile
+    from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
 
 
@@ -68,8 +68,8 @@ def search(
         ConfigError: An option, the data or the weights cannot be used.
     """
     started = time.monotonic()
-    from autocompress.search.observer import Observer
-    from autocompress.search.session import SearchSession
+    from autocompress.exploration.session import SearchSession
+    from autocompress.runs.observer import Observer
     from autocompress.tasks.checks import check_task
 
     observer = observer or Observer()
@@ -214,15 +214,15 @@ def build(
         UnavailableError: The engine is not installed, or needs a device that is not here.
         EngineError: An ONNX file cannot be built. A run's model that cannot is returned with its error.
     """
-    from autocompress.deploy import aot
+    from autocompress.deploy import build as deploy_build
 
     given = tuple((settings or {}).items())
-    options = aot.with_default_dtype(EngineOptions("fp32", 1, batch_size, given), engine, dtype)
+    options = deploy_build.with_default_dtype(EngineOptions("fp32", 1, batch_size, given), engine, dtype)
     if not isinstance(source, Run) and Path(source).is_file():
-        return [aot.build_onnx(Path(source), engine, options, Path(to))]
+        return [deploy_build.build_onnx(Path(source), engine, options, Path(to))]
     run = source if isinstance(source, Run) else open_run(source)
     numbers = [run.best.number] if trials is None else list(trials)
-    return aot.build_trials(run.directory, run.task, numbers, engine=engine, options=options, to=Path(to))
+    return deploy_build.build_trials(run.directory, run.task, numbers, engine=engine, options=options, to=Path(to))
 
 
 def _inputs_of(file: EngineFile) -> np.ndarray:
@@ -259,12 +259,12 @@ def profile(
         ConfigError: An option cannot be used, or the table cannot be read or written.
         EngineError: The model cannot be built or measured.
     """
-    from autocompress.search import profiling
+    from autocompress.evaluation import profiler
 
     seconds = parse_duration(budget, "budget")
     loaded, resolved = told.subject(task, config, observer, sets, options)
     name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
-    return profiling.profile(
+    return profiler.profile(
         loaded, resolved, seconds=seconds, networks=networks,
         folder=None if folder is None else Path(folder), observer=observer, name=name,
     )  # fmt: skip
@@ -284,10 +284,10 @@ def open_profile(
     Raises:
         ConfigError: There is no table, or it is damaged, or knows nothing of this model.
     """
-    from autocompress.search import profiling
+    from autocompress.evaluation import profiler
 
     loaded, resolved = told.subject(task, config, observer, sets, options)
-    return profiling.known_profile(loaded, resolved, None if folder is None else Path(folder))
+    return profiler.known_profile(loaded, resolved, None if folder is None else Path(folder))
 
 
 def sensitivity(
@@ -310,7 +310,7 @@ def sensitivity(
     Raises:
         ConfigError: An option cannot be used, or no choice moves the outputs.
     """
-    from autocompress.search.sensitivity import of_task
+    from autocompress.exploration.sensitivity import of_task
 
     loaded, resolved = told.subject(task, config, observer, sets, options)
     if observer is not None:
@@ -331,8 +331,8 @@ def inspect(task: Task) -> dict[str, Any]:
     in part; an engine's may be another.
     """
     from autocompress.compress import rewrite
-    from autocompress.inventory import take_inventory
-    from autocompress.module_times import time_shares
+    from autocompress.model.inventory import take_inventory
+    from autocompress.model.module_times import time_shares
 
     base = rewrite(task.network())
     found = take_inventory(base, task.example_inputs(2))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from autocompress.api import settings as told
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.run_directory import check_new
+from autocompress.files import check_new
 
 if TYPE_CHECKING:
-    from autocompress.posttraining import QuantizationResult
-    from autocompress.search.observer import Observer
-    from autocompress.stepwise import PruningResult
+    from autocompress.recipes.prune import PruningResult
+    from autocompress.recipes.quantize import QuantizationResult
+    from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
 
 
@@ -36,14 +36,14 @@ def prune(
         to: New directory for policy, weights, ONNX file and figures; None writes nothing.
         observer: Receives progress.
         sets: ``"dotted.key=value"`` overrides of the run file.
-        **options: Of `autocompress.stepwise.PruningOptions`: ``ratio=0.5, scope="global", schedule="gradual"``.
+        **options: Of `autocompress.recipes.prune.PruningOptions`: ``ratio=0.5, scope="global", schedule="gradual"``.
 
     Raises:
         ConfigError: An option cannot be used, so much cannot go, or `to` holds something.
         CompressionError: The importance lacks what it needs, or fine-tuning diverged.
     """
-    from autocompress import stepwise as pruning
-    from autocompress.search.observer import Observer
+    from autocompress.recipes import prune as pruning
+    from autocompress.runs.observer import Observer
 
     resolved, _ = told.resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
     try:
@@ -90,20 +90,20 @@ def quantize(
         ConfigError: An option cannot be used, no layer can be int8, or `to` holds something.
         CompressionError: The calibration data say nothing.
     """
-    from autocompress import posttraining
-    from autocompress.engines.placement import RULES
-    from autocompress.search.observer import Observer
+    from autocompress.graph.qdq_rules import RULES
+    from autocompress.recipes import quantize as quantize_recipe
+    from autocompress.runs.observer import Observer
 
     if to is not None:
         check_new(Path(to))
     loaded, resolved = told.subject(task, config, observer, sets, options)
-    wanted = posttraining.QuantizationOptions(skip=tuple(skip), int8_lstm=RULES[resolved.engine].int8_lstm)
+    wanted = quantize_recipe.QuantizationOptions(skip=tuple(skip), int8_lstm=RULES[resolved.engine].int8_lstm)
     if resolved.drop_limit is not None:
         wanted = replace(wanted, max_drop=resolved.drop_limit)
     observer = observer or Observer()
-    found = posttraining.quantize(
+    found = quantize_recipe.quantize(
         loaded, wanted, resolved.quantization, stage=observer.stage, progress=observer.progress
     )
     if to is not None:
-        posttraining.write_quantized(found, loaded, resolved.engine, Path(to))
+        quantize_recipe.write_quantized(found, loaded, resolved.engine, Path(to))
     return found

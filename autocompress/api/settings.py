@@ -12,7 +12,7 @@ from autocompress.engines import ENGINES
 from autocompress.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from autocompress.search.observer import Observer
+    from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
 
 
@@ -106,7 +106,7 @@ def check(config: RunConfig) -> None:
     """
     from autocompress.compress.calibration import calibration
     from autocompress.recovery.distillation import check_distillation
-    from autocompress.search.space import configured_space
+    from autocompress.space.search_space import configured_space
 
     if config.engine not in ENGINES:
         raise ConfigError(f"Unknown engine {config.engine!r}.{nearest(config.engine, ENGINES)}")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from autocompress.api import settings as told
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.latency.protocol import Protocol
-from autocompress.worker import EngineWorker
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.protocol import Protocol
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.search.observer import Observer
+    from autocompress.recipes.distill import DistillationResult
+    from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
-    from autocompress.teaching import DistillationResult
 
 
 def distill(
@@ -55,9 +55,9 @@ def distill(
         UnavailableError: The engine or its device is not here.
         EngineError: The student cannot be exported or built, or its training diverged.
     """
-    from autocompress import teaching
-    from autocompress.run_directory import check_new
-    from autocompress.search.observer import Observer
+    from autocompress.files import check_new
+    from autocompress.recipes import distill as distill_recipe
+    from autocompress.runs.observer import Observer
     from autocompress.tasks.students import load_student
 
     if student is None:
@@ -65,17 +65,17 @@ def distill(
     if resume and to is None:
         raise ConfigError("--resume needs --to, the directory of the training to go on with.")
     folder = None if to is None else Path(to)
-    if folder is not None and not (resume and teaching.begun(folder)):
+    if folder is not None and not (resume and distill_recipe.begun(folder)):
         check_new(folder)
     observer = observer or Observer()
     loaded, resolved = told.subject(task, config, observer, sets, options)
     if isinstance(student, str):
-        classes = teaching.width_of_outputs(loaded)
+        classes = distill_recipe.width_of_outputs(loaded)
         student = load_student(student, resolved.task, classes, None if weights is None else str(weights))
     elif weights is not None:
         raise ConfigError("weights are for a student known by name; load them into the model that you pass.")
     with EngineWorker() as worker:
-        return teaching.distill(
+        return distill_recipe.distill(
             loaded, student, resolved, worker, epochs=resolved.recovery.whole_epochs if epochs is None else epochs,
             to=folder, protocol=protocol, stage=observer.stage, progress=observer.progress,
         )  # fmt: skip

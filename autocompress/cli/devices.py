@@ -11,7 +11,7 @@ import click
 
 from autocompress.cli.terminal import echo, err, out, plain_errors
 from autocompress.errors import UnavailableError
-from autocompress.results import Measurement
+from autocompress.runs.records import Measurement
 
 
 @click.command(short_help="Time engines against each other, interleaved.")
@@ -51,7 +51,7 @@ def benchmark(
     from autocompress import api
     from autocompress.deploy.artifacts import stated
     from autocompress.engines.base import EngineOptions
-    from autocompress.latency.measure import Protocol
+    from autocompress.measurement.measure import Protocol
     from autocompress.report.tables import benchmark_table
 
     found, measured = api.benchmark(
@@ -93,11 +93,11 @@ def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool
     --compute-capability 8.9`), whose latencies are only predicted.
     """
     from autocompress import api
-    from autocompress.latency.protocol import Protocol
+    from autocompress.measurement.protocol import Protocol
     from autocompress.report.live import LiveObserver
     from autocompress.report.run_view import read_run
     from autocompress.report.tables import front_table, remeasured_table
-    from autocompress.run_directory import RunDirectory
+    from autocompress.runs.directory import RunDirectory
 
     with LiveObserver(err) as observer:
         found = api.measure(
@@ -154,7 +154,7 @@ def profile(
     from; searches on this device find the table by themselves.
     """
     from autocompress import api
-    from autocompress.latency.table import table_path
+    from autocompress.prediction.table import table_path
     from autocompress.report.live import LiveObserver
     from autocompress.report.table_view import write_table_report
     from autocompress.report.tables import profile_summary
@@ -213,9 +213,9 @@ def build(
     Nothing is measured: an engine that builds proves the graph, not the speed. Exit code 5: nothing could be built.
     """
     from autocompress import api
+    from autocompress.api.run import open_run
     from autocompress.errors import EngineError
-    from autocompress.run import open_run
-    from autocompress.units import format_bytes
+    from autocompress.quantities import format_bytes
 
     settings = _settings(options)
     if compute_capability is not None:
@@ -282,7 +282,7 @@ def doctor(engine: str, *, compute_capability: str | None, as_json: bool) -> Non
 
     Exit code 4 says that something failed.
     """
-    from autocompress.doctor import FAILED, examine
+    from autocompress.measurement.doctor import FAILED, examine
     from autocompress.report.tables import doctor_table
 
     settings = {} if compute_capability is None else {"compute_capability": compute_capability}

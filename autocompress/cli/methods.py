@@ -25,7 +25,7 @@ def methods(family: str | None, *, as_json: bool) -> None:
 
     A method of the family importance is named so in a search space or a run file: importance: apoz.
     """
-    from autocompress.methods import list_methods
+    from autocompress.catalogue import list_methods
     from autocompress.report.method_tables import methods_table
 
     found = list_methods(family)
@@ -179,7 +179,7 @@ def distill(
     `autocompress benchmark DIR/teacher DIR`.
     """
     from autocompress.api import teaching
-    from autocompress.latency.protocol import Protocol
+    from autocompress.measurement.protocol import Protocol
     from autocompress.report.live import LiveObserver
     from autocompress.report.method_tables import distilled_table
 

@@ -103,7 +103,7 @@ def _print_run(directory: Any) -> None:
 def pareto(run: Path, as_json: bool, html: bool) -> None:
     """Show the Pareto front of RUN, a run directory."""
     from autocompress.report.html import write_report
-    from autocompress.run_directory import RunDirectory
+    from autocompress.runs.directory import RunDirectory
 
     directory = RunDirectory.open(run)
     if html:
@@ -134,9 +134,9 @@ def deploy(
     """
     from autocompress.deploy import package
     from autocompress.deploy.triton import write_triton_repository
-    from autocompress.latency.fingerprint import device_fingerprint
-    from autocompress.run_directory import RunDirectory
-    from autocompress.units import format_ms
+    from autocompress.measurement.fingerprint import device_fingerprint
+    from autocompress.quantities import format_ms
+    from autocompress.runs.directory import RunDirectory
 
     manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint(), force=force)
     if triton is not None:

@@ -6,9 +6,9 @@ import copy
 
 from torch import nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform
 from autocompress.errors import CompressionError
-from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(

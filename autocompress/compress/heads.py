@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch_pruning.dependency import Dependency
 from torch_pruning.dependency import Group as TracedGroup
 
-from autocompress.attention import HeadAxis, head_axes, keep_heads
+from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.pruning import kept_indices
-from autocompress.coupling import Group
-from autocompress.methods import Method
+from autocompress.model.attention import HeadAxis, head_axes, keep_heads
+from autocompress.model.channel_groups import Group
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(

@@ -16,12 +16,12 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from autocompress.attention import head_axes
 from autocompress.compress import importances
 from autocompress.compress.heads import scores_of_heads, traced_heads
 from autocompress.compress.importances.base import Evidence, Importance, Subject, relative
 from autocompress.errors import CompressionError, ConfigError, nearest
-from autocompress.inventory import Inventory, dependency_graph, output_group
+from autocompress.model.attention import head_axes
+from autocompress.model.inventory import Inventory, dependency_graph, output_group
 
 
 def _found() -> Iterator[tuple[str, Callable[[], Importance]]]:

@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from autocompress.attention import head_axes
+from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
-from autocompress.inventory import CONVOLUTIONS, dependency_graph, in_every_part, output_group, parts_of
-from autocompress.methods import Method
+from autocompress.model.attention import head_axes
+from autocompress.model.inventory import CONVOLUTIONS, dependency_graph, in_every_part, output_group, parts_of
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(

@@ -3,7 +3,7 @@
 Weights: per output channel, symmetric, [-127, 127], scale from the current largest magnitude, so training moves it.
 Activations: per tensor, zero point 0; unsigned [0, 255] where calibration saw no negative value, else signed
 [-128, 127]; the scale is what a method of `calibrations` says of a histogram of calibration data. Gradients pass
-straight through. The Q/DQ that `engines.qdq` writes reproduces these numbers.
+straight through. The Q/DQ that `graph.qdq` writes reproduces these numbers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.calibration import calibration
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.compress.recurrent import QuantLSTM, int8_lstms
 from autocompress.compress.rounding import fake_quantize, fake_quantize_weight, largest_step
 from autocompress.errors import CompressionError
-from autocompress.methods import Method
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(

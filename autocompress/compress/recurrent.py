@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.rounding import fake_quantize_weight
-from autocompress.methods import Method
 
 METHOD = Method(
     "int8-lstm",

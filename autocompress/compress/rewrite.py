@@ -3,7 +3,7 @@
 A parameter-free "option A" shortcut (He et al., 2016) picks every second pixel and pads channels with zeros. It equals
 a strided 1x1 convolution with a 0/1 weight; written so, the residual streams on both sides can be pruned, and
 fine-tuning may use the new weight. torch's own multi-head attention holds its projections as bare parameters; with
-layers in their place (`attention.plain`) its heads can be pruned, and they can be int8 and of low rank.
+layers in their place (`model.attention.plain`) its heads can be pruned, and they can be int8 and of low rank.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import nn
 
-from autocompress.attention.plain import plain
+from autocompress.model.attention.plain import plain
 from autocompress.tasks.cifar_models import OptionAShortcut
 
 

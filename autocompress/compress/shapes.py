@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from autocompress.compress.factorizations import FACTORIZATIONS, Factor, factorization_of
 from autocompress.compress.pruning import kept_channels
-from autocompress.inventory import Inventory, Layer
+from autocompress.model.inventory import Inventory, Layer
 from autocompress.policy import CompressionPolicy
 
 

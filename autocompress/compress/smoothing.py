@@ -7,7 +7,7 @@ brought below it, and all others keep their room, because the largest value that
 says little of other data. Which threshold, each set of layers that reads one tensor chooses by the error of its own
 outputs. Divisors are powers of two, so the network in float computes the same to the bit.
 
-The division stays an operation of its own in the torch model; `engines.input_division` puts it into the graph, in the
+The division stays an operation of its own in the torch model; `graph.input_division` puts it into the graph, in the
 norm or layer that makes the tensor where nothing else reads that.
 """
 
@@ -22,14 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.compress.quantization import (
-    ActivationQuantizer,
-    QuantLinear,
-    quantization_mode,
-    quantized_layers,
-)
+from autocompress.catalogue import Method
+from autocompress.compress.quantization import ActivationQuantizer, QuantLinear, quantization_mode, quantized_layers
 from autocompress.compress.rounding import fake_quantize, fake_quantize_weight
-from autocompress.methods import Method
 
 METHOD = Method(
     "smoothquant",

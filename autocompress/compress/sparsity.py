@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.errors import CompressionError
-from autocompress.inventory import CONVOLUTIONS, NORMS, dependency_graph, output_group
-from autocompress.methods import Method
+from autocompress.model.inventory import CONVOLUTIONS, NORMS, dependency_graph, output_group
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.shapes import network_macs
 from autocompress.errors import ConfigError, nearest
-from autocompress.inventory import Inventory
-from autocompress.methods import Method
+from autocompress.model.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
 METHODS = (

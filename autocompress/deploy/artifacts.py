@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from autocompress.deploy.manifest import MANIFEST_NAME, Manifest
 from autocompress.engines import ENGINES
+from autocompress.engines.artifact import read_artifact
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, nearest
-from autocompress.results import Measurement, read_json
-from autocompress.run_directory import RunDirectory, read_artifact
+from autocompress.files import read_json
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import Measurement
 
 _DEFAULT_ENGINE = "openvino"
 # Which engines open a bare file of this suffix.

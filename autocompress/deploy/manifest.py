@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError, VerificationError
+from autocompress.files import read_json, write_json
 from autocompress.policy import CompressionPolicy
-from autocompress.results import read_json, write_json
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -35,7 +35,7 @@ class Manifest:
         trial, stage: Which candidate of the run it is; the number is None when it is not recorded.
         task, model: What was compressed, where the run says so.
         device: The device it was measured on: a fingerprint, or ``{"name": …}``; None when unknown.
-        measured: The measurement that the search took of this very file (`results.Measurement`), or None.
+        measured: The measurement that the search took of this very file (`runs.records.Measurement`), or None.
         accuracy: ``"validation"`` and ``"test"`` in [0, 1]; None where not computed for this candidate.
         size_bytes: Of the engine's files.
         verification: What was checked in a fresh process when it was deployed.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.deploy import runscript
+from autocompress.deploy import run_script
 from autocompress.deploy.artifacts import input_ports
 from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
 from autocompress.deploy.summary import trial_number
@@ -31,17 +31,19 @@ from autocompress.deploy.verify import (
     never_slower,
     read_reference,
 )
+from autocompress.engines.artifact import read_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
-from autocompress.latency.measure import Protocol
-from autocompress.metric import Metric
+from autocompress.exploration.missed_limits import figures_of, limits_of, missed_limits, say_missed
+from autocompress.exploration.pareto import constraints_of, run_front
+from autocompress.files import read_json
+from autocompress.measurement.measure import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.results import PREDICTED, TrialRecord, read_json
-from autocompress.run_directory import RunDirectory, read_artifact
-from autocompress.search.missed import figures_of, limits_of, missed_limits, say_missed
-from autocompress.search.pareto import constraints_of, run_front
-from autocompress.tokens import TOKENIZER_NAME, TextTokens
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.metric import Metric
+from autocompress.runs.records import PREDICTED, TrialRecord
+from autocompress.tasks.tokens import TOKENIZER_NAME, TextTokens
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
 _OPTIONAL = ("model.onnx", "weights.safetensors")
@@ -92,10 +94,10 @@ def deploy(
         with _writing(to):
             hashes = _copy(source, measured_file, folder)
             manifest = _manifest(run, source, measured_file, hashes, device)
-            script, text = folder / runscript.NAME, TextTokens.read(run.path)
+            script, text = folder / run_script.NAME, TextTokens.read(run.path)
             if text is not None:
                 shutil.copyfile(text.file, folder / TOKENIZER_NAME)
-            script.write_text(runscript.run_script(manifest, _ports(folder, measured_file), text))
+            script.write_text(run_script.run_script(manifest, _ports(folder, measured_file), text))
             own = [script, *([folder / TOKENIZER_NAME] if text is not None else [])]
             manifest = replace(manifest, files={**manifest.files, **{p.name: describe_file(p) for p in own}})
         # The copies are checked as anyone will who receives them, from disk.

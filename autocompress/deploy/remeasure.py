@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 from autocompress import environment
-from autocompress.agreement import agree
 from autocompress.deploy.summary import alternatives, interval_of, trial_number
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import runs_on_gpu
+from autocompress.engines.artifact import read_artifact, write_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError, VerificationError
-from autocompress.latency.fingerprint import device_fingerprint, differences
-from autocompress.latency.measure import Protocol
-from autocompress.results import ELSEWHERE, MEASURED, PREDICTED, Measurement, TrialRecord, read_json
-from autocompress.run_directory import RunDirectory, read_artifact, replace_folder, write_artifact
-from autocompress.search.missed import figures_of, limits_of, missed_limits
-from autocompress.search.pareto import Constraints, best_record, finished_records, run_front, write_front
-from autocompress.worker import EngineWorker
+from autocompress.evaluation.agreement import agree
+from autocompress.exploration.missed_limits import figures_of, limits_of, missed_limits
+from autocompress.exploration.pareto import Constraints, best_record, finished_records, run_front, write_front
+from autocompress.files import read_json, replace_folder
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint, differences
+from autocompress.measurement.measure import Protocol
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import ELSEWHERE, MEASURED, PREDICTED, Measurement, TrialRecord
 
 
 @dataclass(frozen=True)

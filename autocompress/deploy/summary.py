@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
+from autocompress.engines.artifact import read_artifact, write_artifact
 from autocompress.engines.base import EngineFile
-from autocompress.latency.occasions import combined
-from autocompress.metric import Metric, metric_name
-from autocompress.results import SCHEMA_VERSION, Measurement, TrialRecord
-from autocompress.run_directory import read_artifact, write_artifact
-from autocompress.search.constraints import Constraints, counting
-from autocompress.search.missed import limits_of, missed_limits, say_alternatives, say_missed
-from autocompress.search.pareto import finished_records
-from autocompress.search.selection import offer
-from autocompress.worker import EngineWorker
+from autocompress.exploration.constraints import Constraints, counting
+from autocompress.exploration.missed_limits import limits_of, missed_limits, say_alternatives, say_missed
+from autocompress.exploration.pareto import finished_records
+from autocompress.exploration.selection import offer
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.occasions import combined
+from autocompress.runs.metric import Metric, metric_name
+from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
 
 if TYPE_CHECKING:
-    from autocompress.search.session import SearchSession
+    from autocompress.exploration.session import SearchSession
 
 # Activities of the ledger, as `search --json` groups them. What no activity claims is overhead.
 _GROUPS = {

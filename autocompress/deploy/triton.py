@@ -20,7 +20,7 @@ import onnx
 
 from autocompress.deploy.manifest import Manifest
 from autocompress.errors import ConfigError
-from autocompress.results import read_json, write_text
+from autocompress.files import read_json, write_text
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Longest wait for a batch to fill.

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 from autocompress.deploy.manifest import Manifest
 from autocompress.engines.base import Array, EngineFile
 from autocompress.errors import VerificationError
-from autocompress.latency.measure import Protocol as TimingProtocol
-from autocompress.results import EQUAL, Measurement
-from autocompress.worker import EngineWorker
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.measure import Protocol as TimingProtocol
+from autocompress.runs.records import EQUAL, Measurement
 
 REFERENCE_NAME = "reference.safetensors"
 # Largest |difference| over largest |reference output|. One file on one machine repeats itself but for the order of
@@ -30,7 +30,7 @@ _TRIES = 3
 
 
 class Worker(Protocol):
-    """What verification needs of `autocompress.worker.EngineWorker`."""
+    """What verification needs of `autocompress.measurement.client.EngineWorker`."""
 
     def describe(self, engine: str) -> dict[str, Any]:
         """Return the engine's ``version`` and ``device``."""
@@ -44,7 +44,7 @@ class Worker(Protocol):
 
 @contextlib.contextmanager
 def fresh(worker: Worker | None) -> Iterator[Worker]:
-    """Yield `worker`, or a new child process that ends afterwards."""
+    """Yield `measurement`, or a new child process that ends afterwards."""
     if worker is not None:
         yield worker
     else:

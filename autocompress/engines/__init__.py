@@ -16,8 +16,8 @@ __all__ = ["ENGINES", "Engine", "EngineFile", "EngineOptions", "Runner", "get_en
 ENGINES = {
     "openvino": "autocompress.engines.openvino:OpenVINOEngine",
     "onnxruntime": "autocompress.engines.onnxruntime:ONNXRuntimeEngine",
-    "tensorrt": "autocompress.engines.tensorrt:TensorRTEngine",
-    "tensorrt-rtx": "autocompress.engines.tensorrt:TensorRTRTXEngine",
+    "tensorrt": "autocompress.engines.tensorrt.engine:TensorRTEngine",
+    "tensorrt-rtx": "autocompress.engines.tensorrt.engine:TensorRTRTXEngine",
 }
 
 

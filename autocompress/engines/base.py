@@ -1,8 +1,7 @@
 """The `Engine` and `Runner` interfaces: an ONNX file becomes an engine file, which becomes something that runs.
 
-Engines run inside the worker process (`autocompress.worker`), which imports numpy and the runtime alone: nothing in
-this package may import torch at module level unless it says so. Adding an engine is one new module, registered in
-`engines.__init__`.
+Engines run in the child process of `measurement`, which imports numpy and the runtime alone: nothing in this package
+imports torch. Adding an engine is one new module, registered in `engines.__init__`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from autocompress.engines.kernels import KernelTime
+from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.errors import ConfigError, UnavailableError
 from autocompress.policy import DENSE_DTYPES
 

@@ -17,9 +17,9 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
-from autocompress.engines.kernels import KernelTime
+from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.onnxruntime_profile import EVENTS, OPTIMISED, Overhead, kernel_times, measure_overhead
 from autocompress.engines.ports import Port, unpacked
 from autocompress.environment import cpu_name

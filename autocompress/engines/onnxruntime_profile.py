@@ -27,9 +27,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.engines.base import Array, EngineOptions
-from autocompress.engines.kernels import Kernel, KernelTime, Node, attribute
+from autocompress.engines.kernel_attribution import Kernel, KernelTime, Node, attribute
 
 # Where a profiled session writes: the start of its events' file name, and the graph that it runs.
 EVENTS, OPTIMISED = "events", "optimised.onnx"

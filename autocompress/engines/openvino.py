@@ -16,9 +16,9 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner
-from autocompress.engines.kernels import KernelTime
+from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.openvino_profile import kernel_times
 from autocompress.engines.ports import Port, unpacked
 from autocompress.errors import BuildError, UnsupportedDtypeError

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.engines.kernels import Kernel, KernelTime, Node, attribute
+from autocompress.engines.kernel_attribution import Kernel, KernelTime, Node, attribute
 
 _COUNTS = NDArray[np.int64]
 

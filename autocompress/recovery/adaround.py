@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 
 METHOD = Method(
     "adaround",

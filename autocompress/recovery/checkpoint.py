@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from autocompress.files import write_bytes
 from autocompress.recovery.lsq import settle
-from autocompress.results import write_bytes
 
 
 def save_checkpoint(model: nn.Module, path: Path, fraction: float, epoch: int, *, int8: bool = False) -> None:

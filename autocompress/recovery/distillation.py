@@ -19,8 +19,8 @@ from autocompress.compress.layout import in_fast_layout
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError, nearest
 from autocompress.recovery import distillations
+from autocompress.recovery.distillation_points import OUTPUT, Place, choose_places, observed
 from autocompress.recovery.distillations.base import Distillation
-from autocompress.recovery.places import OUTPUT, Place, choose_places, observed
 from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks.base import Task
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.channel_tracing import CONVOLUTIONS
+from autocompress.catalogue import Method
 from autocompress.compress.quantization import Int8Layer, quantization_mode
-from autocompress.engines.folding import foldable
-from autocompress.inventory import Group, take_inventory
-from autocompress.methods import Method
+from autocompress.model.batch_norm_folding import foldable
+from autocompress.model.channel_tracing import CONVOLUTIONS
+from autocompress.model.inventory import Group, take_inventory
 
 METHOD = Method(
     "equalization",

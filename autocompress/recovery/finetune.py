@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.layout import in_fast_layout, layout_of
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
 from autocompress.config import RecoveryConfig
 from autocompress.errors import AutoCompressError, CompressionError, ConfigError
-from autocompress.methods import Method
+from autocompress.model.eval_caches import Memory, clear_caches
 from autocompress.recovery.budget import LEAST_BATCH, Budget, batch_within, learning_rate_factor, training_batch
 from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recovery.distillation import Distiller, Teacher
@@ -41,7 +42,6 @@ from autocompress.recovery.optimizers import (
     thaw,
 )
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, following, recalibrate
-from autocompress.remembered import Memory, clear_caches
 from autocompress.tasks.base import Batch, Task
 
 METHOD = Method(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.quantization import quantized_layers
-from autocompress.methods import Method
 
 METHOD = Method(
     "lsq",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.tasks.adapters import Adapter
 
 METHOD = Method(

@@ -14,12 +14,12 @@ from autocompress.compress.layout import layout_of
 from autocompress.compress.quantization import calibrate, observing
 from autocompress.config import QuantizationConfig
 from autocompress.errors import AutoCompressError, CompressionError
-from autocompress.inventory import Inventory
-from autocompress.ledger import Ledger
+from autocompress.model.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
-from autocompress.recovery.rows import first_samples
+from autocompress.runs.time_ledger import Ledger
+from autocompress.tasks.reading import first_samples
 
 _BATCH = 256
 # Samples that must not all come out alike.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from autocompress.compress.sparsity import keep_zeros
 from autocompress.config import RecoveryConfig
+from autocompress.model.eval_caches import clear_caches
 from autocompress.recovery.recalibration import batch_norms
-from autocompress.remembered import clear_caches
 
 # Peak rates at batches of `_BATCH`: SGD's; AdamW's for attention and recurrence, and for other networks.
 _SGD, _ADAMW_SEQUENCES, _ADAMW = 0.05, 3e-4, 1e-3

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 
 METHOD = Method(
     "recalibration",

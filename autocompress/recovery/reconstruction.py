@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.channel_tracing import CONVOLUTIONS
+from autocompress.catalogue import Method
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.pruning import kept_indices
 from autocompress.compress.quantization import Int8Layer
-from autocompress.inventory import Inventory
-from autocompress.methods import Method
+from autocompress.model.channel_tracing import CONVOLUTIONS
+from autocompress.model.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.batch_norm_transfer import BatchNormTransfer
-from autocompress.recovery.rows import VALUES, WeightLayer, patches, places
+from autocompress.recovery.fit_samples import VALUES, WeightLayer, patches, places
 
 METHOD = Method(
     name="reconstruction",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autocompress.catalogue import Method
 from autocompress.errors import ConfigError, nearest
-from autocompress.methods import Method
 
 METHODS = (
     Method("one_shot", "pruning", "everything goes at once, then fine-tuning", "Li et al., ICLR 2017"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autocompress import units
-from autocompress.results import BUSY, QUIET, SHARED, Measurement
+from autocompress import quantities
+from autocompress.runs.records import BUSY, QUIET, SHARED, Measurement
 
 # What a ratio is called in a state of the machine, after it.
 WHERE = {QUIET: "on the quiet machine", BUSY: "beside a busy processor", SHARED: "on a shared core"}
@@ -47,7 +47,7 @@ def of_measurement(measured: Measurement) -> str:
 def occasions(count: int, span_s: float) -> str:
     """Return "9 occasions in 1m 32s"."""
     return f"{count} occasion{'' if count == 1 else 's'}" + (
-        f" in {units.format_duration(span_s)}" if count > 1 else ""
+        f" in {quantities.format_duration(span_s)}" if count > 1 else ""
     )
 
 

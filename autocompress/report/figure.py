@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from autocompress import units
-from autocompress._lazy import optional
+from autocompress import quantities
+from autocompress._optional import optional
 from autocompress.report.run_view import Point, RunView
 
 PROXY, RECOVERED, BASELINE, BEST = "#8b95a7", "#3b5bdb", "#16181d", "#f08c00"
@@ -115,7 +115,7 @@ def _rejected(view: RunView) -> list[tuple[float, float, str]]:
             latency = record.predicted_ratio * whole
             text = [
                 f"<b>trial {record.number}, not built</b>",
-                f"{units.format_ms(latency)} PREDICTED, {record.predicted_ratio:.2f}x of the baseline",
+                f"{quantities.format_ms(latency)} PREDICTED, {record.predicted_ratio:.2f}x of the baseline",
                 f"{escape(view.metric.name)} {view.metric.value(record.accuracy)} on the first validation samples",
                 escape(record.policy.describe()),
             ]
@@ -130,13 +130,15 @@ def _hover(point: Point, view: RunView) -> str:
     lost = "" if drop is None or point is view.baseline else f" ({view.metric.change(drop)})"
     lines = [
         f"<b>{escape(name)}</b>",
-        f"{units.format_ms(view.latency_ms(point))}, {measured.ratio:.2f}x of the baseline",
+        f"{quantities.format_ms(view.latency_ms(point))}, {measured.ratio:.2f}x of the baseline",
         f"validation {escape(view.metric.name)} {view.metric.value(point.accuracy)}{lost}",
         escape(record.policy.describe()),
     ]
     if record.size_bytes is not None:
         macs = view.macs_ratio(point)
-        lines.insert(3, units.format_bytes(record.size_bytes) + (f", {macs:.2f}x MACs" if macs is not None else ""))
+        lines.insert(
+            3, quantities.format_bytes(record.size_bytes) + (f", {macs:.2f}x MACs" if macs is not None else "")
+        )
     return "<br>".join(lines)
 
 
@@ -195,7 +197,7 @@ def _limits(figure: Any, view: RunView, focus: Ranges) -> None:
         figure.add_vline(x=limit, line={"dash": "dash", "color": LIMIT, "width": 1.5})
         figure.add_annotation(
             x=limit, y=0, yref="paper", xanchor="left", yanchor="bottom", xshift=5, **note,
-            text=f"target {units.format_ms(limit)}",
+            text=f"target {quantities.format_ms(limit)}",
         )  # fmt: skip
     if floor is not None:
         figure.add_hline(y=scale * floor, line={"dash": "dot", "color": LIMIT, "width": 1})

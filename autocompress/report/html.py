@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
+from autocompress.files import write_text
 from autocompress.report.figure import outside, pareto_figure
 from autocompress.report.run_view import RunView, read_run
 from autocompress.report.sections import (
@@ -23,8 +24,7 @@ from autocompress.report.sections import (
     time_spent,
 )
 from autocompress.report.style import SCRIPT, document
-from autocompress.results import write_text
-from autocompress.run_directory import RunDirectory
+from autocompress.runs.directory import RunDirectory
 
 _FOOTER = (
     "How to read this page. Latency is the measured median of one inference call in a child process; each ratio comes "

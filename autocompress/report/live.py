@@ -11,10 +11,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autocompress import units
-from autocompress.metric import Metric
-from autocompress.results import TrialRecord
-from autocompress.search.observer import Observer
+from autocompress import quantities
+from autocompress.runs.metric import Metric
+from autocompress.runs.observer import Observer
+from autocompress.runs.records import TrialRecord
 
 
 class LiveObserver(Observer):
@@ -109,7 +109,7 @@ class LiveObserver(Observer):
 
     def _figures(self, record: TrialRecord) -> str:
         assert record.measurement is not None and record.accuracy is not None
-        latency = units.format_ms(record.measurement.latency_ms)
+        latency = quantities.format_ms(record.measurement.latency_ms)
         return f"{self._accuracy(record)}  {latency:>9}  {record.measurement.ratio:5.2f}x"
 
     def _accuracy(self, record: TrialRecord) -> str:

@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.methods import Method
-from autocompress.units import format_bytes, format_ms
+from autocompress.catalogue import Method
+from autocompress.quantities import format_bytes, format_ms
 
 if TYPE_CHECKING:
-    from autocompress.posttraining import QuantizationResult
-    from autocompress.stepwise import PruningResult
-    from autocompress.teaching import DistillationResult
+    from autocompress.recipes.distill import DistillationResult
+    from autocompress.recipes.prune import PruningResult
+    from autocompress.recipes.quantize import QuantizationResult
 
 # Terminal columns from which the sources have room of their own.
 _SOURCE_WIDTH = 110

@@ -10,11 +10,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autocompress import units
-from autocompress.metric import Metric
+from autocompress import quantities
+from autocompress.exploration.missed_limits import DROP, LATENCY, SIZE, missed_limits, say_alternatives
 from autocompress.report.certainty import certainty
-from autocompress.results import PREDICTED
-from autocompress.search.missed import DROP, LATENCY, SIZE, missed_limits, say_alternatives
+from autocompress.runs.metric import Metric
+from autocompress.runs.records import PREDICTED
 
 
 def result_panel(summary: Mapping[str, Any]) -> RenderableType:
@@ -22,7 +22,7 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     best = summary.get("best") or {}
     trials = f"{summary.get('n_trials', 0)} trials ({summary.get('n_failed', 0)} failed)"
     total = (summary.get("seconds") or {}).get("total")
-    counted = f"{trials} in {units.format_duration(total)}" if total is not None else trials
+    counted = f"{trials} in {quantities.format_duration(total)}" if total is not None else trials
     overhead = (summary.get("seconds") or {}).get("overhead")
     if total and overhead is not None:
         counted += f", {overhead / total:.1%} of it overhead"
@@ -59,24 +59,24 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, Text]]:
     best, base, limits = summary["best"], summary["baseline"], summary.get("constraints") or {}
     listed = summary.get("missed")
     missed = {entry["limit"] for entry in (missed_limits(best, limits) if listed is None else listed)}
-    latency = Text(f"{units.format_ms(base['latency_ms'])} → {units.format_ms(best['latency_ms'])}")
+    latency = Text(f"{quantities.format_ms(base['latency_ms'])} → {quantities.format_ms(best['latency_ms'])}")
     latency.append(f"  {best['latency_ratio']:.2f}x", style="bold")
     if best.get("latency_source") == PREDICTED:
         latency.append("  predicted, NOT measured", style="yellow")
     if limits.get("latency_ratio") is not None:
         _limit(latency, f"{limits['latency_ratio']:.3g}x", met=LATENCY not in missed)
     elif limits.get("latency_ms") is not None:
-        _limit(latency, units.format_ms(limits["latency_ms"]), met=LATENCY not in missed)
+        _limit(latency, quantities.format_ms(limits["latency_ms"]), met=LATENCY not in missed)
     tested, metric = best["accuracy"] is not None, Metric(summary.get("metric") or "accuracy")
     key = "accuracy" if tested else "validation_accuracy"
     accuracy = Text(f"{metric.value(base[key])} → {metric.value(best[key])}")
     accuracy.append(f"  {metric.change(best['accuracy_drop_pp'] / 100)}", style="bold")
     if limits.get("max_drop") is not None:
         _limit(accuracy, f"{metric.loss(limits['max_drop'])} lost", met=DROP not in missed)
-    size = Text(f"{units.format_bytes(base['size_bytes'])} → {units.format_bytes(best['size_bytes'])}")
+    size = Text(f"{quantities.format_bytes(base['size_bytes'])} → {quantities.format_bytes(best['size_bytes'])}")
     size.append(f"  {best['size_bytes'] / base['size_bytes']:.2f}x", style="bold")
     if limits.get("size_bytes") is not None:
-        _limit(size, units.format_bytes(limits["size_bytes"]), met=SIZE not in missed)
+        _limit(size, quantities.format_bytes(limits["size_bytes"]), met=SIZE not in missed)
     rows = [("latency", latency)]
     if sure := certainty(best):
         rows.append(("expected", Text(f"{sure} (95 %)")))

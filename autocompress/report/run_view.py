@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress import units
+from autocompress import quantities
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.metric import Metric
-from autocompress.results import PREDICTED, Measurement, TrialRecord, read_json
-from autocompress.run_directory import RunDirectory
-from autocompress.search import pareto
-from autocompress.search.missed import DROP, LATENCY, SIZE, missed_limits, say_alternatives
+from autocompress.exploration import pareto
+from autocompress.exploration.missed_limits import DROP, LATENCY, SIZE, missed_limits, say_alternatives
+from autocompress.files import read_json
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.metric import Metric
+from autocompress.runs.records import PREDICTED, Measurement, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RunView:
         points: Every candidate except the baseline whose latency compares with the others', by trial number.
         failed: Records of the failed candidates, by trial number.
         rejected: Records of those that were not built for what was seen of them, by trial number.
-        front: The Pareto front of validation accuracy against latency, fastest first; see `search.dominance`.
+        front: The Pareto front of validation accuracy against latency, fastest first; see `exploration.dominance`.
         best: The result, or None. Its stage is ``"baseline"`` where the uncompressed model is offered.
     """
 
@@ -212,13 +213,15 @@ class RunView:
             found.append(Check(what, f"{most:.3g}×", f"{ratio:.3f}×", LATENCY not in missed))
         elif (limit := limits["latency_ms"]) is not None:
             what = f"latency, {best.measurement.source}"
-            found.append(Check(what, units.format_ms(limit), units.format_ms(now), LATENCY not in missed))
+            found.append(Check(what, quantities.format_ms(limit), quantities.format_ms(now), LATENCY not in missed))
         if (most := limits["max_drop"]) is not None:
             what = f"loss of {'test' if tested else 'validation'} {self.metric.name}"
             lost = self.metric.change(-drop).removeprefix("+").removeprefix("±")
             found.append(Check(what, self.metric.loss(most), lost, DROP not in missed))
         if (room := limits["size_bytes"]) is not None:
-            found.append(Check("size on disk", units.format_bytes(room), units.format_bytes(size), SIZE not in missed))
+            found.append(
+                Check("size on disk", quantities.format_bytes(room), quantities.format_bytes(size), SIZE not in missed)
+            )
         return tuple(found)
 
     def seconds(self) -> dict[str, float]:

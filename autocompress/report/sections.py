@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from autocompress import units
+from autocompress import quantities
 from autocompress.policy import LayerPolicy
 from autocompress.report.certainty import certainty, of_measurement
 from autocompress.report.run_view import Point, RunView
@@ -113,7 +113,7 @@ def _latency(view: RunView, best: Point) -> str:
     said += f" (95% {sure})" if sure else ""
     said += ", noisy" if measured.noisy else ""
     before = (view.summary.get("baseline") or {}).get("latency_ms") or measured.baseline_ms
-    return _number("Latency", value, word, f"{units.format_ms(float(before))} → {units.format_ms(now)}", said)
+    return _number("Latency", value, word, f"{quantities.format_ms(float(before))} → {quantities.format_ms(now)}", said)
 
 
 def _accuracy(view: RunView, best: Point) -> str:
@@ -138,7 +138,9 @@ def _size(view: RunView, best: Point) -> str:
     if not after or not before:
         return ""
     value, word = _times(after / before, "smaller", "larger")
-    return _number("Size", value, word, f"{units.format_bytes(before)} → {units.format_bytes(after)}", "engine on disk")
+    return _number(
+        "Size", value, word, f"{quantities.format_bytes(before)} → {quantities.format_bytes(after)}", "engine on disk"
+    )
 
 
 def _macs(view: RunView, best: Point) -> str:
@@ -200,9 +202,9 @@ def _row(view: RunView, point: Point, kind: str) -> str:
         f"<td>{'' if base else text(record.stage)}",
         f"<td class=r data-name='{text(view.metric.name)}'>{view.metric.value(point.accuracy)}",
         f"<td class=r data-name=change>{'' if base or drop is None else view.metric.change(drop)}",
-        f"<td class=r data-name=latency>{units.format_ms(view.latency_ms(point))}",
+        f"<td class=r data-name=latency>{quantities.format_ms(view.latency_ms(point))}",
         f"<td class=r data-name=ratio><span>{'1' if base else interval}{' noisy' if measured.noisy else ''}</span>",
-        f"<td class=r data-name=size>{'' if record.size_bytes is None else units.format_bytes(record.size_bytes)}",
+        f"<td class=r data-name=size>{'' if record.size_bytes is None else quantities.format_bytes(record.size_bytes)}",
         f"<td class=r data-name=MACs>{'' if macs is None else f'{macs:.2f}×'}",
         f"<td class=whole>{text('uncompressed, ' + record.policy.dense_dtype if base else record.policy.describe())}",
     )
@@ -314,12 +316,12 @@ def time_spent(view: RunView) -> str:
     bars = "".join(f'<i style="flex:{v:.4f};background:{_COLOURS.get(n, "#adb5bd")}"></i>' for n, v in parts)
     keys = "".join(
         f'<span><i style="background:{_COLOURS.get(n, "#adb5bd")}"></i>{text(_MEANINGS.get(n, n))} '
-        f"<b>{units.format_duration(v)}</b> <span class=soft>{v / total:.0%}</span></span>"
+        f"<b>{quantities.format_duration(v)}</b> <span class=soft>{v / total:.0%}</span></span>"
         for n, v in parts
     )
     said = "wall time of the run" if view.finished else "sum over the finished trials"
     return (
-        f"<section><h2>Where the time went: {units.format_duration(total)}</h2><p class=soft>{said}</p>"
+        f"<section><h2>Where the time went: {quantities.format_duration(total)}</h2><p class=soft>{said}</p>"
         f'<div class="stack">{bars}</div><div class="keys">{keys}</div></section>'
     )
 
@@ -354,7 +356,7 @@ def _flat(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         elif isinstance(value, list):
             yield name, ", ".join(str(v["name"] if isinstance(v, dict) and "name" in v else v) for v in value)
         elif key.endswith("_bytes") and isinstance(value, int):
-            yield name.removesuffix(" bytes"), units.format_bytes(value)
+            yield name.removesuffix(" bytes"), quantities.format_bytes(value)
         elif isinstance(value, str | int | float):
             yield name, value
 

@@ -10,9 +10,9 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from autocompress import units
-from autocompress._lazy import optional
-from autocompress.latency.table_rows import LayerRow, NetworkRow
+from autocompress import quantities
+from autocompress._optional import optional
+from autocompress.prediction.table_rows import LayerRow, NetworkRow
 from autocompress.report.figure import GRID, LIMIT, TEXT
 
 BAND = 0.10
@@ -115,9 +115,9 @@ def _predicted_hover(predicted: Predicted) -> str:
     row = predicted.row
     lines = [
         f"<b>{escape(row.name)}</b>{', noisy' if row.noisy else ''}",
-        f"measured {units.format_ms(predicted.measured_ms)} ({row.ratio:.3f}x of the baseline)",
-        f"predicted {units.format_ms(predicted.predicted_ms)}, {predicted.error:+.1%} "
-        f"(95% {units.format_ms(predicted.low_ms)} to {units.format_ms(predicted.high_ms)})",
+        f"measured {quantities.format_ms(predicted.measured_ms)} ({row.ratio:.3f}x of the baseline)",
+        f"predicted {quantities.format_ms(predicted.predicted_ms)}, {predicted.error:+.1%} "
+        f"(95% {quantities.format_ms(predicted.low_ms)} to {quantities.format_ms(predicted.high_ms)})",
         escape(row.policy.describe()),
     ]
     return "<br>".join(lines)
@@ -241,7 +241,7 @@ def _layer_hover(point: Point) -> str:
     layers = list(dict.fromkeys(f"{row.name}: {row.layer}" for row in point.rows))
     lines = [
         f"<b>{point.in_channels} → {point.out_channels} channels, {escape(point.dtype)}</b>",
-        f"{units.format_ms(point.time_ms)}, {len(point.rows)} row{'s' * (len(point.rows) > 1)}",
+        f"{quantities.format_ms(point.time_ms)}, {len(point.rows)} row{'s' * (len(point.rows) > 1)}",
         *([f"rank {'×'.join(map(str, point.ranks))}"] if point.ranks else []),
         f"{first.macs / 1e6:.3g} M MACs",
         *map(escape, layers[:3]),

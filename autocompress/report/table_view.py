@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress import units
-from autocompress._lazy import optional
-from autocompress.latency.table import LatencyTable
-from autocompress.latency.table_rows import OPS, NetworkRow
+from autocompress import quantities
+from autocompress._optional import optional
+from autocompress.files import write_text
+from autocompress.prediction.table import LatencyTable
+from autocompress.prediction.table_rows import OPS, NetworkRow
 from autocompress.report.sections import text
 from autocompress.report.style import document
 from autocompress.report.table_figures import (
@@ -23,10 +24,9 @@ from autocompress.report.table_figures import (
     staircase_figure,
     staircase_height,
 )
-from autocompress.results import write_text
 
 if TYPE_CHECKING:
-    from autocompress.latency.predictor import PredictionError
+    from autocompress.prediction.predictor import PredictionError
 
 # A held-out network as measured; its predicted ratio to the baseline, and the bounds of the 95 % interval.
 Guess = tuple[NetworkRow, float, float, float]
@@ -120,7 +120,7 @@ def _errors(guesses: Sequence[Guess]) -> dict[str, PredictionError]:
     if not guesses:
         return {}
     # Loads torch, which whoever predicts has loaded.
-    from autocompress.latency.predictor import Prediction, PredictionError
+    from autocompress.prediction.predictor import Prediction, PredictionError
 
     found = {}
     for network in dict.fromkeys(row.network for row, *_ in guesses):
@@ -200,7 +200,7 @@ def _networks(table: LatencyTable, errors: Mapping[str, PredictionError]) -> str
         cells = (
             f"<td>{text(name)} <code class=soft>{text(network[:6])}</code>",
             len(ok), sum(row.held_out for row in ok), sum(row.noisy for row in ok), len(own) - len(ok),
-            "" if base is None else units.format_ms(base), ratios,
+            "" if base is None else quantities.format_ms(base), ratios,
             *("" if value is None else form.format(value) for form, value in zip(shown, known, strict=True)),
         )  # fmt: skip
         rows.append(f"<tr>{'<td class=r>'.join(map(str, cells))}</tr>")

@@ -12,22 +12,22 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autocompress import units
+from autocompress import quantities
 from autocompress.engines.base import EngineFile
 from autocompress.policy import CompressionPolicy
 from autocompress.report.certainty import held, occasions, other_states
 from autocompress.report.run_view import RunView
 from autocompress.report.sections import low_rank, natural
-from autocompress.results import PREDICTED, Measurement
+from autocompress.runs.records import PREDICTED, Measurement
 
 if TYPE_CHECKING:
     from autocompress.deploy.remeasure import Remeasured
-    from autocompress.search.sensitivity import Sensitivity
-    from autocompress.search.tables import Profile
+    from autocompress.exploration.sensitivity import Sensitivity
+    from autocompress.prediction.profile import Profile
 
 
 class Check(Protocol):
-    """One step of `autocompress.doctor.examine`."""
+    """One step of `autocompress.measurement.doctor.examine`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -71,8 +71,11 @@ def front_table(view: RunView, width: int = 80) -> Table:
         name = "base" if base else f"{'★ ' if marked else ''}{record.number}{'°' if proxy and not with_stage else ''}"
         cells = [name, *(("" if base else record.stage,) if with_stage else ())]
         cells += [metric.value(point.accuracy), "" if base or drop is None else metric.change(drop)]
-        cells += [units.format_ms(view.latency_ms(point)), f"{'≈' if guessed else ''}{point.measurement.ratio:.2f}x"]
-        cells += ["" if record.size_bytes is None else units.format_bytes(record.size_bytes)]
+        cells += [
+            quantities.format_ms(view.latency_ms(point)),
+            f"{'≈' if guessed else ''}{point.measurement.ratio:.2f}x",
+        ]
+        cells += ["" if record.size_bytes is None else quantities.format_bytes(record.size_bytes)]
         if with_macs:
             macs = view.macs_ratio(point)
             cells.append("" if macs is None else f"{macs:.2f}x")
@@ -104,7 +107,7 @@ def remeasured_table(found: Sequence[Remeasured]) -> Table:
         notes = [*(["built again from its ONNX file"] if one.rebuilt else []), *(["noisy"] if now.noisy else [])]
         if known is not None and known.source != PREDICTED and name != "base":
             notes.append(held(known, now))
-        table.add_row(name, before, f"{now.ratio:.2f}x", units.format_ms(now.latency_ms), "; ".join(notes))
+        table.add_row(name, before, f"{now.ratio:.2f}x", quantities.format_ms(now.latency_ms), "; ".join(notes))
     if any(one.before is not None and one.before.source == PREDICTED for one in found):
         table.caption = Text("≈: had been predicted", style="dim")
     return table
@@ -150,12 +153,12 @@ def benchmark_table(
         cells = [str(file.path), file.options.dtype]
         if throughput:
             cells.append(f"{found.throughput_per_s:,.0f}" if found.throughput_per_s else "")
-        cells += [units.format_ms(found.latency_ms), units.format_ms(found.p95_ms)]
+        cells += [quantities.format_ms(found.latency_ms), quantities.format_ms(found.p95_ms)]
         if energy:
             cells.append("" if found.energy_mj is None else f"{found.energy_mj:.3g} mJ")
         interval = f"{found.ratio_low:.3f} to {found.ratio_high:.3f}{doubt}"
         cells += ["1", doubt.strip()] if index == 0 else [f"{found.ratio:.3f}x", f"{found.verdict}\n{interval}"]
-        table.add_row(*(Text(cell) for cell in (*cells, units.format_bytes(file.size_bytes))))
+        table.add_row(*(Text(cell) for cell in (*cells, quantities.format_bytes(file.size_bytes))))
     notes = _benchmark_notes(files, measurements)
     notes += [
         f"{file.path}: {held(known, found)}"
@@ -228,7 +231,7 @@ def _table(title: str) -> Table:
 def inventory_tables(inventory: Mapping[str, Any]) -> Sequence[Table]:
     """Return what `autocompress inspect` prints: layers, groups, blocks, and what is left alone with the reason.
 
-    `inventory` is the plain form of `autocompress.inventory.Inventory`.
+    `inventory` is the plain form of `autocompress.model.inventory.Inventory`.
     """
     layers = _table(f"Layers: {inventory['macs']:,} MACs, {inventory['params']:,} parameters")
     for name, justify in (
@@ -312,10 +315,10 @@ def profile_summary(found: Profile) -> RenderableType:
     refused = f", {data['unsupported']} refused by the engine" if data["unsupported"] else ""
     grid.add_row("table", Text(data["table"], overflow="fold"))
     grid.add_row(
-        "networks", f"{data['networks']}{refused}; {found.added} of them in {units.format_duration(found.seconds)}"
+        "networks", f"{data['networks']}{refused}; {found.added} of them in {quantities.format_duration(found.seconds)}"
     )
     if data["baseline_ms"] is not None:
-        grid.add_row("uncompressed", units.format_ms(data["baseline_ms"]))
+        grid.add_row("uncompressed", quantities.format_ms(data["baseline_ms"]))
     error = found.error
     if error is None:
         missing = "not known yet: too few networks; go on with the same command"

@@ -13,8 +13,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.catalogue import Method
 from autocompress.errors import VerificationError
-from autocompress.methods import Method
 
 Symbols = NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from autocompress.errors import ConfigError, VerificationError, nearest
-from autocompress.results import write_bytes
+from autocompress.files import write_bytes
 from autocompress.storage import streams
 from autocompress.storage.coders import CODERS
 

@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.results import write_bytes
-from autocompress.run_directory import RunDirectory
+from autocompress.files import write_bytes
+from autocompress.runs.directory import RunDirectory
 from autocompress.storage.coders import CODERS
 from autocompress.storage.container import TensorSize, read_container, write_container
 from autocompress.storage.granularity import TENSOR, check_granularity, quantized

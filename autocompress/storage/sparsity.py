@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autocompress.catalogue import Method
 from autocompress.errors import CompressionError, ConfigError, nearest
-from autocompress.methods import Method
 
 METHOD = Method(
     name="magnitude-unstructured",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.storage.quantizers import StorageQuantizer
 from autocompress.storage.sparsity import baked_weights
 

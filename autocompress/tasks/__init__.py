@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.adapters import Adapter, InputSpec, pack

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.errors import ConfigError
-from autocompress.units import format_bytes
+from autocompress.quantities import format_bytes
 
 # Room for the longest header, whose length must not change with the number of rows.
 _HEADER_BYTES = 256

@@ -16,7 +16,7 @@ from autocompress.errors import ConfigError
 from autocompress.tasks.adapters import Adapter
 from autocompress.tasks.divergence import Divergence, divergence_of
 from autocompress.tasks.plain_model import plain_copy
-from autocompress.tokens import TextTokens
+from autocompress.tasks.tokens import TextTokens
 
 Batch = tuple[Tensor, Tensor]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 
-from autocompress import results
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError
+from autocompress.files import write_bytes
 
 
 def store(name: str, data: bytes) -> bool:
     """Write ``<cache directory>/<name>`` atomically; warn and return False where it cannot be written."""
     path = cache_directory() / name
     try:
-        results.write_bytes(path, data)
+        write_bytes(path, data)
     except ConfigError as error:
         warnings.warn(
             f"{path} cannot be cached ({error.__cause__}) and will be made again next time; set AUTOCOMPRESS_CACHE to "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.augmentation import Augmentation

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from autocompress.errors import ConfigError
-from autocompress.remembered import remembered
+from autocompress.model.eval_caches import remembered
 
 # Modules whose weights are integers already; float ones are needed.
 _QUANTIZED = (

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autocompress.errors import AutoCompressError, ConfigError
 from autocompress.tasks.base import Batch, Task
+
+# Samples, and bytes of them, that layers are fitted to: images of high resolution have many positions each.
+_SAMPLES, _BYTES = 512, 2**26
 
 
 def read_batches(task: Task, split: str, batch_size: int) -> Iterator[Batch]:
@@ -90,3 +94,28 @@ def _kind(value: object) -> str:
     if isinstance(value, dict):
         return f"{type(value).__name__} with keys {', '.join(map(repr, value))}"
     return type(value).__name__
+
+
+def first_samples(batches: Iterable[Tensor]) -> Tensor:
+    """Return the first samples of `batches`, as many as a fit takes.
+
+    Raises:
+        ConfigError: There are none, or all their values are the same.
+    """
+    taken: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        most = min(_SAMPLES, max(2, _BYTES // max(1, batch[0].nbytes)))
+        taken.append(batch[: most - count])
+        count += len(taken[-1])
+        if count >= most:
+            break
+    if count == 0:
+        raise ConfigError("The task gives no calibration data, which every candidate is made with.")
+    samples = torch.cat(taken)
+    if bool((samples == samples.flatten()[0]).all()):
+        raise ConfigError(
+            f"Every value of the task's calibration data is {samples.flatten()[0].item():g}, which says nothing of "
+            "what the model will see; check how the data are read."
+        )
+    return samples

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import ConfigError
-from autocompress.results import read_json
+from autocompress.files import read_json
 from autocompress.tasks.weights import apply_weights, read_weights
 
 _MODULES = "modules.json"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.cifar_models import CIFAR_MODELS

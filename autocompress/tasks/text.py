@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.adapters import Adapter, InputSpec, pack
@@ -23,8 +23,8 @@ from autocompress.tasks.image_task import RANDOM
 from autocompress.tasks.label_free import UnlabelledTask
 from autocompress.tasks.sentence_encoder import is_sentence_encoder, longest_text, sentence_encoder
 from autocompress.tasks.split import SplitTask
+from autocompress.tasks.tokens import TOKENIZER_NAME, TextTokens
 from autocompress.tasks.weights import apply_weights, read_weights
-from autocompress.tokens import TOKENIZER_NAME, TextTokens
 
 transformers: Any = optional("transformers", "transformers", "A text task")
 

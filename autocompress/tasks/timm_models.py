@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError, nearest
 from autocompress.tasks.base import Task

@@ -29,11 +29,11 @@ import pandas as pd
 
 from autocompress import environment
 from autocompress.errors import AutoCompressError
-from autocompress.inventory import ITS_OUTPUT
+from autocompress.files import read_json
+from autocompress.model.inventory import ITS_OUTPUT
 from autocompress.policy import CompressionPolicy
-from autocompress.results import read_json
-from autocompress.run_directory import RunDirectory
-from autocompress.units import parse_duration
+from autocompress.quantities import parse_duration
+from autocompress.runs.directory import RunDirectory
 from benchmarks.cases.registry import CASES, WORKS, Case
 from benchmarks.cases.table import HERE, read_table, write_readme
 

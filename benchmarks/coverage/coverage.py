@@ -98,7 +98,7 @@ def task_of(name: str, folder: Path) -> Any:
 
 def policy_of(pipeline: Any) -> Any:
     """Return the policy that every model is given."""
-    from autocompress.search.space import SearchSpace, load_space
+    from autocompress.space.search_space import SearchSpace, load_space
 
     space = SearchSpace(load_space("default"), pipeline.inventory, "fp32", int8="int8" in pipeline.capabilities)
     choices = dict(space.everywhere(prune=PRUNING_RATIO, rank=1, dtype="int8"))
@@ -114,10 +114,10 @@ def cover(name: str) -> dict[str, Any]:
     """Take one model through the package and return what came of it."""
     from autocompress.config import RunConfig
     from autocompress.errors import AutoCompressError
-    from autocompress.ledger import Ledger
-    from autocompress.pipeline import Pipeline
-    from autocompress.run_directory import RunDirectory
-    from autocompress.worker.client import EngineWorker
+    from autocompress.evaluation.evaluator import Pipeline
+    from autocompress.measurement.client import EngineWorker
+    from autocompress.runs.directory import RunDirectory
+    from autocompress.runs.time_ledger import Ledger
 
     result: dict[str, Any] = {"model": name, "station": "load", "engines": {}, "trained": {}}
     with tempfile.TemporaryDirectory() as place:
@@ -148,8 +148,8 @@ def cover(name: str) -> dict[str, Any]:
 
 def build_everywhere(pipeline: Any, model: Any, policy: Any, result: dict[str, Any], key: str) -> None:
     """Build a compressed model for both engines, compare each file with torch, and write what was found to `key`."""
-    from autocompress.graphs import GraphBuilder
-    from autocompress.ledger import Ledger
+    from autocompress.graph.builder import GraphBuilder
+    from autocompress.runs.time_ledger import Ledger
 
     for number, engine in enumerate(ENGINES, start=10 * (key == "trained")):
         result["station"] = f"{key}, {engine}: build and compare"
@@ -218,10 +218,10 @@ def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
     """
     import torch
 
-    from autocompress.agreement import relative_error
     from autocompress.compress.quantization import quantization_mode
     from autocompress.config import QuantizationConfig
-    from autocompress.recovery.roundings import simulated
+    from autocompress.evaluation.agreement import relative_error
+    from autocompress.graph.roundings import simulated
 
     x = pipeline.data.reference
     ranges = pipeline.graphs.ranges(model, pipeline.calibration(), QuantizationConfig())

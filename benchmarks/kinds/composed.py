@@ -30,14 +30,14 @@ from torch.nn.utils import parametrizations
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError
-from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.files import write_json
+from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy
-from autocompress.results import write_json
-from autocompress.run_directory import RunDirectory
-from autocompress.search.space import bind, configured_space
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.time_ledger import Ledger
+from autocompress.space.search_space import bind, configured_space
 from autocompress.tasks import LabelFreeTask, UnlabelledTask
-from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
 _SAMPLES, _SIZE = 20, 8

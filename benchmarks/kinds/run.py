@@ -26,16 +26,16 @@ from torch import Tensor, nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError, CompressionError
-from autocompress.inventory import ITS_OUTPUT
-from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.measurement.client import EngineWorker
+from autocompress.model.inventory import ITS_OUTPUT
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
-from autocompress.run_directory import RunDirectory
-from autocompress.search.space import Choice, SearchSpace, bind, configured_space
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.time_ledger import Ledger
+from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks import LabelFreeTask, Task, UnlabelledTask, check_task
-from autocompress.worker import EngineWorker
 from benchmarks.kinds.networks import EXPECTED, KINDS, SHAPES
 
 HERE = Path(__file__).parent

@@ -27,10 +27,12 @@ import numpy as np
 
 from autocompress.deploy.verify import read_reference
 from autocompress.engines import EngineFile
-from autocompress.latency import Protocol, device_fingerprint
-from autocompress.results import Measurement, read_json, write_json
-from autocompress.run_directory import read_artifact
-from autocompress.worker import EngineWorker
+from autocompress.engines.artifact import read_artifact
+from autocompress.files import read_json, write_json
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.protocol import Protocol
+from autocompress.runs.records import Measurement
 
 RESULTS = Path(__file__).parent / "results" / str(device_fingerprint()["slug"])
 LOADS = ("quiet", "busy")

@@ -24,7 +24,7 @@ from typing import Any
 
 from aa import RESULTS, load
 
-from autocompress.results import read_json, write_json
+from autocompress.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 RESULT = RESULTS / "coverage.json"

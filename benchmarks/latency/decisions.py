@@ -25,10 +25,11 @@ from aa import RESULTS
 from torch import nn
 
 from autocompress.engines import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
-from autocompress.latency import Protocol, device_fingerprint
-from autocompress.results import write_json
-from autocompress.worker import EngineWorker
+from autocompress.files import write_json
+from autocompress.graph.export import save_onnx, to_onnx
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.protocol import Protocol
 
 WIDTHS = range(40, 100, 2)
 BEFORE = Protocol(

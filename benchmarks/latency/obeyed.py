@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.results import read_json, write_json
+from autocompress.files import read_json, write_json
+from autocompress.measurement.fingerprint import device_fingerprint
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / str(device_fingerprint()["slug"]) / "obeyed.json"

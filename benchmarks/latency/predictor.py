@@ -32,21 +32,20 @@ from torch import nn
 from autocompress import ClassificationTask, environment
 from autocompress.compress import rewrite
 from autocompress.config import RunConfig, load_config
-from autocompress.inventory import take_inventory
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.predictor import LatencyPredictor, Prediction, PredictionError
-from autocompress.latency.protocol import Protocol
-from autocompress.latency.statistics import usual
-from autocompress.latency.table import LatencyTable, table_path
-from autocompress.latency.table_rows import NetworkRow
+from autocompress.evaluation.profiler import Profiler, known_profile, profile, random_choices
+from autocompress.files import read_json, write_json
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.protocol import Protocol
+from autocompress.measurement.statistics import usual
+from autocompress.model.inventory import take_inventory
+from autocompress.prediction.predictor import LatencyPredictor, Prediction, PredictionError
+from autocompress.prediction.profile import SPOILED, Profile, predictor_from
+from autocompress.prediction.table import LatencyTable, table_path
+from autocompress.prediction.table_rows import NetworkRow
 from autocompress.report.live import LiveObserver
-from autocompress.results import read_json, write_json
-from autocompress.search import profiling
-from autocompress.search.observer import Observer
-from autocompress.search.profiling import random_choices
-from autocompress.search.space import SearchSpace, load_space
-from autocompress.search.tables import SPOILED, Profile, predictor_from
-from autocompress.worker import EngineWorker
+from autocompress.runs.observer import Observer
+from autocompress.space.search_space import SearchSpace, load_space
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -132,10 +131,10 @@ def main() -> None:
     again: list[tuple[NetworkRow, NetworkRow]] = []
     with observer:
         if arguments.budget > 0:
-            profiling.profile(
+            profile(
                 task, config, seconds=arguments.budget, folder=arguments.tables, observer=observer, name=arguments.model
             )
-        known = profiling.known_profile(task, config, arguments.tables)
+        known = known_profile(task, config, arguments.tables)
         held = held_out(task, config, known, arguments, observer)
         if arguments.repeat:
             observer.stage("Measuring networks a second time")
@@ -232,9 +231,7 @@ def held_out(
     observer.stage("Measuring networks to compare with")
     started = time.monotonic()
     with EngineWorker() as worker:
-        profiler = profiling.Profiler(
-            task, config, worker, folder=arguments.tables, observer=observer, name=arguments.model
-        )
+        profiler = Profiler(task, config, worker, folder=arguments.tables, observer=observer, name=arguments.model)
         rng = random.Random(f"held out {arguments.seed} {len(table.networks)}")
         try:
             while len(rows()) < arguments.held_out and time.monotonic() - started < arguments.limit:
@@ -255,9 +252,7 @@ def measured_twice(
     chosen = random.Random(arguments.seed).sample(list(held), min(arguments.repeat, len(held)))
     found = []
     with EngineWorker() as worker:
-        profiler = profiling.Profiler(
-            task, config, worker, folder=arguments.tables, observer=observer, name=arguments.model
-        )
+        profiler = Profiler(task, config, worker, folder=arguments.tables, observer=observer, name=arguments.model)
         try:
             for row in chosen:
                 found.append((row, profiler.measure(row.policy, _CAREFUL)))

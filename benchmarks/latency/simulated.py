@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from autocompress.engines.base import Array
-from autocompress.latency.measure import Taken, measure_timers
-from autocompress.latency.occasions import Spread, combined, figures
-from autocompress.latency.protocol import Protocol
-from autocompress.latency.timers import Slice, Timer
-from autocompress.results import Measurement, Occasion, write_json
+from autocompress.files import write_json
+from autocompress.measurement.measure import Taken, measure_timers
+from autocompress.measurement.occasions import Spread, combined, figures
+from autocompress.measurement.protocol import Protocol
+from autocompress.measurement.timers import Slice, Timer
+from autocompress.runs.records import Measurement, Occasion
 
 RESULT = Path(__file__).parent / "results" / "simulated.json"
 HOUR, LATER = 3600.0, 12

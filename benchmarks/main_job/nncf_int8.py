@@ -20,9 +20,9 @@ import torch
 
 from autocompress.config import TaskConfig
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
+from autocompress.graph.export import save_onnx, to_onnx
+from autocompress.measurement.client import EngineWorker
 from autocompress.tasks import Task, load_task
-from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
 MODELS = {"vgg11_bn": "vgg11bn-cifar10.safetensors", "resnet20": "resnet20-cifar10.safetensors"}

@@ -29,14 +29,14 @@ from autocompress import environment
 from autocompress.compress import rewrite
 from autocompress.compress.shapes import factorized_macs_ratio
 from autocompress.config import RecoveryConfig, TaskConfig
-from autocompress.inventory import take_inventory
-from autocompress.latency.units import Layout
+from autocompress.files import read_json, write_json
+from autocompress.graph.layout import Layout
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot, fast_dtype, recalibrate
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
-from autocompress.results import read_json, write_json
 from autocompress.storage.granularity import quantized
 from autocompress.storage.quantizers import QUANTIZERS
 from autocompress.storage.sharing import share_weights

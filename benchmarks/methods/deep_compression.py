@@ -29,8 +29,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autocompress.files import read_json, write_json
 from autocompress.recovery.distillation import distillation_loss
-from autocompress.results import read_json, write_json
 from autocompress.storage import pack, unpack
 from autocompress.storage.coders import CODERS
 from autocompress.storage.quantizers import quantizer

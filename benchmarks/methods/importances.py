@@ -27,17 +27,17 @@ from torch import Tensor, nn
 
 from autocompress import environment
 from autocompress.compress import IMPORTANCES, CompressionContext, apply_policy, rewrite
-from autocompress.compress.scoring import channel_scores
 from autocompress.compress.shapes import network_macs
+from autocompress.compress.task_evidence import channel_scores
 from autocompress.compress.thresholds import policy_at_macs, threshold_policy
 from autocompress.config import RecoveryConfig, TaskConfig
-from autocompress.inventory import take_inventory
+from autocompress.files import read_json, write_json
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import fast_dtype, recalibrate
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
-from autocompress.results import read_json, write_json
 from autocompress.tasks import load_task
 from autocompress.tasks.base import Task
 

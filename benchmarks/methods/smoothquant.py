@@ -33,11 +33,11 @@ from autocompress.compress.quantization import calibrate, quantization_mode, qua
 from autocompress.compress.smoothing import divisors
 from autocompress.config import QuantizationConfig
 from autocompress.engines import EngineOptions, get_engine
-from autocompress.engines.export import save_onnx
-from autocompress.graphs import exported, ranges_for
-from autocompress.inventory import take_inventory
+from autocompress.files import read_json, write_json
+from autocompress.graph.builder import exported, ranges_for
+from autocompress.graph.export import save_onnx
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.results import read_json, write_json
 from autocompress.tasks import Adapter, InputSpec, pack
 
 LENGTH, BATCH, CALIBRATED, HELD_OUT = 32, 256, 1024, 200

@@ -20,15 +20,15 @@ from networks import KINDS
 
 from autocompress import environment
 from autocompress.compress import rewrite
-from autocompress.compress.scoring import channel_scores
+from autocompress.compress.task_evidence import channel_scores
 from autocompress.config import RecoveryConfig
-from autocompress.inventory import take_inventory
+from autocompress.files import read_json, write_json
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
-from autocompress.results import read_json, write_json
 from autocompress.tasks import Task
 from autocompress.tasks.validation import metric_of
 

@@ -29,22 +29,22 @@ import torch
 
 from autocompress import environment
 from autocompress.compress import rewrite
-from autocompress.compress.scoring import channel_scores
+from autocompress.compress.task_evidence import channel_scores
 from autocompress.config import TaskConfig
 from autocompress.errors import CompressionError
-from autocompress.graphs import GraphBuilder
-from autocompress.inventory import take_inventory
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.latency.table import LatencyTable
+from autocompress.exploration.additive_costs import fitted_costs
+from autocompress.exploration.initial_policies import seed_choices
+from autocompress.exploration.samplers import Knowledge, make_sampler
+from autocompress.exploration.sensitivity import SAMPLES, SensitivityPass
+from autocompress.files import read_json, write_json
+from autocompress.graph.builder import GraphBuilder
+from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
+from autocompress.prediction.profile import predictor_from
+from autocompress.prediction.table import LatencyTable
 from autocompress.recovery import OneShot, fast_dtype
-from autocompress.results import read_json, write_json
-from autocompress.search.costs import fitted_costs
-from autocompress.search.sampler import Knowledge, make_sampler
-from autocompress.search.seeds import seed_choices
-from autocompress.search.sensitivity import SAMPLES, SensitivityPass
-from autocompress.search.space import SearchSpace, load_space
-from autocompress.search.tables import predictor_from
+from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import load_task
 
 HERE = Path(__file__).parent

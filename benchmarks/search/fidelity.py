@@ -22,12 +22,12 @@ from torch import nn
 from autocompress import environment
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError
+from autocompress.files import read_json, write_json
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, fast_dtype
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
-from autocompress.results import read_json, write_json
 
 
 def candidates(evaluator: Evaluator, count: int) -> list[CompressionPolicy]:

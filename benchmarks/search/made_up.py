@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from autocompress.search.graph import Graph
-from autocompress.search.problem import Choice, Costs, Free, Pair
+from autocompress.exploration.knapsack.choice_graph import Graph
+from autocompress.exploration.knapsack.problem import Choice, Costs, Free, Pair
 
 FLOOR, TOP = 0.1, 0.93
 # What a choice leaves of a layer's time.

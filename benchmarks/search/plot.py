@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from autocompress.results import read_json
+from autocompress.files import read_json
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = {"knapsack": "#d1495b", "tpe": "#00798c", "nsga2": "#edae49", "gp": "#66518f", "random": "#8d8d8d"}

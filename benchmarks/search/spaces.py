@@ -20,8 +20,8 @@ import torch
 from compare import HERE, Evaluator, arguments_of, hypervolumes, knowledge_of
 
 from autocompress import environment
-from autocompress.results import read_json, write_json
-from autocompress.search.sampler import make_sampler
+from autocompress.exploration.samplers import make_sampler
+from autocompress.files import read_json, write_json
 
 SPACES = ("default", "prune-only", "quantize-only", "lowrank-only", "uniform")
 

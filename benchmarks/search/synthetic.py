@@ -19,9 +19,9 @@ import numpy as np
 import optuna
 from made_up import FLOOR, MadeUp, hypervolume
 
-from autocompress.search.knapsack import KnapsackSampler
-from autocompress.search.problem import Costs, Pair
-from autocompress.search.sampler import make_sampler
+from autocompress.exploration.knapsack.problem import Costs, Pair
+from autocompress.exploration.knapsack.sampler import KnapsackSampler
+from autocompress.exploration.samplers import make_sampler
 
 RESULTS = Path(__file__).parent / "results"
 AT = (5, 10, 15, 20, 25, 50, 100, 200)

@@ -23,15 +23,15 @@ from compare import HERE, WEIGHTS, arguments_of
 from autocompress import environment
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.errors import EngineError, VerificationError
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.pipeline import Pipeline
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.profiler import random_choices
+from autocompress.files import read_json, write_json
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.policy import CompressionPolicy
-from autocompress.results import read_json, write_json
-from autocompress.run_directory import RunDirectory
-from autocompress.search.profiling import random_choices
-from autocompress.search.space import SearchSpace, load_space
+from autocompress.runs.directory import RunDirectory
+from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import load_task
-from autocompress.worker import EngineWorker
 
 RESULTS = HERE / "results" / "throughput.json"
 # Candidates of one turn: the next one can be made ahead of all of them but the first.

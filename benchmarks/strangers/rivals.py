@@ -24,11 +24,12 @@ import torch
 from autocompress.config import TaskConfig
 from autocompress.deploy.artifacts import resolve
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.errors import AutoCompressError
-from autocompress.results import Measurement, write_json
+from autocompress.files import write_json
+from autocompress.graph.export import save_onnx, to_onnx
+from autocompress.measurement.client import EngineWorker
+from autocompress.runs.records import Measurement
 from autocompress.tasks import Task, load_task
-from autocompress.worker import EngineWorker
 from benchmarks.strangers.networks import MAX_DROP, NETWORKS
 from benchmarks.strangers.prepare import task_config
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import environment
-from autocompress.latency.fingerprint import device_fingerprint
-from autocompress.results import read_json, write_json
+from autocompress.files import read_json, write_json
+from autocompress.measurement.fingerprint import device_fingerprint
 from benchmarks.strangers.networks import CACHE, MAX_DROP, MINUTES, NETWORKS, TARGET_LATENCY
 from benchmarks.strangers.table import write_table
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autocompress.results import EQUAL, read_json, write_text
+from autocompress.files import read_json, write_text
+from autocompress.runs.records import EQUAL
 from benchmarks.strangers.networks import NETWORKS
 
 HERE = Path(__file__).parent

@@ -21,14 +21,14 @@ from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.quantization import activation_ranges, calibrate
 from autocompress.config import TaskConfig
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx
 from autocompress.errors import UnavailableError
-from autocompress.graphs import GraphBuilder, Ranges
-from autocompress.inventory import take_inventory
+from autocompress.files import write_json
+from autocompress.graph.builder import GraphBuilder, Ranges
+from autocompress.graph.export import save_onnx
+from autocompress.measurement.client import EngineWorker
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.results import write_json
 from autocompress.tasks import load_task
-from autocompress.worker import EngineWorker
 
 HERE = Path(__file__).parent
 BATCH = 100

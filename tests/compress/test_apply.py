@@ -9,7 +9,7 @@ from torch import nn
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import calibrate, quantized_layers
 from autocompress.errors import CompressionError
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
 

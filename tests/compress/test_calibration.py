@@ -13,21 +13,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import autocompress
+from autocompress.catalogue import list_methods
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.calibration import CALIBRATIONS, calibration
 from autocompress.compress.calibrations.base import Magnitudes
 from autocompress.compress.calibrations.entropy import divergence
 from autocompress.compress.quantization import activation_ranges, calibrate
-from autocompress.compress.stored import load_compressed
+from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig
 from autocompress.errors import ConfigError
-from autocompress.inventory import take_inventory
-from autocompress.methods import list_methods
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import OneShot
-from autocompress.results import TrialRecord
+from autocompress.runs.records import TrialRecord
 from tests import networks
-from tests.search import tiny
+from tests.exploration import tiny
 
 NAMES = list(CALIBRATIONS)
 

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from autocompress.compress.quantization import QuantConv1d, QuantConv3d, quantized_layers
 from autocompress.config import RunConfig
-from autocompress.ledger import Ledger
-from autocompress.pipeline import Pipeline
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery.rows import patches, places
-from autocompress.run_directory import RunDirectory
+from autocompress.recovery.fit_samples import patches, places
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.time_ledger import Ledger
 from autocompress.tasks import LabelFreeTask, UnlabelledTask
-from autocompress.worker import EngineWorker
 
 SIZES: dict[int, tuple[int, ...]] = {1: (4, 40), 3: (4, 8, 10, 9)}
 

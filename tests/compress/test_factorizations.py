@@ -17,7 +17,7 @@ from autocompress.compress.factorizations.base import rank_of_energy
 from autocompress.compress.lowrank import factorize
 from autocompress.compress.shapes import factorized_macs_ratio
 from autocompress.errors import CompressionError
-from autocompress.inventory import count_macs, take_inventory
+from autocompress.model.inventory import count_macs, take_inventory
 from autocompress.policy import FACTORIZATIONS as NAMES
 from autocompress.policy import LayerPolicy
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress import IMPORTANCES, Evidence, importances, score_channels
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.inventory import Inventory, take_inventory
-from autocompress.methods import Method
+from autocompress.model.inventory import Inventory, take_inventory
 from tests import networks
 from tests.networks import images
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.shapes import LayerShape, network_shape
-from autocompress.inventory import Inventory, take_inventory
+from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.tasks.cifar_models import CIFAR_MODELS
 from tests import networks

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.attention.plain import PlainAttention
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import QuantLinear, calibrate, quantization_mode, quantized_layers
 from autocompress.compress.smoothing import SmoothedQuantizer, divisors, undivided
 from autocompress.config import QuantizationConfig
+from autocompress.model.attention.plain import PlainAttention
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import attention_networks, networks
 

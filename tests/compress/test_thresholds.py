@@ -10,7 +10,7 @@ from autocompress.compress import CompressionContext, apply_policy, score_channe
 from autocompress.compress.shapes import network_macs
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.errors import ConfigError
-from autocompress.inventory import Group, Inventory, count_macs, take_inventory
+from autocompress.model.inventory import Group, Inventory, count_macs, take_inventory
 from autocompress.policy import CompressionPolicy
 from tests import networks
 from tests.networks import images

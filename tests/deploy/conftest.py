@@ -13,12 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from autocompress.config import RunConfig
+from autocompress.engines.artifact import write_artifact
 from autocompress.engines.base import EngineOptions
-from autocompress.latency.measure import Protocol
+from autocompress.files import replace_folder
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.measure import Protocol
 from autocompress.policy import CompressionPolicy
-from autocompress.results import Measurement, TrialRecord
-from autocompress.run_directory import RunDirectory, replace_folder, write_artifact
-from autocompress.worker import EngineWorker
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import Measurement, TrialRecord
 
 SIZE, CLASSES = 16, 10
 

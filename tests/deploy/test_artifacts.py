@@ -8,8 +8,8 @@ from autocompress.deploy.artifacts import resolve
 from autocompress.deploy.package import deploy
 from autocompress.engines.base import EngineOptions
 from autocompress.errors import ConfigError
-from autocompress.latency.measure import Protocol
-from autocompress.run_directory import RunDirectory
+from autocompress.measurement.measure import Protocol
+from autocompress.runs.directory import RunDirectory
 
 OPTIONS = EngineOptions("bf16", threads=2)
 

@@ -18,10 +18,11 @@ from autocompress.deploy.package import deploy, deployable
 from autocompress.deploy.verify import verify
 from autocompress.engines.base import Array, EngineFile
 from autocompress.errors import BuildError, ConfigError, VerificationError
-from autocompress.latency.measure import Protocol
-from autocompress.results import Measurement, TrialRecord, read_json, write_json
-from autocompress.run_directory import RunDirectory, replace_folder
-from autocompress.worker import EngineWorker
+from autocompress.files import read_json, replace_folder, write_json
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.measure import Protocol
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import Measurement, TrialRecord
 
 SHIPPED = {
     "manifest.json", "engine.json", "policy.json", "model.xml", "model.bin", "model.onnx", "weights.safetensors",

@@ -14,10 +14,11 @@ import autocompress
 from autocompress.cli import main
 from autocompress.deploy.remeasure import measure_run
 from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError
-from autocompress.latency.measure import Protocol
-from autocompress.results import ELSEWHERE, MEASURED, TrialRecord, write_json
-from autocompress.run_directory import RunDirectory
-from tests.search import tiny
+from autocompress.files import write_json
+from autocompress.measurement.measure import Protocol
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import ELSEWHERE, MEASURED, TrialRecord
+from tests.exploration import tiny
 
 BRIEF = Protocol(warm_up_s=0.01, min_iterations=20, min_seconds=0.05, max_seconds=0.1, rounds=5)
 

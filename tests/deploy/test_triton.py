@@ -19,18 +19,18 @@ from safetensors.numpy import load_file
 
 from autocompress.deploy.artifacts import input_ports
 from autocompress.deploy.manifest import Manifest, describe_file
-from autocompress.deploy.runscript import run_script
+from autocompress.deploy.run_script import run_script
 from autocompress.deploy.triton import write_triton_repository
 from autocompress.deploy.verify import REFERENCE_NAME
 from autocompress.engines.base import EngineOptions
-from autocompress.engines.export import save_onnx, to_onnx
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
+from autocompress.files import write_json
+from autocompress.graph.export import save_onnx, to_onnx
+from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy
-from autocompress.results import write_json
 from autocompress.tasks import Adapter, InputSpec, pack
-from autocompress.tokens import TextTokens
-from autocompress.worker import EngineWorker
+from autocompress.tasks.tokens import TextTokens
 from tests.deploy.conftest import make_onnx
 from tests.deploy.triton_schema import model_config
 
@@ -146,7 +146,7 @@ def test_run_py_of_tensorrt_is_whole(tmp_path: Path, worker: EngineWorker, engin
 
 def test_run_py_of_rtx_stops_at_the_driver(tmp_path: Path, worker: EngineWorker) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from tests.engines.test_tensorrt import has_gpu
+    from tests.engines.tensorrt.test_engine import has_gpu
 
     if has_gpu():
         pytest.skip("there is a GPU here")

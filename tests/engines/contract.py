@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx
-from autocompress.engines.qdq import InputQuantization, insert_qdq
 from autocompress.errors import BuildError, UnavailableError, UnsupportedDtypeError
+from autocompress.graph.export import save_onnx
+from autocompress.graph.qdq import InputQuantization, insert_qdq
 from tests.engines import graphs
 
 FP32 = EngineOptions()

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from autocompress.engines import EngineFile, EngineOptions
-from autocompress.engines.export import save_onnx
-from autocompress.engines.kernels import KernelTime
+from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.onnxruntime import ONNXRuntimeEngine, ONNXRuntimeRunner
 from autocompress.engines.onnxruntime_profile import measure_overhead, overhead_of
-from autocompress.engines.qdq import InputQuantization, insert_qdq
+from autocompress.graph.export import save_onnx
+from autocompress.graph.qdq import InputQuantization, insert_qdq
 from tests.engines import graphs
 
 pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ import pytest
 from autocompress.engines import Engine, EngineFile, EngineOptions, get_engine
 from autocompress.engines.openvino import OpenVINOEngine, _core
 from autocompress.errors import MissingDependencyError
-from autocompress.worker import EngineWorker
+from autocompress.measurement.client import EngineWorker
 from tests.engines import graphs
 from tests.engines.contract import EngineContract
 

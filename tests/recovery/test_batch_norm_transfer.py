@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot
 from autocompress.recovery.batch_norm_transfer import BatchNormTransfer

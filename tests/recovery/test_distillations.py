@@ -19,12 +19,12 @@ from autocompress.recovery import distillation
 from autocompress.recovery import finetune as module
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import DISTILLATIONS, Distiller, Teacher
+from autocompress.recovery.distillation_points import OUTPUT, Place, observed
 from autocompress.recovery.distillations.attention import Attention, attention_map
 from autocompress.recovery.distillations.features import Features
 from autocompress.recovery.distillations.logits import Logits
 from autocompress.recovery.finetune import finetune
 from autocompress.recovery.optimizers import make_optimizer
-from autocompress.recovery.places import OUTPUT, Place, observed
 from autocompress.tasks import ClassificationTask
 from autocompress.tasks.divergence import ClassScores
 from tests.recovery.conftest import untrained

@@ -22,7 +22,7 @@ from autocompress.compress.quantization import (
 )
 from autocompress.compress.rounding import fake_quantize_weight
 from autocompress.config import RecoveryConfig, RunConfig
-from autocompress.graphs import Ranges, exported
+from autocompress.graph.builder import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import recalibrate
 from autocompress.recovery.budget import Budget

@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress.compress import rewrite
 from autocompress.errors import CompressionError
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import OneShot, oneshot
 from tests import networks

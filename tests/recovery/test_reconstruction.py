@@ -13,7 +13,7 @@ from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.pruning import kept_indices
 from autocompress.compress.quantization import observing
 from autocompress.errors import ConfigError
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import reconstruction as module
 from autocompress.recovery.oneshot import OneShot

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from autocompress.config import RunConfig
+from autocompress.files import write_json
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.results import Measurement, TrialRecord, write_json
-from autocompress.run_directory import RunDirectory
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import Measurement, TrialRecord
 
 BASE_MS, BASE_ACCURACY, BASE_BYTES, BASE_MACS = 0.468, 0.9162, 1_120_000, 40_810_000
 LAYERS = [f"layer{s}.{b}.conv{c}" for s in (1, 2, 3) for b in range(3) for c in (1, 2)]

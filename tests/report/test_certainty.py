@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.report.certainty import certainty, held, of_measurement, other_states
-from autocompress.results import Figures, Occasion
+from autocompress.runs.records import Figures, Occasion
 from tests.report.conftest import measurement
 
 QUIET = (0.39, 0.38, 0.40)

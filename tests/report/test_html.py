@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import _lazy
+from autocompress import _optional
+from autocompress.api.run import open_run
 from autocompress.errors import MissingDependencyError
+from autocompress.exploration.pareto import run_front, write_front
+from autocompress.files import read_json, write_json
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.report.figure import pareto_figure
 from autocompress.report.html import render, write_report
 from autocompress.report.run_view import read_run
 from autocompress.report.sections import natural, policy_map
-from autocompress.results import TrialRecord, read_json, write_json
-from autocompress.run import open_run
-from autocompress.run_directory import RunDirectory
-from autocompress.search.pareto import run_front, write_front
+from autocompress.runs.directory import RunDirectory
+from autocompress.runs.records import TrialRecord
 
 
 class _Page(HTMLParser):
@@ -291,7 +292,7 @@ def test_missing_plotly_names_the_extra(finished: RunDirectory, monkeypatch: pyt
     def missing(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(_lazy, "import_module", missing)
+    monkeypatch.setattr(_optional, "import_module", missing)
     with pytest.raises(MissingDependencyError, match=r"autocompress\[report\]"):
         write_report(finished)
     assert not finished.report_file.exists()

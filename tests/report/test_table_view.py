@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import _lazy
+from autocompress import _optional
 from autocompress.errors import MissingDependencyError
-from autocompress.latency.predictor import PredictionError
-from autocompress.latency.table import LatencyTable
-from autocompress.latency.table_rows import NetworkRow
+from autocompress.prediction.predictor import PredictionError
+from autocompress.prediction.table import LatencyTable
+from autocompress.prediction.table_rows import NetworkRow
 from autocompress.report.table_figures import Predicted, panels, predicted_figure, staircase_figure
 from autocompress.report.table_view import Guess, render, write_table_report
-from tests.latency.tables import layer_row, network_row, profiled, table
+from tests.prediction.tables import layer_row, network_row, profiled, table
 
 RESNET, MOBILE = "aaaa000000000001", "bbbb000000000002"
 
@@ -183,6 +183,6 @@ def test_without_plotly_the_extra_is_named(made: LatencyTable, monkeypatch: pyte
     def missing(name: str) -> None:
         raise ImportError(f"no {name}")
 
-    monkeypatch.setattr(_lazy, "import_module", missing)
+    monkeypatch.setattr(_optional, "import_module", missing)
     with pytest.raises(MissingDependencyError, match=r"autocompress\[report\]"):
         render(made)

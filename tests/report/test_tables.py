@@ -14,7 +14,7 @@ from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.report.result_panel import result_panel
 from autocompress.report.run_view import read_run
 from autocompress.report.tables import benchmark_table, front_table, policy_table
-from autocompress.run_directory import RunDirectory
+from autocompress.runs.directory import RunDirectory
 
 
 def printed(renderable: RenderableType, width: int = 80) -> str:

@@ -15,7 +15,7 @@ import autocompress
 from autocompress.cli import main
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.storage.quantizers import QUANTIZERS
-from tests.search import tiny
+from tests.exploration import tiny
 
 
 def network() -> nn.Sequential:

@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.storage.sparsity import (
-    bake,
-    gradual_sparsity,
-    magnitude_masks,
-    masked_weights,
-    prunable,
-    set_masks,
-)
+from autocompress.storage.sparsity import bake, gradual_sparsity, magnitude_masks, masked_weights, prunable, set_masks
 
 WEIGHTS = {"a": torch.tensor([[1.0, -4.0], [3.0, -2.0]]), "b": torch.tensor([[10.0, -9.0, 0.5, 8.0]])}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from autocompress.errors import ConfigError
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.tasks import ClassificationTask
 from autocompress.tasks.plain_model import plain_copy
 

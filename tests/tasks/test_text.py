@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from autocompress.config import TaskConfig
 from autocompress.errors import ConfigError
-from autocompress.inventory import take_inventory
+from autocompress.model.inventory import take_inventory
 from autocompress.tasks import ClassificationTask, LabelFreeTask, load_task
 
 transformers = pytest.importorskip("transformers")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.catalogue import Method
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.config import QuantizationConfig
-from autocompress.methods import Method
 
 METHOD = Method(
     "entropy",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autocompress.catalogue import Method
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.config import QuantizationConfig
-from autocompress.methods import Method
 
 METHOD = Method(
     "minmax",

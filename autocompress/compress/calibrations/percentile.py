@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from autocompress.catalogue import Method
 from autocompress.compress.calibrations.base import Calibration, Magnitudes
 from autocompress.config import QuantizationConfig
-from autocompress.methods import Method
 
 METHOD = Method(
     "percentile",

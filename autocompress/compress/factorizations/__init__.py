@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from autocompress.compress.factorizations.base import (
-    Factor,
-    Factorization,
-    rank_at,
-    ratio_of_energy,
-)
+from autocompress.compress.factorizations.base import Factor, Factorization, rank_at, ratio_of_energy
 from autocompress.compress.factorizations.cp import Cp
 from autocompress.compress.factorizations.spatial_svd import SpatialSvd
 from autocompress.compress.factorizations.svd import Svd

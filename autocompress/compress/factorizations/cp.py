@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autocompress._lazy import optional
+from autocompress._optional import optional
+from autocompress.catalogue import Method
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.factorizations.base import Factor, Factorization, padding_of, pair
 from autocompress.errors import CompressionError
-from autocompress.methods import Method
 
 METHOD = Method(
     "cp",

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.factorizations.base import Factor, Factorization, padding_of, pair
-from autocompress.methods import Method
 
 METHOD = Method(
     "spatial_svd",

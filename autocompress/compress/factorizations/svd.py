@@ -7,16 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import LayerOutputs
-from autocompress.compress.factorizations.base import (
-    Factor,
-    Factorization,
-    output_basis,
-    padding_of,
-    pair,
-    set_bias,
-)
-from autocompress.methods import Method
+from autocompress.compress.factorizations.base import Factor, Factorization, output_basis, padding_of, pair, set_bias
 
 METHOD = Method(
     "svd",

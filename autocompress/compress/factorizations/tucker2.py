@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.catalogue import Method
 from autocompress.compress.base import LayerOutputs
 from autocompress.compress.factorizations.base import (
     Factor,
@@ -21,7 +22,6 @@ from autocompress.compress.factorizations.base import (
     pair,
     set_bias,
 )
-from autocompress.methods import Method
 
 METHOD = Method(
     "tucker2",

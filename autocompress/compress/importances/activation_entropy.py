@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.activations import ActivationImportance, Reader
-from autocompress.methods import Method
 
 METHOD = Method(
     "activation_entropy",

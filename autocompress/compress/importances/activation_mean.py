@@ -7,8 +7,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.activations import ActivationImportance, Reader
-from autocompress.methods import Method
 
 METHOD = Method(
     "activation_mean",

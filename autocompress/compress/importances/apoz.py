@@ -7,10 +7,10 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.activation_mean import ActivationMean
 from autocompress.compress.importances.activations import Reader
 from autocompress.compress.importances.base import Subject, relative
-from autocompress.methods import Method
 
 METHOD = Method(
     "apoz",

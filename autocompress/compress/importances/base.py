@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.inventory import Inventory
+from autocompress.model.inventory import Inventory
 
 
 def _nothing(batch_size: int = 0) -> Iterable[Any]:

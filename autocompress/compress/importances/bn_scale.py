@@ -6,8 +6,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.base import Importance, Subject, relative
-from autocompress.methods import Method
 
 METHOD = Method(
     "bn_scale",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.base import Importance, Subject
 from autocompress.errors import CompressionError
-from autocompress.inventory import CONVOLUTIONS
-from autocompress.methods import Method
+from autocompress.model.inventory import CONVOLUTIONS
 
 METHOD = Method(
     "geometric_median",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch_pruning as tp
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.compress.importances.base import Importance, Subject, each_group
-from autocompress.methods import Method
 
 METHOD = Method(
     "random", "importance", "the control: another order at every call", "Mittal et al., WACV 2018: it does well"

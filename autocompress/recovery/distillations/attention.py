@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
+from autocompress.recovery.distillation_points import Place
 from autocompress.recovery.distillations.base import Distillation
-from autocompress.recovery.places import Place
 
 METHOD = Method(
     "attention",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from autocompress.config import RecoveryConfig
-from autocompress.recovery.places import Place
+from autocompress.recovery.distillation_points import Place
 from autocompress.tasks.divergence import ClassScores
 
 # Of a student's outputs, the teacher's, and a temperature: see `Task.softened_divergence`.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.catalogue import Method
 from autocompress.config import RecoveryConfig
-from autocompress.methods import Method
+from autocompress.recovery.distillation_points import Place
 from autocompress.recovery.distillations.base import Distillation, SoftenedDivergence
-from autocompress.recovery.places import Place
 
 METHOD = Method(
     "features",

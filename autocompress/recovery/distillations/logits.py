@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
+from autocompress.recovery.distillation_points import Place
 from autocompress.recovery.distillations.base import Distillation
-from autocompress.recovery.places import Place
 
 METHOD = Method(
     "logits",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 from autocompress.storage.quantizers.uniform import on_grid
 

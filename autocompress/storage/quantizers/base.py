@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.methods import Method
 
 MAX_BITS = 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autocompress.catalogue import Method
 from autocompress.errors import ConfigError, nearest
-from autocompress.methods import Method
 from autocompress.storage.quantizers.base import Levels, StorageQuantizer
 
 METHOD = Method(

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 from autocompress.storage.quantizers.uniform import on_grid
 

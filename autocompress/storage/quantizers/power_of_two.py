@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 
 METHOD = Method(

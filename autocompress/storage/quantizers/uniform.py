@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autocompress.methods import Method
+from autocompress.catalogue import Method
 from autocompress.storage.quantizers.base import MAX_BITS, Levels, StorageQuantizer
 
 METHOD = Method(

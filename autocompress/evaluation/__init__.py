@@ -1,0 +1,1 @@
+"""One candidate from its policy to measured figures."""

@@ -1,0 +1,1 @@
+"""The Optuna study: which networks to try, and which results count."""

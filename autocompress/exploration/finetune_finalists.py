@@ -1,0 +1,203 @@
+"""Fine-tuning of the finalists: a short round for each, then the rest of the time for the one that came out best.
+
+Owns how the time is shared out (successive halving, Jamieson & Talwalkar, 2016, in two rounds; where the whole front is
+wanted, by `promotion`), and that a candidate which training did not better is discarded: the record of before stays.
+`recovery.finetune` owns the training.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autocompress.compress.reload import load_compressed
+from autocompress.config import QuantizationConfig, RecoveryConfig
+from autocompress.errors import EngineError, VerificationError
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.exploration.pareto import Constraints
+from autocompress.exploration.promotion import Promotion
+from autocompress.exploration.selection import most_accurate
+from autocompress.recovery.budget import Budget, epochs_within
+from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.finetune import finetune
+from autocompress.runs.observer import Observer
+from autocompress.runs.records import TrialRecord
+from autocompress.runs.time_ledger import Ledger
+
+# Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
+_FIRST_ROUND = 0.12
+# Building, checking and measuring a fine-tuned candidate, and the minimum worth training for.
+_SECONDS_TO_SCORE = 6.0
+_SHORTEST = 2.0
+
+
+@dataclass
+class Recovery:
+    """Fine-tune finalists of one run.
+
+    Attributes:
+        pipeline: Rebuilds and scores candidates.
+        config: Rates, epochs, temperature.
+        constraints: Decide which finalist goes on.
+        observer: Is told of progress.
+        on_record: Called with every new record before anything overwrites its files.
+        quantization: How ranges of activations are set.
+    """
+
+    pipeline: Pipeline
+    config: RecoveryConfig
+    constraints: Constraints
+    observer: Observer
+    on_record: Callable[[TrialRecord], None] = lambda record: None
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+
+    def __post_init__(self) -> None:
+        self._teacher = Teacher(self.pipeline.task.network(), self.pipeline.oneshot.dtype)
+        self._failed: set[int] = set()
+
+    def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
+        """Fine-tune and return the new records, in the order they finished.
+
+        Args:
+            candidates: Proxy records, most promising first; without a limit the front, of which as many as the
+                configuration says are taken.
+            deadline: `time.monotonic()` by which everything has ended, or None to train `config.whole_epochs`.
+        """
+        assert self.pipeline.baseline is not None
+        goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
+        if not goal or len(candidates) == 1:
+            return self._front(candidates, deadline)
+        first = [
+            r
+            for index, c in enumerate(candidates)
+            if (r := self._one(c, 1, epochs=_FIRST_ROUND, deadline=deadline, left=1 / _FIRST_ROUND - index))
+        ]
+        # Where a short training bettered none, a long one may.
+        left = first or [candidate for candidate in candidates if candidate.number not in self._failed]
+        if not left:
+            return []
+        last = self._one(self._winner(left), 2, epochs=1.0, deadline=deadline, left=1)
+        return [*first, last] if last else first
+
+    def _front(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
+        """Fine-tune as many as were asked for to the end, each time the one that the front gains most from."""
+        assert self.pipeline.baseline is not None
+        promotion = Promotion(self.pipeline.baseline, candidates)
+        waiting, found = list(candidates), []
+        rounds = min(self.config.candidates, len(waiting))
+        for index in range(rounds):
+            chosen = promotion.next(waiting)
+            waiting.remove(chosen)
+            made = self._one(chosen, 1, epochs=1.0, deadline=deadline, left=rounds - index)
+            if made is not None:
+                found.append(made)
+                promotion.learn(chosen, made)
+        return found
+
+    def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
+        """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
+        assert self.pipeline.baseline is not None
+        inside = self.constraints.steady(records, self.constraints.pace(self.pipeline.run.history()))
+        best = most_accurate(inside or records, self.constraints)
+        assert best is not None
+        ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]
+        return max(ties, key=lambda r: r.macs or 0, default=best)
+
+    def _one(
+        self, record: TrialRecord, round_number: int, *, epochs: float, deadline: float | None, left: float
+    ) -> TrialRecord | None:
+        """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up."""
+        ledger = Ledger()
+        folder = self.pipeline.run.artifact(record.number, recovered=True)
+        seconds = float("inf")
+        if deadline is not None:
+            seconds = (deadline - time.monotonic()) / max(1.0, left) - _SECONDS_TO_SCORE
+            if seconds < _SHORTEST:
+                return None
+        self.observer.stage(f"Fine-tuning trial {record.number}" + (" to the end" if round_number == 2 else ""))
+        assert record.artifact is not None
+        kept = _KeptFiles(folder)
+        try:
+            with ledger.spend("recovery"):
+                folder_before = self.pipeline.run.path / record.artifact
+                model = load_compressed(self.pipeline.task, folder_before, record, self.quantization)
+                checkpoint = folder / f"checkpoint-{round_number}.safetensors"
+                report = finetune(
+                    model, self._teacher, self.pipeline.task, self.config,
+                    Budget(self._epochs(seconds) * epochs, seconds),
+                    checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
+                    told=self.observer.warn,
+                )  # fmt: skip
+            if not report.improved:
+                self._discard(record, report.before, report.metric, checkpoint)
+                return None
+            kept.aside()
+            found = self.pipeline.score(
+                model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
+            )  # fmt: skip
+        except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
+            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {error}")
+            self._failed.add(record.number)
+            kept.back()
+            return None
+        finally:
+            self.pipeline.ledger.merge(ledger)
+        if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
+            kept.back()
+            self._discard(record, record.accuracy, found.accuracy, checkpoint)
+            return None
+        kept.drop()
+        checkpoint.unlink(missing_ok=True)
+        self.pipeline.run.append(found)
+        self.on_record(found)
+        self.observer.trial(found)
+        return found
+
+    def _epochs(self, seconds: float) -> float:
+        """Return the epochs of a whole training; where the time ends it, few samples are seen more often."""
+        size = self.pipeline.task.train_size()
+        return self.config.whole_epochs if math.isinf(seconds) else epochs_within(size, self.config)
+
+    def _discard(self, record: TrialRecord, before: float | None, after: float | None, checkpoint: Path) -> None:
+        """Say that training bettered nothing; the record of before stays."""
+        task = self.pipeline.task
+        said = [_written(value, share=task.metric_is_share) for value in (before, after)]
+        self.observer.warn(
+            f"Fine-tuning of trial {record.number} is discarded: {task.metric_name} {said[1]} is not better than "
+            f"{said[0]} before it."
+        )
+        checkpoint.unlink(missing_ok=True)
+
+
+def _written(value: float | None, *, share: bool) -> str:
+    return "unknown" if value is None else f"{value:.2%}" if share else f"{value:.4f}"
+
+
+class _KeptFiles:
+    """Files of an earlier training of the same trial, kept until it is known whether the next one is better."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._aside = folder, folder.with_name(f"{folder.name}-before")
+        self._begun = False
+
+    def aside(self) -> None:
+        """Copy them away before others are written in their place."""
+        self._begun = True
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._folder.is_dir():
+            shutil.copytree(self._folder, self._aside)
+
+    def back(self) -> None:
+        """Put them back where the next training's are, if that has begun to write."""
+        if self._begun:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._aside.is_dir():
+            self._aside.rename(self._folder)
+
+    def drop(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self._aside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A sampler for any Optuna study whose costs add up over its parameters; knows no models."""

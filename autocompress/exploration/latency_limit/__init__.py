@@ -1,0 +1,1 @@
+"""Proposals moved to just inside the latency limit."""

@@ -1,0 +1,477 @@
+"""The trials of a search: ask for choices, score them, tell the result; nothing finished is ever lost.
+
+Each finished trial is in ``study.db`` and in ``trials.jsonl`` before the next one starts. One broad ``except`` stands
+here, around a trial: whatever fails costs that trial alone.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import optuna
+
+from autocompress.errors import AutoCompressError, ConfigError, UnavailableError
+from autocompress.evaluation.evaluator import Pipeline
+from autocompress.exploration.early_rejection import behind
+from autocompress.exploration.initial_policies import seed_choices
+from autocompress.exploration.knapsack.sampler import COST_ATTRIBUTE
+from autocompress.exploration.latency_limit.latency_filter import Drawn, FittedSampler, Screen, explores
+from autocompress.exploration.milder_choices import milder_choices
+from autocompress.exploration.pareto import Constraints
+from autocompress.exploration.refusals import Refusals
+from autocompress.exploration.selection import most_accurate
+from autocompress.measurement.protocol import Protocol
+from autocompress.policy import CompressionPolicy
+from autocompress.prediction.predictor import LatencyPredictor, Prediction
+from autocompress.runs.records import MEASURED, TrialRecord
+from autocompress.space.search_space import Choice, SearchSpace
+from autocompress.tasks.validation import Glance
+
+# What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
+_PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
+# What a trial notes that was not proposed by the sampler, and runs whatever is predicted of it; one that was refused.
+_FIRST, _REFUSED = "first", "refused"
+# The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
+_REPEATS = 64
+# Occasions more for a trial that may be inside the limit.
+_FURTHER = 2
+# What these first trials tell is worth more to a sampler than the time that asking ahead saves.
+_FIRST_TOLD = 3
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the sampler wants scored next.
+
+    Attributes:
+        trial: Its trial, running unless `closed`.
+        choices: That were made.
+        policy: That they make.
+        closed: Whether the trial was ended, as its network cannot meet the limit.
+        fresh: Whether it was drawn, not queued.
+    """
+
+    trial: optuna.Trial
+    choices: dict[str, Choice]
+    policy: CompressionPolicy
+    closed: bool = False
+    fresh: bool = True
+
+
+class TrialLoop:
+    """Run trials until the budget ends.
+
+    Args:
+        pipeline: Scores one policy.
+        space: Turns choices into policies.
+        study: Opened by `open_study`.
+        constraints: Latency and size bounds.
+        on_trial: Called with every finished record.
+        predictor: Of latencies; learns from every trial, and screens proposals by the latency limit once it is trusted.
+        seed: Of what is decided at random between proposal and trial.
+        finalists: Candidates that are fine-tuned in the end; what cannot become one is not built. 0 builds all.
+        ahead: Whether the next network is asked for, and made, while one is being built.
+        cost: Predicts what a network costs in shares of the uncompressed one, where no predictor knows better; None
+            leaves out what needs it: milder networks after ones that went too far.
+        said: Called with what the user should know.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        space: SearchSpace,
+        study: optuna.Study,
+        constraints: Constraints,
+        on_trial: Callable[[TrialRecord], None] = lambda record: None,
+        *,
+        predictor: LatencyPredictor | None = None,
+        seed: int = 0,
+        finalists: int = 0,
+        ahead: bool = True,
+        cost: Callable[[CompressionPolicy], float] | None = None,
+        said: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._cost, self._said = cost, said
+        self._refusals = Refusals(space.everywhere())
+        # Milder networks that were asked for by now.
+        self._milder: set[CompressionPolicy] = set()
+        self._longest = 0.0
+        self.pipeline = pipeline
+        self.space = space
+        self.study = study
+        self.constraints = constraints
+        # Fine-tuned records are left out: the study learns from figures that compare.
+        self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
+        self._on_trial, self._finalists, self._asks_ahead = on_trial, finalists, ahead
+        self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
+        self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
+        self.screen: Screen | None = None
+        self._sampler: FittedSampler | None = None
+        # The next trial, or why there is none, when it was asked for while the one before was being scored.
+        self._ahead: _Asked | Exception | None = None
+        if predictor is not None:
+            rng = random.Random(f"{seed} {len(study.trials)}")
+            self.screen = Screen(predictor, space, constraints, rng)
+            for record in pipeline.run.history():
+                if record.measurement is not None and record.measurement.source == MEASURED:
+                    self.screen.observe(record)
+            self.screen.best = self._best()
+            if constraints.latency is not None:
+                self._sampler = study.sampler = FittedSampler(study.sampler, self.screen)
+
+    def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
+        """Return choices and record of the best trial; None while none is inside the limits."""
+        assert self.pipeline.baseline is not None
+        records = list(self.records.values())
+        if self.screen is not None:
+            records = self.constraints.steady(records, self.screen.pace) or records
+        best = most_accurate(records, self.constraints)
+        if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
+            return None
+        return self._choices[best.number], best
+
+    def replace(self, record: TrialRecord) -> None:
+        """Take a trial's record as it is after another measurement."""
+        self.records[record.number] = record
+        if self.screen is not None:
+            if record.measurement is not None and record.measurement.source == MEASURED:
+                self.screen.observe(record)
+            self.screen.best = self._best()
+
+    def finish(self) -> None:
+        """From here on trials use the room that the best one leaves below the latency limit, as long as it does."""
+        if self.screen is not None:
+            self.screen.finishing = True
+
+    def choices_of(self, number: int) -> dict[str, Choice] | None:
+        """Return what a trial chose; None for one that the study does not have."""
+        return self._choices.get(number)
+
+    def attempt(self, choices: dict[str, Choice], deadline: float = float("inf")) -> TrialRecord | None:
+        """Run one trial with these choices, before the sampler's own; a network that is known is not run again.
+
+        Args:
+            choices: One of every parameter.
+            deadline: `time.monotonic()` by which it must have ended.
+
+        Returns:
+            Its record; None where it failed, or there is no time for it.
+
+        Raises:
+            ConfigError, UnavailableError: See `run`.
+        """
+        policy = self.space.policy(choices)
+        known = self._by_policy.get(policy)
+        if known is None:
+            if time.monotonic() + self._longest > deadline:
+                return None
+            self.study.enqueue_trial(choices, user_attrs={_FIRST: True})
+            self._timed(another=False)
+            known = self._by_policy.get(policy)
+        return known if known is not None and known.state == "complete" else None
+
+    def _timed(self, *, another: bool) -> bool:
+        """Run one trial; note what it took, which the next one may take, too."""
+        started = time.monotonic()
+        learned = self._one(another=another)
+        self._longest = max(0.7 * self._longest, time.monotonic() - started)
+        return learned
+
+    def enqueue_seeds(self, block_order: list[str], *, queue: bool = True) -> None:
+        """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit.
+
+        Without `queue` only the order of the blocks is noted, the one whose removal changes least first.
+        """
+        if self.screen is not None:
+            self.screen.blocks = tuple(block_order)
+        if not queue:
+            return
+        if self.study.user_attrs.get("seeded"):
+            return
+        for choices, attrs in self._seeds(block_order):
+            # A process killed in the middle of this loop starts it over.
+            self.study.enqueue_trial(choices, user_attrs=attrs, skip_if_exists=True)
+        self.study.set_user_attr("seeded", True)
+
+    def _seeds(self, block_order: list[str]) -> list[tuple[dict[str, Choice], dict[str, Any]]]:
+        """Return the first choices, fitted to the limit where predictions are trusted, and what their trials note."""
+        screen, screened_out = self.screen, 0
+        found: list[tuple[dict[str, Choice], dict[str, Any]]] = []
+        for number, proposed in enumerate(seed_choices(self.space, block_order)):
+            choices: dict[str, Choice] = dict(proposed)
+            attrs: dict[str, Any] = {}
+            if screen is not None and screen.trusted:
+                impossible = screen.impossible(choices)
+                screened_out += impossible
+                fitted = screen.fit(choices) if impossible or not explores(number) else choices
+                if fitted is None:
+                    continue
+                if fitted != choices:
+                    choices, attrs[_PROPOSED] = fitted, choices
+                if screened_out:
+                    attrs[_SCREENED_OUT], screened_out = screened_out, 0
+            found.append((choices, attrs))
+        return found
+
+    def run(
+        self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None, *,
+        done_when: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        """Run until `n_trials` have finished (those of an earlier session count) or `time.monotonic()` is `deadline`.
+
+        Args:
+            n_trials: Trials at most.
+            deadline: When the last one must have ended, going by the longest so far.
+            progress: Called with the trials done and `n_trials`.
+            done_when: Asked before every trial whether another one is worth while.
+
+        Raises:
+            ConfigError: Results cannot be written, or the user's data cannot be read: no other trial would do better.
+            UnavailableError: The engine or the device has gone.
+        """
+        repeated = 0
+        try:
+            while (done := len(self.records)) < n_trials and repeated < _REPEATS:
+                progress(done, n_trials)
+                started = time.monotonic()
+                if started + self._longest >= deadline or done_when():
+                    break
+                another = _FIRST_TOLD <= done + 1 < n_trials and started + 2 * self._longest < deadline
+                repeated = 0 if self._timed(another=another) else repeated + 1
+            self._give_back()
+        except optuna.exceptions.StorageInternalError as error:
+            reason = error.__cause__ or error
+            raise ConfigError(
+                f"Cannot write {self.pipeline.run.study_file}: {reason}. What was written before is kept, and "
+                "--resume goes on from it."
+            ) from error
+        progress(len(self.records), n_trials)
+
+    def _give_back(self) -> None:
+        """End a trial that was asked for ahead and that there is no time for."""
+        left, self._ahead = self._ahead, None
+        if isinstance(left, _Asked) and not left.closed:
+            self.study.tell(left.trial, state=optuna.trial.TrialState.FAIL)
+
+    def _ask(self) -> _Asked:
+        trial = self.study.ask()
+        choices: dict[str, Choice] = {}
+        for name, offered in self.space.parameters.items():
+            # What is drawn is one of the offered choices; Optuna's type says less.
+            choices[name] = trial.suggest_categorical(name, offered)  # type: ignore[assignment]
+        allowed = self._refusals.allowed(choices)
+        if allowed != choices:
+            trial.set_user_attr(_PROPOSED, choices)
+            choices = allowed
+        policy = self.space.policy(choices)
+        if self._sampler is None or trial.user_attrs.get(_FIRST):
+            return _Asked(trial, choices, policy)
+        drawn = self._sampler.drawn(trial.number)
+        return _Asked(trial, choices, policy, not self._passes(trial, choices, drawn), drawn is not None)
+
+    def _ask_ahead(self) -> None:
+        """Ask for the next trial, and make its network, while nothing is measured: see `Pipeline.evaluate`."""
+        try:
+            asked = self._ahead = self._ask()
+            if not asked.closed and asked.policy not in self._by_policy:
+                self.pipeline.prepare(asked.policy, look=self._looks(asked.trial.number))
+        except Exception as error:  # noqa: BLE001 - it is raised when its turn comes, not in the trial before it
+            if self._ahead is None:
+                self._ahead = error
+
+    def _one(self, *, another: bool) -> bool:
+        """Run one trial, and prepare `another`; return whether anything new came of it."""
+        asked, self._ahead = self._ahead or self._ask(), None
+        if isinstance(asked, Exception):
+            raise asked
+        if asked.closed:
+            return not asked.fresh
+        trial, choices, policy, number = asked.trial, asked.choices, asked.policy, asked.trial.number
+        known = self._by_policy.get(policy)
+        predicted = self.screen.expect(policy) if self.screen is not None and known is None else None
+        try:
+            # The same network drawn again: its figures are known, and the study learns them for these choices too.
+            record = known if known is not None else self._evaluated(trial, policy, predicted, another=another)
+        except (ConfigError, UnavailableError):
+            # Not this candidate's fault; resuming fails the trial that is left running.
+            raise
+        except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
+            self._failed(trial, choices, policy, error, predicted)
+            return True
+        if record.state == "rejected":
+            return self._rejected(trial, record, new=known is None)
+        for key, value in self.constraints.violations(record).items():
+            trial.set_constraint(key, value)
+        assert record.accuracy is not None and record.measurement is not None
+        # The ratio, not the median: a machine's speed drifts over a search, interleaved ratios compare.
+        single = len(self.study.directions) == 1
+        values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
+        trial.set_user_attr("policy_hash", policy.hash)
+        trial.set_user_attr(COST_ATTRIBUTE, self.constraints.cost(record, self.screen.pace if self.screen else None))
+        if known is None:
+            self.pipeline.run.append(record)
+            self.records[number] = record
+            self._by_policy[policy] = record
+            self._choices[number] = choices
+            self._refusals.finished(choices)
+            if self.screen is not None:
+                if record.measurement.source == MEASURED:
+                    self.screen.observe(record)
+                self.screen.best = self._best()
+        self.study.tell(trial, values)
+        if known is None:
+            self._on_trial(record)
+            if not trial.user_attrs.get(_FIRST):
+                self._ask_milder(choices, record)
+        return known is None
+
+    def _ask_milder(self, choices: dict[str, Choice], record: TrialRecord) -> None:
+        """Queue a milder network after one that went too far; predictions that are trusted have seen to that before."""
+        screen = self.screen
+        if self._cost is None or (screen is not None and screen.trusted) or record.policy in self._milder:
+            return
+        spent = self.constraints.cost(record, screen.pace if screen else None)
+        blocks = screen.blocks if screen is not None else ()
+        found = milder_choices(
+            choices, record, self.space, self.constraints, self._cost, spent=spent, blocks=blocks
+        )  # fmt: skip
+        policy = None if found is None else self.space.policy(found)
+        if found is not None and policy is not None and policy not in self._by_policy and policy not in self._milder:
+            self._milder.add(policy)
+            self.study.enqueue_trial(found, user_attrs={_PROPOSED: choices})
+
+    def _evaluated(
+        self, trial: optuna.Trial, policy: CompressionPolicy, predicted: Prediction | None, *, another: bool
+    ) -> TrialRecord:
+        """Return the record of a network that is new; its prediction is noted before."""
+        meanwhile = self._ask_ahead if another and self._asks_ahead else None
+        if predicted is None:
+            return self._decided(self.pipeline.evaluate(policy, trial.number, meanwhile=meanwhile))
+        trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
+        hopeless = self._judge(trial.number, predicted)
+        record = self.pipeline.evaluate(policy, trial.number, hopeless=hopeless, meanwhile=meanwhile)
+        return self._decided(replace(record, predicted_ratio=predicted.ratio))
+
+    def _decided(self, record: TrialRecord) -> TrialRecord:
+        """Return a record measured until it is known whether it is inside the limit, where that would make it the best.
+
+        The interval of a single occasion is wide: a network just inside the limit is not known to be.
+        """
+        measured = record.measurement
+        if record.state != "complete" or measured is None or measured.source != MEASURED:
+            return record
+        inside = [r for r in self.records.values() if r.state == "complete" and self.constraints.within_budget(r)]
+        best = max((r.accuracy or 0.0 for r in inside), default=0.0)
+        if not self.constraints.undecided(measured) or (record.accuracy or 0.0) < best - self.constraints.tie:
+            return record
+        return self.pipeline.measure_again(record, Protocol.again(_FURTHER))
+
+    def _looks(self, number: int) -> bool:
+        """Whether a first sight of a trial's network may decide that it is not built."""
+        if self._finalists == 0 or self.screen is None or not self.screen.believed:
+            return False
+        # What explores teaches the predictor, whatever its accuracy is; only a build tells the size of a file.
+        return not explores(number) and self.constraints.size_bytes is None
+
+    def _judge(self, number: int, predicted: Prediction) -> Callable[[Glance], bool] | None:
+        """Return what decides at first sight whether a trial's network is built; None where it is in any case."""
+        if not self._looks(number):
+            return None
+        return lambda seen: behind(seen, predicted, self.records.values(), self.constraints, self._finalists)
+
+    def _rejected(self, trial: optuna.Trial, record: TrialRecord, *, new: bool) -> bool:
+        """Tell the study what was seen and predicted: a sampler learns from what is bad, too. Returns `new`."""
+        assert record.accuracy is not None and record.predicted_ratio is not None
+        ratio, budget = record.predicted_ratio, self.constraints.budget
+        if budget is not None:
+            trial.set_constraint("latency", ratio / budget - 1)
+        trial.set_user_attr(_REJECTED, True)
+        trial.set_user_attr(COST_ATTRIBUTE, ratio)
+        if new:
+            self.pipeline.run.append(record)
+            self.records[trial.number] = record
+            self._by_policy[record.policy] = record
+            if self.screen is not None:
+                self.screen.taken.add(record.policy)
+        single = len(self.study.directions) == 1
+        self.study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
+        if new:
+            self._on_trial(record)
+        return new
+
+    def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], drawn: Drawn | None) -> bool:
+        """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
+
+        One that was queued before predictions were trusted is closed when it cannot meet the limit, and fitted later.
+        """
+        assert self.screen is not None and self._sampler is not None
+        if drawn is None:
+            hopeless, screened_out = self.screen.impossible(choices), 1
+            if hopeless:
+                self._sampler.waiting.append(choices)
+        else:
+            hopeless, screened_out = drawn.hopeless, drawn.screened_out
+            if drawn.choices != drawn.proposed:
+                trial.set_user_attr(_PROPOSED, drawn.proposed)
+        if screened_out and (hopeless or drawn is not None):
+            trial.set_user_attr(_SCREENED_OUT, screened_out)
+        if hopeless:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return not hopeless
+
+    def prediction(self) -> dict[str, Any] | None:
+        """Return what prediction did for the search so far, earlier sessions included; None without a predictor.
+
+        Keys: ``networks_known`` (by the predictor), ``screened_out`` (proposals that were not built because they were
+        certain to be over the limit), ``rejected`` (trials not built for what was seen of their accuracy), ``fitted``
+        (trials moved to the limit) and ``mape`` (mean absolute error, relative to what was measured, of the trials that
+        were predicted; None for none).
+        """
+        if self.screen is None:
+            return None
+        trials = self.study.get_trials(deepcopy=False)
+        errors = [
+            abs(record.predicted_ratio / record.measurement.ratio - 1)
+            for record in self.records.values()
+            if record.predicted_ratio is not None and record.measurement is not None
+        ]
+        return {
+            "networks_known": self.screen.predictor.size,
+            "screened_out": sum(trial.user_attrs.get(_SCREENED_OUT, 0) for trial in trials),
+            "rejected": sum(record.state == "rejected" for record in self.records.values()),
+            "fitted": sum(_PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
+            "mape": fmean(errors) if errors else None,
+        }
+
+    def _failed(
+        self, trial: optuna.Trial, choices: dict[str, Choice], policy: CompressionPolicy, error: Exception,
+        predicted: Prediction | None,
+    ) -> None:  # fmt: skip
+        """Note a failure. The study learns that such a network is worth nothing, so that a sampler turns away."""
+        record = TrialRecord(
+            number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}"
+        )
+        trial.set_user_attr("error", record.error)
+        self.pipeline.run.append(record)
+        self.records[trial.number] = record
+        refused = isinstance(error, AutoCompressError)
+        if refused:
+            ratio = 1.0 if predicted is None else predicted.ratio
+            for name in self.constraints.names:
+                trial.set_constraint(name, 1.0)
+            trial.set_user_attr(_REFUSED, True)
+            trial.set_user_attr(COST_ATTRIBUTE, ratio)
+            known = [r.accuracy for r in self.records.values() if r.accuracy is not None]
+            worst = min(known, default=0.0)
+            self.study.tell(trial, [worst] if len(self.study.directions) == 1 else [worst, ratio])
+        else:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._on_trial(record)
+        told = self._refusals.refused(choices, record.error or "") if refused else None
+        if told is not None:
+            self._said(told)

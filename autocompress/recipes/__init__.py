@@ -1,0 +1,1 @@
+"""One method without a search: pruning, int8, distillation."""

@@ -1,0 +1,1 @@
+"""What may be chosen: a YAML file bound to one model."""
