@@ -183,7 +183,7 @@ def test_nothing_could_be_measured(task: Task, tmp_path: Path, monkeypatch: pyte
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(evaluator.Pipeline, "evaluate", fails)
+    monkeypatch.setattr(evaluator.CandidateEvaluator, "evaluate", fails)
     run = api.search(task, out=tmp_path / "run", **OPTIONS)
     assert [r.state for r in run.records] == ["failed"] * 2 and len(run.front) == 0
     # What there was before is offered, and it is said that it is no more than that.

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from autocompress.cli import main
 from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError, ConfigError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.int8_sensitivity import harmful
 from autocompress.exploration.sensitivity import SensitivityPass
 from autocompress.graph import builder
 from autocompress.graph.template import GraphTemplate
 from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery import OneShot
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.space.search_space import SearchSpace, bind, load_space
 from autocompress.tasks import Task, check_task
 from benchmarks.cases.making import Plain, few_samples, fit, gratings
@@ -75,13 +75,13 @@ def all_but_the_huge(space: SearchSpace) -> Iterator[Choices]:
 # -- what a case's own right answer is ---------------------------------------------------------------------------------
 
 
-def slopes(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def slopes(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     for conv, act in ((model.stem, model.act), (model.blocks[0].c1, model.blocks[0].act), (model.down, model.act2)):
         assert act.weight.numel() == act.num_parameters == conv.out_channels
     assert model.stem.out_channels < 48 and model.down.out_channels < 64
 
 
-def hand_written_norm(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def hand_written_norm(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     for block in model.blocks:
         assert block.widen.out_channels == block.dw.out_channels == block.dw.groups < 96
         assert block.widen.out_channels == 2 * block.mix.in_channels and block.ffn_in.out_channels < 96
@@ -89,10 +89,10 @@ def hand_written_norm(pipeline: Pipeline, space: SearchSpace, model: Any) -> Non
         assert {len(block.n1.gain), block.beta.numel(), block.gamma.numel(), model.intro.out_channels} == {48}
 
 
-def group_norm(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
-    task, widths = pipeline.task, set()
-    cut = OneShot(
-        pipeline.base, pipeline.inventory, pipeline.scores, task.example_inputs(2), [task.example_inputs(4)],
+def group_norm(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
+    task, widths = evaluator.task, set()
+    cut = TrainingFreeCompressor(
+        evaluator.base, evaluator.inventory, evaluator.scores, task.example_inputs(2), [task.example_inputs(4)],
         reconstruct=False,
     )  # fmt: skip
     for name, offered in space.parameters.items():
@@ -106,49 +106,54 @@ def group_norm(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
     assert {(32, 64), (8, 96)} < widths
 
 
-def parametrized(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def parametrized(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     assert not any("parametrizations" in name for name, _ in model.named_modules())
-    task = pipeline.task
+    task = evaluator.task
     inputs = task.example_inputs(4)
     with torch.no_grad():
         torch.testing.assert_close(task.network()(inputs), task.model()(inputs), rtol=1e-4, atol=1e-5)
     assert model.a.out_channels < 48 and model.mid.out_features < 64
 
 
-def depthwise_multiplier(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def depthwise_multiplier(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     for conv, before in ((model.dw, model.stem), (model.dw3, model.pw)):
         assert conv.groups == conv.in_channels == before.out_channels
     assert model.pw2.out_channels < 64
 
 
-def broadcast_mask(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def broadcast_mask(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     assert model.mask[2].out_channels == 1 and model.a.out_channels == model.na.num_features
     assert model.cond.out_features == 2 * model.b.out_channels and model.mask[0].out_channels < 16
 
 
-def pixel_shuffle(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def pixel_shuffle(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     assert (model.wide.out_channels, model.narrow.in_channels, model.stem.in_channels) == (64, 16, 12)
     assert model.stem.out_channels < 48 and model.narrow.out_channels < 48
 
 
-def backbone_without_gradients(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def backbone_without_gradients(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     assert (model.backbone[0].out_channels, model.backbone[3].out_channels) == (48, 64)
 
 
-def grouped_query_attention(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def grouped_query_attention(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     for layer in model.layers:
         assert (layer.attn.q_proj.out_features, layer.attn.k_proj.out_features) == (64, 32)
         assert layer.gate_proj.out_features == layer.up_proj.out_features == layer.down_proj.in_features < 192
 
 
-def dead_and_huge_channels(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def dead_and_huge_channels(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     with torch.no_grad():
-        assert torch.isfinite(model(pipeline.task.example_inputs(8))).all()
+        assert torch.isfinite(model(evaluator.task.example_inputs(8))).all()
     with pytest.raises(CompressionError, match="its features have become zero"):
-        pipeline.compress(CompressionPolicy(layers={"c": LayerPolicy("int8")}), Ledger())
-    layers = bind(load_space("quantize-only"), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+        evaluator.compress(CompressionPolicy(layers={"c": LayerPolicy("int8")}), TimeLedger())
+    layers = bind(load_space("quantize-only"), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
     measuring = SensitivityPass(
-        pipeline.base, pipeline.inventory, pipeline.scores, pipeline.task, layers, oneshot=pipeline.oneshot
+        evaluator.base,
+        evaluator.inventory,
+        evaluator.scores,
+        evaluator.task,
+        layers,
+        compressor=evaluator.compressor,
     )
     made = measuring.int8()
     assert made is not None
@@ -159,18 +164,18 @@ def dead_and_huge_channels(pipeline: Pipeline, space: SearchSpace, model: Any) -
     assert all(losses["dtype/c"] >= 2 * loss for name, loss in losses.items() if name != "dtype/c")
 
 
-def pruning_masks(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
-    network = pipeline.task.network()
+def pruning_masks(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
+    network = evaluator.task.network()
     for layer in (network.b, network.c):
         assert isinstance(layer, nn.Conv2d) and float((layer.weight == 0).float().mean()) >= 0.5
         assert dict(layer.named_buffers()) == {}
 
 
-def plain(pipeline: Pipeline, space: SearchSpace, model: Any) -> None:
+def plain(evaluator: CandidateEvaluator, space: SearchSpace, model: Any) -> None:
     assert type(model) is Plain and (model.a.out_channels < 48, model.c.out_channels < 64) == (True, True)
 
 
-Look = Callable[[Pipeline, SearchSpace, Any], None]
+Look = Callable[[CandidateEvaluator, SearchSpace, Any], None]
 OWN: Mapping[str, Look] = {
     "slopes": slopes, "hand-written norm": hand_written_norm, "group norm": group_norm,
     "parametrized weights": parametrized, "depthwise multiplier": depthwise_multiplier,
@@ -219,12 +224,12 @@ def test_right_answer(name: str, engine: str, worker: EngineWorker, tmp_path: Pa
             assert re.search(pattern, found.said), found.said
         return
     assert case.exits_of(engine) != REFUSED and (found.status, found.policies) in (("handled", 1), ("named", 1)), found
-    pipeline, space, model = walked[0]
-    assert len(pipeline.inventory.groups) >= case.least_axes
-    reasons = [f"{layer}: {why}" for layer, why in pipeline.inventory.skipped.items()]
+    evaluator, space, model = walked[0]
+    assert len(evaluator.inventory.groups) >= case.least_axes
+    reasons = [f"{layer}: {why}" for layer, why in evaluator.inventory.skipped.items()]
     for pattern in case.named:
         assert any(re.search(pattern, reason) for reason in reasons), reasons
-    OWN.get(name, lambda *built: None)(pipeline, space, model)
+    OWN.get(name, lambda *built: None)(evaluator, space, model)
 
 
 @pytest.mark.parametrize("name", SAME_DATA)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress.api import settings as told
+from autocompress.api import settings
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
 from autocompress.api.run import Run, open_run
@@ -73,26 +73,26 @@ def search(
     from autocompress.tasks.checks import check_task
 
     observer = observer or Observer()
-    resolved, path = told.resolve(task, config, out, resume=resume, sets=sets, options=options)
-    told.check(resolved)
+    resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
+    settings.check(resolved)
     run = RunDirectory.create(path, resume=resume)
     with EngineWorker(log_file=run.path / "worker.log") as worker:
         with _not_begun(run, fresh=not resume):
             if not resume:
                 run.write_config(resolved)
             observer.stage("Loading the task")
-            loaded = told.loaded(task, resolved)
+            loaded = settings.loaded(task, resolved)
             for text in check_task(loaded, training=resolved.recovery.enabled):
                 observer.warn(text)
             loaded_at = time.monotonic()
             session = SearchSession(loaded, resolved, run, worker, observer, started)
-            session.pipeline.ledger.add("load", loaded_at - started)
+            session.evaluator.ledger.add("load", loaded_at - started)
         observer.opened(run.path)
         try:
             best = session.execute()
             summary = summarize(session, best)
         finally:
-            session.pipeline.close()
+            session.evaluator.close()
     run.write("summary.json", summary)
     result = Run(run.path, loaded)
     try:
@@ -262,7 +262,7 @@ def profile(
     from autocompress.evaluation import profiler
 
     seconds = parse_duration(budget, "budget")
-    loaded, resolved = told.subject(task, config, observer, sets, options)
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
     name = " ".join(part for part in (loaded.name, resolved.task.model) if part)
     return profiler.profile(
         loaded, resolved, seconds=seconds, networks=networks,
@@ -286,7 +286,7 @@ def open_profile(
     """
     from autocompress.evaluation import profiler
 
-    loaded, resolved = told.subject(task, config, observer, sets, options)
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
     return profiler.known_profile(loaded, resolved, None if folder is None else Path(folder))
 
 
@@ -312,7 +312,7 @@ def sensitivity(
     """
     from autocompress.exploration.sensitivity import of_task
 
-    loaded, resolved = told.subject(task, config, observer, sets, options)
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
     if observer is not None:
         observer.stage("Measuring what each choice costs in accuracy")
     found = of_task(loaded, resolved, observer.progress if observer is not None else _silent)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.api import settings as told
+from autocompress.api import settings
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.files import check_new
@@ -45,7 +45,7 @@ def prune(
     from autocompress.recipes import prune as pruning
     from autocompress.runs.observer import Observer
 
-    resolved, _ = told.resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
+    resolved, _ = settings.resolve(task, config, Path("unused"), resume=False, sets=sets, options={})
     try:
         named = {} if resolved.importance is None else {"importance": resolved.importance}
         wanted = pruning.PruningOptions(**{**named, **options})
@@ -53,7 +53,7 @@ def prune(
         raise ConfigError(f"autocompress.prune: {error}.") from error
     if to is not None:
         check_new(Path(to))
-    loaded, resolved = told.subject(task, config, observer, sets, {})
+    loaded, resolved = settings.subject(task, config, observer, sets, {})
     observer = observer or Observer()
     found = pruning.prune(loaded, wanted, resolved.recovery, stage=observer.stage, progress=observer.progress)
     if to is not None:
@@ -96,7 +96,7 @@ def quantize(
 
     if to is not None:
         check_new(Path(to))
-    loaded, resolved = told.subject(task, config, observer, sets, options)
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
     wanted = quantize_recipe.QuantizationOptions(skip=tuple(skip), int8_lstm=RULES[resolved.engine].int8_lstm)
     if resolved.drop_limit is not None:
         wanted = replace(wanted, max_drop=resolved.drop_limit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.api import settings as told
+from autocompress.api import settings
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.measurement.client import EngineWorker
@@ -68,7 +68,7 @@ def distill(
     if folder is not None and not (resume and distill_recipe.begun(folder)):
         check_new(folder)
     observer = observer or Observer()
-    loaded, resolved = told.subject(task, config, observer, sets, options)
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
     if isinstance(student, str):
         classes = distill_recipe.width_of_outputs(loaded)
         student = load_student(student, resolved.task, classes, None if weights is None else str(weights))

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_pruning.dependency import ChannelGroup as TracedGroup
 from torch_pruning.dependency import Dependency
-from torch_pruning.dependency import Group as TracedGroup
 
 from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names
 from autocompress.compress.pruning import kept_indices
 from autocompress.model.attention import HeadAxis, head_axes, keep_heads
-from autocompress.model.channel_groups import Group
+from autocompress.model.channel_groups import ChannelGroup
 from autocompress.policy import CompressionPolicy
 
 METHOD = Method(
@@ -85,7 +85,7 @@ def _turns(heads: tuple[int, ...], size: int) -> list[list[int]]:
     ]
 
 
-def scores_of_heads(scores: Tensor, group: Group) -> Tensor:
+def scores_of_heads(scores: Tensor, group: ChannelGroup) -> Tensor:
     """Return scores ``(heads,)`` from those of the channels that the output projection reads ``(heads x size,)``."""
     heads = torch.tensor(group.heads[group.consumers[0]])
     return torch.zeros(group.channels, dtype=scores.dtype).index_add_(0, torch.sort(heads).values, scores)

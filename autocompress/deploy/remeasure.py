@@ -20,7 +20,7 @@ from autocompress.engines import runs_on_gpu
 from autocompress.engines.artifact import read_artifact, write_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError, VerificationError
-from autocompress.evaluation.agreement import agree
+from autocompress.evaluation.agreement import check_outputs_match
 from autocompress.exploration.missed_limits import figures_of, limits_of, missed_limits
 from autocompress.exploration.pareto import Constraints, best_record, finished_records, run_front, write_front
 from autocompress.files import read_json, replace_folder
@@ -159,7 +159,7 @@ class _Measuring:
             options = replace(file.options, settings=settings)
             file = self._worker.build(file.engine, folder / "model.onnx", options, folder / "model")
             outputs, rebuilt = self._worker.infer(file, inputs), True
-        agree("the engine here", expected, outputs, record.policy, folder / "model.onnx")
+        check_outputs_match("the engine here", expected, outputs, record.policy, folder / "model.onnx")
         return file, inputs, rebuilt
 
     def _written(

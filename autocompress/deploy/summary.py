@@ -44,17 +44,17 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     Raises:
         VerificationError: The file computes something else than when it was measured.
     """
-    pipeline, run, observer = session.pipeline, session.run, session.observer
-    baseline = pipeline.baseline
+    evaluator, run, observer = session.evaluator, session.run, session.observer
+    baseline = evaluator.baseline
     assert baseline is not None and baseline.accuracy is not None
     assert baseline.latency_ms is not None and baseline.size_bytes is not None
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)
-    with pipeline.ledger.spend("test"):
-        dense_accuracy = pipeline.test_accuracy(pipeline.baseline_file)
-        accuracy = pipeline.test_accuracy(file)
-    measured = best.measurement if pipeline.ahead else _measured_again(session, file, best)
+    with evaluator.ledger.charge("test"):
+        dense_accuracy = evaluator.test_accuracy(evaluator.baseline_file)
+        accuracy = evaluator.test_accuracy(file)
+    measured = best.measurement if evaluator.device_absent else _measured_again(session, file, best)
     assert measured is not None
     drop = dense_accuracy - accuracy
     limits = limits_of(session.constraints, measured.baseline_ms)
@@ -65,15 +65,15 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         "size_bytes": file.size_bytes,
     }
     missed = missed_limits(figures, limits, replace(best, measurement=measured))
-    records = pipeline.run.records()
+    records = evaluator.run.records()
     return {
         "schema_version": SCHEMA_VERSION,
         "run_dir": str(run.path),
         "task": session.task.name,
-        "model": session.config.task.model or type(pipeline.original).__name__,
-        "engine": pipeline.engine,
-        "engine_version": pipeline.engine_version,
-        "device": pipeline.device,
+        "model": session.config.task.model or type(evaluator.original).__name__,
+        "engine": evaluator.engine,
+        "engine_version": evaluator.engine_version,
+        "device": evaluator.device,
         "threads": session.config.threads,
         "batch_size": session.config.batch_size,
         "baseline": {
@@ -96,7 +96,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
             # The model itself is an answer where it meets the limits and other networks were measured, too.
             "feasible": not missed and (best.stage != "baseline" or any(r.measurement for r in records.values())),
-            "verified": not pipeline.ahead,
+            "verified": not evaluator.device_absent,
             "latency_source": measured.source,
             "path": str(file.path),
         },
@@ -113,7 +113,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         "last_error": next((r.error for r in reversed(records.values()) if r.state == "failed"), None),
         "prediction": session.loop.prediction(),
         "explanation": [reason.to_dict() for reason in session.reasons],
-        "seconds": group_seconds(pipeline.ledger.seconds, time.monotonic() - session.started),
+        "seconds": group_seconds(evaluator.ledger.seconds, time.monotonic() - session.started),
     }
 
 
@@ -130,17 +130,17 @@ def interval_of(measured: Measurement) -> dict[str, Any]:
 
 def _measured_again(session: SearchSession, file: EngineFile, best: TrialRecord) -> Measurement:
     """Check the best file in a fresh process and measure it on further occasions; all of them count."""
-    pipeline, run = session.pipeline, session.run
-    with pipeline.ledger.spend("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
+    evaluator, run = session.evaluator, session.run
+    with evaluator.ledger.charge("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
         check_outputs(fresh, file, run.best / REFERENCE_NAME)
         inputs = read_reference(run.best / REFERENCE_NAME)[0]
-        found = fresh.measure([pipeline.baseline_file, file], inputs, pipeline.timing())[1]
+        found = fresh.measure([evaluator.baseline_file, file], inputs, evaluator.timing())[1]
     # The baseline's own are of its copy.
     if best.measurement is None or best.stage == "baseline":
         return found
-    measured = combined(found, [*best.measurement.occasions, *found.occasions], pipeline.spread)
+    measured = combined(found, [*best.measurement.occasions, *found.occasions], evaluator.spread)
     known = replace(best, measurement=measured)
-    write_artifact(run.best, known, file, pipeline.engine_version)
+    write_artifact(run.best, known, file, evaluator.engine_version)
     run.append(known)
     return measured
 

@@ -30,7 +30,7 @@ def relative_error(expected: Array, found: Array) -> float:
     return float(np.sqrt(np.mean(np.square(expected - found, dtype=np.float64)))) / max(scale, 1e-12)
 
 
-def agree(
+def check_outputs_match(
     what: str, expected: Array, found: Array, policy: CompressionPolicy, onnx: Path, *, dense_dtype: str | None = None,
     int8_error: Callable[[], float] | None = None, rounding_error: Callable[[], float] | None = None,
 ) -> None:  # fmt: skip

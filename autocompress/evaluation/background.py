@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 
-class Aside:
-    """Something that runs once, from `begin` to `ended`. A context manager, which waits for it.
+class BackgroundTask:
+    """Something that runs once, from `start` to `join`. A context manager, which waits for it.
 
     Args:
         work: What to run; None runs nothing.
@@ -29,15 +29,15 @@ class Aside:
         if self._pool is not None:
             self._pool.shutdown()
         if error is None:
-            self.ended()
+            self.join()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start it, unless it was started before."""
         if self._work is not None and self._pool is None:
             self._pool = ThreadPoolExecutor(1, "aside")
             self._future = self._pool.submit(self._work)
 
-    def ended(self) -> None:
+    def join(self) -> None:
         """Return when it has ended, or was never started; raises what it raised."""
         if self._future is not None:
             self._future.result()

@@ -30,8 +30,8 @@ from autocompress.engines.artifact import read_artifact, write_artifact
 from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
 from autocompress.engines.options import engine_options
 from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError, VerificationError
-from autocompress.evaluation.agreement import agree, relative_error
-from autocompress.evaluation.background import Aside
+from autocompress.evaluation.agreement import check_outputs_match, relative_error
+from autocompress.evaluation.background import BackgroundTask
 from autocompress.files import write_bytes, write_json
 from autocompress.graph.builder import GraphBuilder
 from autocompress.graph.export import save_onnx
@@ -40,18 +40,18 @@ from autocompress.graph.roundings import Roundings, simulated
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.measure import Protocol
 from autocompress.measurement.occasions import Spread, combined
-from autocompress.measurement.statistics import usual
+from autocompress.measurement.statistics import quiet_latency
 from autocompress.model.inventory import Inventory, count_macs, take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.prediction.remote_device import Forecast
-from autocompress.recovery import OneShot
+from autocompress.prediction.remote_device import RemoteDevicePredictor
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import metric_name
 from autocompress.runs.records import Measurement, TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks.base import Task
 from autocompress.tasks.checks import check_validation
-from autocompress.tasks.validation import Glance, ValidationData, glance, write_validation
+from autocompress.tasks.validation import ProxyEstimate, ValidationData, estimate_accuracy, write_validation
 
 _BATCH = 256
 # Measurements that say what is usual of the baseline.
@@ -59,7 +59,7 @@ _RECENT = 15
 _KERNEL_SECONDS = 0.2
 # What making a candidate takes, over reading calibration data and one pass of the uncompressed network.
 _PASSES = 2.0
-_NO_ASIDE = Aside()
+_NO_BACKGROUND_TASK = BackgroundTask()
 # A dtype that is so much faster than the next on one occasion is the fastest.
 _CLEARLY = 1.15
 # Dense dtypes whose rounding torch can show.
@@ -72,11 +72,11 @@ class _Prepared:
 
     policy: CompressionPolicy
     model: nn.Module
-    seen: Glance | None
-    ledger: Ledger = field(default_factory=Ledger)
+    seen: ProxyEstimate | None
+    ledger: TimeLedger = field(default_factory=TimeLedger)
 
 
-class Pipeline:
+class CandidateEvaluator:
     """Stations for the candidates of one task on one engine.
 
     Args:
@@ -95,14 +95,14 @@ class Pipeline:
         self.worker = worker
         self.engine = config.engine
         self._config = config
-        self.ledger = Ledger()
-        with self.ledger.spend("profile"):
+        self.ledger = TimeLedger()
+        with self.ledger.charge("profile"):
             described = worker.describe(config.engine, config.engine_options)
             self.engine_version: str = described["version"]
             self.device: str = described["device"]
             self.capabilities: tuple[str, ...] = tuple(described["capabilities"])
             # Engines are built for a device that is not here.
-            self.ahead: bool = not described["runs_here"]
+            self.device_absent: bool = not described["runs_here"]
             self.original = task.network()
             self.base = in_fast_layout(rewrite(self.original), task.example_inputs(2))
             self.inputs = task.example_inputs(config.batch_size)
@@ -112,7 +112,7 @@ class Pipeline:
             self.graphs = GraphBuilder(self.base, self.inputs, self.inventory, config.engine)
             self.scores = channel_scores(task, self.base, self.inventory, importance)
             begun = time.monotonic()
-            self.oneshot = OneShot(
+            self.compressor = TrainingFreeCompressor(
                 self.base, self.inventory, self.scores, task.example_inputs(2), self.calibration(),
                 quantization=config.quantization,
             )  # fmt: skip
@@ -131,7 +131,7 @@ class Pipeline:
         self.dtypes = 1
         self._prepared: _Prepared | None = None
         # What latencies are taken from when the device is not here; to be set before anything is scored then.
-        self.forecast: Forecast | None = None
+        self.forecast: RemoteDevicePredictor | None = None
 
     def close(self) -> None:
         """Remove the validation inputs that were laid out for the worker."""
@@ -165,24 +165,24 @@ class Pipeline:
 
     # -- baseline -------------------------------------------------------------------------------------------------
 
-    def open_baseline(self, said: Callable[[str], None] = lambda text: None) -> TrialRecord:
+    def open_baseline(self, on_message: Callable[[str], None] = lambda text: None) -> TrialRecord:
         """Build, check and measure the uncompressed model at every dense dtype; keep the fastest as the baseline.
 
         Args:
-            said: Called with what a dtype that the model cannot run in is left out for.
+            on_message: Called with what a dtype that the model cannot run in is left out for.
 
         Raises:
             ConfigError: The dtype that the user fixed does not run here.
             EngineError, VerificationError: The model runs in none of them.
         """
         folder = self.run.baseline
-        ledger = Ledger()
+        ledger = TimeLedger()
         files: list[tuple[CompressionPolicy, EngineFile]] = []
         where = f"{self.engine} ({self.device})"
         wanted = self._config.dense_dtype if self.forecast is None else self.forecast.dense_dtype
         dtypes = dense_dtypes(self.capabilities, wanted, where)
         failed: EngineError | VerificationError | None = None
-        with ledger.spend("profile"):
+        with ledger.charge("profile"):
             self.graphs.export_base()
         for dtype in dtypes:
             policy = CompressionPolicy(dense_dtype=dtype)
@@ -192,7 +192,7 @@ class Pipeline:
                 # Another dtype may do: token ids above 256 are none in bf16.
                 failed = error
                 if len(dtypes) > 1:
-                    said(f"{dtype} is left out, as the uncompressed model cannot run in it: {error}")
+                    on_message(f"{dtype} is left out, as the uncompressed model cannot run in it: {error}")
                 shutil.rmtree(folder / dtype, ignore_errors=True)
         if failed is not None and not files:
             raise failed
@@ -206,9 +206,9 @@ class Pipeline:
                 path.unlink()
             if other.path.parent != folder:
                 other.path.parent.rmdir()
-        with ledger.spend("proxy"):
+        with ledger.charge("proxy"):
             accuracy = self.accuracy(file)
-        with ledger.spend("measure"):
+        with ledger.charge("measure"):
             measurement = self._against_its_copy(file) if self.forecast is None else self._predicted(policy)
         self.baseline = TrialRecord(
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
@@ -235,9 +235,9 @@ class Pipeline:
         return replace(own, aa_ratio=middle, aa_low=low, aa_high=high, occasions=copied.occasions)
 
     def _fastest(
-        self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: Ledger
+        self, files: Sequence[tuple[CompressionPolicy, EngineFile]], ledger: TimeLedger
     ) -> tuple[CompressionPolicy, EngineFile]:
-        with ledger.spend("measure"):
+        with ledger.charge("measure"):
             for protocol in dict.fromkeys((Protocol.again(1), self._again())):
                 measured = self.worker.measure([file for _, file in files], self._latency_inputs(), protocol)
                 first, second, *_ = sorted(one.latency_ms for one in measured)
@@ -251,7 +251,7 @@ class Pipeline:
         names = {*inventory.whole_left_alone, *inventory.axes_left_alone}
         shares: dict[str, float] = {}
         if names and self.forecast is None:
-            with self.ledger.spend("profile"), suppress(UnavailableError, EngineError):
+            with self.ledger.charge("profile"), suppress(UnavailableError, EngineError):
                 kernels = self.worker.profile(self.baseline_file, self._latency_inputs(), seconds=_KERNEL_SECONDS)
                 shares = self.graphs.module_shares(kernels, names)
         return inventory.left_alone(shares)
@@ -269,20 +269,25 @@ class Pipeline:
 
     # -- stations -------------------------------------------------------------------------------------------------
 
-    def compress(self, policy: CompressionPolicy, ledger: Ledger) -> nn.Module:
+    def compress(self, policy: CompressionPolicy, ledger: TimeLedger) -> nn.Module:
         """Return the compressed model as good as it gets without training.
 
         Raises:
             CompressionError: The policy does not fit the model.
         """
-        return self.oneshot.model(policy, ledger)
+        return self.compressor.model(policy, ledger)
 
     def build(
-        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger, aside: Aside = _NO_ASIDE
+        self,
+        model: nn.Module,
+        policy: CompressionPolicy,
+        folder: Path,
+        ledger: TimeLedger,
+        background: BackgroundTask = _NO_BACKGROUND_TASK,
     ) -> EngineFile:
         """Export and build `model` into `folder`, and check that torch, ONNX and engine agree.
 
-        `aside` is begun when torch has done its part, and has ended before it has another.
+        `background` is begun when torch has done its part, and has ended before it has another.
 
         Raises:
             ExportError, BuildError: A station refused the model.
@@ -290,27 +295,27 @@ class Pipeline:
         """
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return self._build(model, policy, folder, ledger, aside)
+            return self._build(model, policy, folder, ledger, background)
         except (BuildError, VerificationError):
             if not self.graphs.edits:
                 raise
-            aside.ended()
+            background.join()
             # Was it the candidate, or the editing of its graph? An export tells.
             self.graphs.export_from_now_on()
             try:
-                return self._build(model, policy, folder, ledger, aside)
+                return self._build(model, policy, folder, ledger, background)
             except (BuildError, VerificationError):
                 self.graphs.edit_again()
                 raise
 
     def _build(
-        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: Ledger, aside: Aside
+        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: TimeLedger, background: BackgroundTask
     ) -> EngineFile:
         onnx = folder / "model.onnx"
         options = engine_options(policy, self._config, self.capabilities)
-        with ledger.spend("proxy"):
-            ranges = self.graphs.ranges(model, [self.oneshot.data], self._config.quantization)
-        with ledger.spend("export"):
+        with ledger.charge("proxy"):
+            ranges = self.graphs.ranges(model, [self.compressor.data], self._config.quantization)
+        with ledger.charge("export"):
             graph = self.graphs.build(model, ranges, policy.removed_blocks)
             if graph.dense:
                 # Why an int8 layer of the policy is not one in this engine.
@@ -318,10 +323,10 @@ class Pipeline:
             save_onnx(graph.model, onnx)
             state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
             write_bytes(folder / "weights.safetensors", save_tensors(state))
-        aside.begin()
-        with ledger.spend("build"):
+        background.start()
+        with ledger.charge("build"):
             file = self.worker.build(self.engine, onnx, options, folder / "model")
-        with ledger.spend("verify"):
+        with ledger.charge("verify"):
             self._verify(model, policy, onnx, file, graph.roundings)
         return file
 
@@ -344,12 +349,12 @@ class Pipeline:
 
         inputs = reference.numpy()
         graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
-        agree(
+        check_outputs_match(
             "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
             dense_dtype="fp32", int8_error=int8_error, rounding_error=rounding_error if policy.int8_layers else None,
         )  # fmt: skip
         outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        agree(
+        check_outputs_match(
             "the engine", expected, outputs, policy, onnx, int8_error=int8_error,
             rounding_error=rounding_error if policy.int8_layers or file.options.dtype in _TORCH_DTYPES else None,
         )  # fmt: skip
@@ -357,13 +362,13 @@ class Pipeline:
 
     def _runnable(self, file: EngineFile) -> EngineFile:
         """Return what gives a file's outputs here: itself, or where its device is not here its graph on the CPU."""
-        if not self.ahead:
+        if not self.device_absent:
             return file
         options = EngineOptions("fp32", file.options.threads, file.options.batch_size)
         return EngineFile("onnxruntime", file.path.parent / "model.onnx", options)
 
     def accuracy(self, file: EngineFile) -> float:
-        """Return the metric on the validation data of the engine file itself, or of its graph (`ahead`)."""
+        """Return the metric on the validation data of the engine file itself, or of its graph (`device_absent`)."""
         outputs = self.worker.infer(self._runnable(file), self.data.inputs)
         return self.task.metric(torch.from_numpy(outputs), self.data.targets)
 
@@ -425,26 +430,27 @@ class Pipeline:
     def usual_ms(self) -> float:
         """The baseline's latency in the last undisturbed measurements; 0 before any."""
         recorded = self.baseline.measurement if self.baseline is not None else None
-        return usual(list(self._baselines_ms) or [recorded.latency_ms if recorded is not None else 0.0])
+        return quiet_latency(list(self._baselines_ms) or [recorded.latency_ms if recorded is not None else 0.0])
 
     def score(
-        self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: Ledger, *,
-        stage: str, protocol: Protocol | None = None, aside: Aside = _NO_ASIDE, earlier: Measurement | None = None,
+        self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: TimeLedger, *,
+        stage: str, protocol: Protocol | None = None, background: BackgroundTask = _NO_BACKGROUND_TASK,
+        earlier: Measurement | None = None,
     ) -> TrialRecord:  # fmt: skip
         """Take a compressed model through build, check, accuracy and latency, and write its artefact.
 
-        `earlier` is of the same policy with other weights. `aside` goes on while the engine is built and its accuracy
-        taken; it has ended before anything is measured.
+        `earlier` is of the same policy with other weights. `background` goes on while the engine is built and its
+        accuracy taken; it has ended before anything is measured.
         """
-        file = self.build(model, policy, folder, ledger, aside)
-        with ledger.spend("proxy" if stage == "proxy" else "recovery"):
+        file = self.build(model, policy, folder, ledger, background)
+        with ledger.charge("proxy" if stage == "proxy" else "recovery"):
             accuracy = self.accuracy(file)
-            aside.ended()
-        with ledger.spend("measure"):
+            background.join()
+        with ledger.charge("measure"):
             measurement = self.measure(file, protocol, earlier) if self.forecast is None else self._predicted(policy)
         layer_ms: dict[str, float] = {}
         if stage == "proxy" and self.forecast is None:
-            with ledger.spend("profile"):
+            with ledger.charge("profile"):
                 layer_ms = self._layer_ms(file, measurement)
         record = TrialRecord(
             number=number, policy=policy, state="complete", stage=stage, accuracy=accuracy, measurement=measurement,
@@ -471,10 +477,10 @@ class Pipeline:
     def measure_again(self, record: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
         """Return a finished record with further occasions; its artefact says so too."""
         assert record.artifact is not None
-        folder, ledger = self.run.path / record.artifact, Ledger()
+        folder, ledger = self.run.path / record.artifact, TimeLedger()
         file = read_artifact(folder)
         try:
-            with ledger.spend("measure"):
+            with ledger.charge("measure"):
                 measurement = self.measure(file, protocol, record.measurement)
         finally:
             self.ledger.merge(ledger)
@@ -484,13 +490,13 @@ class Pipeline:
 
     def prepare(self, policy: CompressionPolicy, *, look: bool) -> None:
         """Compress what is evaluated next, and look at it where wanted; the last one prepared is kept."""
-        ledger = Ledger()
+        ledger = TimeLedger()
         model = self.compress(policy, ledger)
         self._prepared = _Prepared(policy, model, self._glance(model, ledger) if look else None, ledger)
 
     def evaluate(
         self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None, *,
-        hopeless: Callable[[Glance], bool] | None = None, meanwhile: Callable[[], None] | None = None,
+        hopeless: Callable[[ProxyEstimate], bool] | None = None, meanwhile: Callable[[], None] | None = None,
     ) -> TrialRecord:  # fmt: skip
         """Score one policy without fine-tuning, by `Protocol.trial`; what a search trial does.
 
@@ -501,7 +507,7 @@ class Pipeline:
         if made is None or made.policy != policy:
             made = None
         # What was done while another candidate was scored took none of the run's time.
-        before = made.ledger if made is not None else Ledger()
+        before = made.ledger if made is not None else TimeLedger()
         ledger, protocol = before.copy(), protocol or Protocol.trial()
         try:
             model = made.model if made is not None else self.compress(policy, ledger)
@@ -509,14 +515,14 @@ class Pipeline:
                 seen = made.seen if made is not None and made.seen is not None else self._glance(model, ledger)
                 if hopeless(seen):
                     return TrialRecord(number, policy, "rejected", accuracy=seen.accuracy, seconds=dict(ledger.seconds))
-            with Aside(meanwhile) as aside:
+            with BackgroundTask(meanwhile) as background:
                 return self.score(
                     model, policy, number, self.run.artifact(number), ledger,
-                    stage="proxy", protocol=protocol, aside=aside,
+                    stage="proxy", protocol=protocol, background=background,
                 )  # fmt: skip
         finally:
             self.ledger.merge(ledger.since(before))
 
-    def _glance(self, model: nn.Module, ledger: Ledger) -> Glance:
-        with ledger.spend("proxy"):
-            return glance(model, self.data, self.task.metric, self.oneshot.dtype)
+    def _glance(self, model: nn.Module, ledger: TimeLedger) -> ProxyEstimate:
+        with ledger.charge("proxy"):
+            return estimate_accuracy(model, self.data, self.task.metric, self.compressor.dtype)

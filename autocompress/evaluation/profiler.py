@@ -34,7 +34,7 @@ from autocompress.graph.qdq_rules import RULES
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.protocol import DISTURBED, Protocol
-from autocompress.measurement.statistics import usual
+from autocompress.measurement.statistics import quiet_latency
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.layer_times import LayerTime
@@ -275,7 +275,7 @@ class Profiler:
     @property
     def _usual_ms(self) -> float:
         """The uncompressed network's usual latency."""
-        return usual(list(self._baselines))
+        return quiet_latency(list(self._baselines))
 
     def _kernels(self, file: EngineFile, latency_ms: float) -> list[KernelTime]:
         """Return the kernels' times from a moment in which they add up to as much as usual."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.evaluation.profiler import random_choices
-from autocompress.exploration.knapsack.problem import Choice, Costs, Free
+from autocompress.exploration.knapsack.problem import Choice, Costs, Switch
 from autocompress.graph.layout import Layout
 from autocompress.policy import CompressionPolicy
 from autocompress.space.search_space import SearchSpace
@@ -89,7 +89,7 @@ def _ridge(rows: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDAr
     return found[:-1], float(found[-1])
 
 
-def _free(space: SearchSpace) -> tuple[Free, ...]:
+def _free(space: SearchSpace) -> tuple[Switch, ...]:
     """Return what choices of removed blocks' layers no longer matter."""
     found = []
     for name in space.parameters:
@@ -97,5 +97,5 @@ def _free(space: SearchSpace) -> tuple[Free, ...]:
         if kind == "block":
             inside = tuple(n for n in space.parameters if n != name and space.within(n, block))
             if inside:
-                found.append(Free(name, "remove", inside))
+                found.append(Switch(name, "remove", inside))
     return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from autocompress.config import RunConfig
-from autocompress.exploration.latency_limit.machine_speed import Pace
+from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.quantities import Limit
 from autocompress.runs.records import MEASURED, Measurement, TrialRecord
 
@@ -90,7 +90,7 @@ class Constraints:
     def _ratio_high(self, measurement: Measurement) -> float:
         return measurement.quiet[2] if self.quiet else measurement.ratio_high
 
-    def cost(self, record: TrialRecord, pace: Pace | None = None) -> float:
+    def cost(self, record: TrialRecord, machine_speed: MachineSpeed | None = None) -> float:
         """Return what is bounded, over the baseline's: the upper end of the latency's interval, or the size.
 
         A latency is that of the machine's usual pace, where that is given: those of one pace compare.
@@ -98,7 +98,9 @@ class Constraints:
         assert record.measurement is not None and record.size_bytes is not None
         if self.latency is None and self.size_bytes is not None:
             return record.size_bytes / (self.baseline_bytes or record.size_bytes)
-        return self._ratio_high(record.measurement) * (1.0 if pace is None else pace.level(record.measurement))
+        return self._ratio_high(record.measurement) * (
+            1.0 if machine_speed is None else machine_speed.normalise(record.measurement)
+        )
 
     @property
     def budget(self) -> float | None:
@@ -191,11 +193,11 @@ class Constraints:
         over = [max(self.violations(r).get("size", 0.0), 0.0) for r in (one, other)]
         return self.broken(one) <= self.broken(other) and over[0] <= over[1]
 
-    def pace(self, records: Sequence[TrialRecord]) -> Pace:
+    def machine_speed(self, records: Sequence[TrialRecord]) -> MachineSpeed:
         """Return the machine's pace, going by a run's records, oldest first; by the baseline's where there are none."""
-        return Pace.of(records, self.baseline_ms or 1.0)
+        return MachineSpeed.of(records, self.baseline_ms or 1.0)
 
-    def steady(self, records: Sequence[TrialRecord], pace: Pace) -> list[TrialRecord]:
+    def feasible_at_all_speeds(self, records: Sequence[TrialRecord], machine_speed: MachineSpeed) -> list[TrialRecord]:
         """Return the finished records that are within latency and size and stay so at every pace of the machine.
 
         Where there are none, those that are within as they were measured.
@@ -207,7 +209,7 @@ class Constraints:
         return [
             r
             for r in inside
-            if r.measurement and pace.bound(r.measurement, latency, self.upper(r.measurement)) <= latency.value
+            if r.measurement and machine_speed.bound(r.measurement, latency, self.upper(r.measurement)) <= latency.value
         ] or inside
 
 

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from autocompress.exploration.pareto import Constraints, counting
 from autocompress.prediction.predictor import Prediction
 from autocompress.runs.records import TrialRecord
-from autocompress.tasks.validation import Glance
+from autocompress.tasks.validation import ProxyEstimate
 
 # Candidates inside the limit before any is rejected, as a multiple of those that will be fine-tuned.
 _ENOUGH = 2
 
 
-def behind(
-    seen: Glance, predicted: Prediction, records: Iterable[TrialRecord], constraints: Constraints, finalists: int
+def cannot_win(
+    seen: ProxyEstimate, predicted: Prediction, records: Iterable[TrialRecord], constraints: Constraints, finalists: int
 ) -> bool:
     """Whether a candidate can neither be offered nor be fine-tuned, as far as its first look tells.
 

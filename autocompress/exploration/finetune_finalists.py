@@ -17,7 +17,7 @@ from pathlib import Path
 from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig, RecoveryConfig
 from autocompress.errors import EngineError, VerificationError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.promotion import Promotion
 from autocompress.exploration.selection import most_accurate
@@ -26,7 +26,7 @@ from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
 _FIRST_ROUND = 0.12
@@ -40,7 +40,7 @@ class Recovery:
     """Fine-tune finalists of one run.
 
     Attributes:
-        pipeline: Rebuilds and scores candidates.
+        evaluator: Rebuilds and scores candidates.
         config: Rates, epochs, temperature.
         constraints: Decide which finalist goes on.
         observer: Is told of progress.
@@ -48,7 +48,7 @@ class Recovery:
         quantization: How ranges of activations are set.
     """
 
-    pipeline: Pipeline
+    evaluator: CandidateEvaluator
     config: RecoveryConfig
     constraints: Constraints
     observer: Observer
@@ -56,7 +56,7 @@ class Recovery:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
     def __post_init__(self) -> None:
-        self._teacher = Teacher(self.pipeline.task.network(), self.pipeline.oneshot.dtype)
+        self._teacher = Teacher(self.evaluator.task.network(), self.evaluator.compressor.dtype)
         self._failed: set[int] = set()
 
     def run(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
@@ -67,7 +67,7 @@ class Recovery:
                 configuration says are taken.
             deadline: `time.monotonic()` by which everything has ended, or None to train `config.whole_epochs`.
         """
-        assert self.pipeline.baseline is not None
+        assert self.evaluator.baseline is not None
         goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
         if not goal or len(candidates) == 1:
             return self._front(candidates, deadline)
@@ -85,8 +85,8 @@ class Recovery:
 
     def _front(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
         """Fine-tune as many as were asked for to the end, each time the one that the front gains most from."""
-        assert self.pipeline.baseline is not None
-        promotion = Promotion(self.pipeline.baseline, candidates)
+        assert self.evaluator.baseline is not None
+        promotion = Promotion(self.evaluator.baseline, candidates)
         waiting, found = list(candidates), []
         rounds = min(self.config.candidates, len(waiting))
         for index in range(rounds):
@@ -100,8 +100,10 @@ class Recovery:
 
     def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
-        assert self.pipeline.baseline is not None
-        inside = self.constraints.steady(records, self.constraints.pace(self.pipeline.run.history()))
+        assert self.evaluator.baseline is not None
+        inside = self.constraints.feasible_at_all_speeds(
+            records, self.constraints.machine_speed(self.evaluator.run.history())
+        )
         best = most_accurate(inside or records, self.constraints)
         assert best is not None
         ties = [r for r in inside if (r.accuracy or 0.0) >= (best.accuracy or 0.0) - self.constraints.tie]
@@ -111,8 +113,8 @@ class Recovery:
         self, record: TrialRecord, round_number: int, *, epochs: float, deadline: float | None, left: float
     ) -> TrialRecord | None:
         """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up."""
-        ledger = Ledger()
-        folder = self.pipeline.run.artifact(record.number, recovered=True)
+        ledger = TimeLedger()
+        folder = self.evaluator.run.artifact(record.number, recovered=True)
         seconds = float("inf")
         if deadline is not None:
             seconds = (deadline - time.monotonic()) / max(1.0, left) - _SECONDS_TO_SCORE
@@ -122,21 +124,21 @@ class Recovery:
         assert record.artifact is not None
         kept = _KeptFiles(folder)
         try:
-            with ledger.spend("recovery"):
-                folder_before = self.pipeline.run.path / record.artifact
-                model = load_compressed(self.pipeline.task, folder_before, record, self.quantization)
+            with ledger.charge("recovery"):
+                folder_before = self.evaluator.run.path / record.artifact
+                model = load_compressed(self.evaluator.task, folder_before, record, self.quantization)
                 checkpoint = folder / f"checkpoint-{round_number}.safetensors"
                 report = finetune(
-                    model, self._teacher, self.pipeline.task, self.config,
+                    model, self._teacher, self.evaluator.task, self.config,
                     Budget(self._epochs(seconds) * epochs, seconds),
                     checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
-                    told=self.observer.warn,
+                    on_message=self.observer.warn,
                 )  # fmt: skip
             if not report.improved:
                 self._discard(record, report.before, report.metric, checkpoint)
                 return None
             kept.aside()
-            found = self.pipeline.score(
+            found = self.evaluator.score(
                 model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
             )  # fmt: skip
         except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
@@ -145,26 +147,26 @@ class Recovery:
             kept.back()
             return None
         finally:
-            self.pipeline.ledger.merge(ledger)
+            self.evaluator.ledger.merge(ledger)
         if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
             kept.back()
             self._discard(record, record.accuracy, found.accuracy, checkpoint)
             return None
         kept.drop()
         checkpoint.unlink(missing_ok=True)
-        self.pipeline.run.append(found)
+        self.evaluator.run.append(found)
         self.on_record(found)
         self.observer.trial(found)
         return found
 
     def _epochs(self, seconds: float) -> float:
         """Return the epochs of a whole training; where the time ends it, few samples are seen more often."""
-        size = self.pipeline.task.train_size()
+        size = self.evaluator.task.train_size()
         return self.config.whole_epochs if math.isinf(seconds) else epochs_within(size, self.config)
 
     def _discard(self, record: TrialRecord, before: float | None, after: float | None, checkpoint: Path) -> None:
         """Say that training bettered nothing; the record of before stays."""
-        task = self.pipeline.task
+        task = self.evaluator.task
         said = [_written(value, share=task.metric_is_share) for value in (before, after)]
         self.observer.warn(
             f"Fine-tuning of trial {record.number} is discarded: {task.metric_name} {said[1]} is not better than "

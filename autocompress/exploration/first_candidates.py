@@ -66,15 +66,15 @@ class FirstCandidates:
         space: What may be chosen.
         constraints: Limits.
         knowns: What is known of choices.
-        said: Called with what the user should know.
+        on_message: Called with what the user should know.
     """
 
     def __init__(
         self, attempt: Callable[[Choices], TrialRecord | None], space: SearchSpace, constraints: Constraints,
-        knowns: Knowns, said: Callable[[str], None] = lambda text: None,
+        knowns: Knowns, on_message: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
         self._attempt, self._space, self._constraints, self._knowns = attempt, space, constraints, knowns
-        self._allowed, self._said = constraints.allowed_drop, said
+        self._allowed, self._on_message = constraints.allowed_drop, on_message
         # The mildest and the fastest that is known to be accurate enough.
         self._safe: tuple[Choices, float] = (space.everywhere(), 1.0)
 
@@ -171,7 +171,7 @@ class FirstCandidates:
         path.measured(len(path), cost)
         if cost <= budget:
             return True
-        self._said(
+        self._on_message(
             f"The limit looks out of reach: the most compressed network that the search space is expected to give "
             f"takes {cost:.3g}x of the uncompressed one, and {budget:.3g}x was asked. Within reach is {cost:.3g}x to "
             "1x; a wider --space may go further."

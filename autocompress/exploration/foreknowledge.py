@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 from autocompress.config import RunConfig
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.additive_costs import fitted_costs, macs_ratio, size_ratio
 from autocompress.exploration.constraints import Constraints
 from autocompress.exploration.first_candidates import Knowns
 from autocompress.exploration.int8_sensitivity import Int8Sensitivity
 from autocompress.exploration.latency_limit.latency_filter import TRUSTED
 from autocompress.exploration.latency_limit.reach import Ratio, Reach, measured_reach, predicted_reach
-from autocompress.exploration.samplers import Knowledge
+from autocompress.exploration.samplers import SamplerPrior
 from autocompress.exploration.sensitivity import SAMPLES, SensitivityPass
 from autocompress.exploration.time_plan import TimePlan
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.predictor import LatencyPredictor
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.tasks import Task
 
@@ -40,7 +40,7 @@ class Foreknowledge:
 
     Args:
         task: Gives the divergence.
-        pipeline: Has the uncompressed network, and makes compressed ones.
+        evaluator: Has the uncompressed network, and makes compressed ones.
         config: Sampler, seed, how ranges are set.
         plan: How long it may take.
         observer: Is told of progress.
@@ -52,13 +52,15 @@ class Foreknowledge:
 
     knowns: Knowns
 
-    def __init__(self, task: Task, pipeline: Pipeline, config: RunConfig, plan: TimePlan, observer: Observer) -> None:
-        self._task, self._pipeline, self._config, self._plan, self._observer = task, pipeline, config, plan, observer
+    def __init__(
+        self, task: Task, evaluator: CandidateEvaluator, config: RunConfig, plan: TimePlan, observer: Observer
+    ) -> None:
+        self._task, self._pipeline, self._config, self._plan, self._observer = task, evaluator, config, plan, observer
         self.losses: Mapping[str, Mapping[Choice, float]] | None = None
 
     def gather(
         self, space: SearchSpace, baseline: TrialRecord, predictor: LatencyPredictor | None, limits: Constraints
-    ) -> Knowledge | None:
+    ) -> SamplerPrior | None:
         """Measure and predict; return what the knapsack sampler is told.
 
         Args:
@@ -71,12 +73,13 @@ class Foreknowledge:
             None for the other samplers, which learn all from trials.
         """
         assert baseline.accuracy is not None
-        pipeline, config, knapsack = self._pipeline, self._config, self._config.sampler == "knapsack"
+        evaluator, config, knapsack = self._pipeline, self._config, self._config.sampler == "knapsack"
         sensitivities = SensitivityPass(
-            pipeline.base, pipeline.inventory, pipeline.scores, self._task, space,
-            quantization=config.quantization, oneshot=pipeline.oneshot, inputs=pipeline.validation_inputs(SAMPLES),
+            evaluator.base, evaluator.inventory, evaluator.scores, self._task, space,
+            quantization=config.quantization, compressor=evaluator.compressor,
+            inputs=evaluator.validation_inputs(SAMPLES),
         )  # fmt: skip
-        with pipeline.ledger.spend("profile"):
+        with evaluator.ledger.charge("profile"):
             if knapsack:
                 self._observer.stage("Measuring what choices cost in accuracy")
                 found = sensitivities.run(self._plan.sensitivity_until, self._observer.progress)
@@ -88,21 +91,21 @@ class Foreknowledge:
         until = self._plan.sensitivity_until + self._plan.sensitivity
 
         def divergence(policy: CompressionPolicy) -> float | None:
-            with pipeline.ledger.spend("profile"):
+            with evaluator.ledger.charge("profile"):
                 return sensitivities.divergence(policy) if time.monotonic() < until else None
 
         def int8() -> tuple[Int8Sensitivity, Mapping[str, float]] | None:
-            with pipeline.ledger.spend("profile"):
+            with evaluator.ledger.charge("profile"):
                 return sensitivities.int8()
 
         self.knowns = Knowns(costs, ratio, self.losses or {}, divergence, int8)
         if not knapsack:
             return None
-        error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(pipeline.data.targets), 1)) ** 0.5
+        error = (baseline.accuracy * (1 - baseline.accuracy) / max(len(evaluator.data.targets), 1)) ** 0.5
         losses: Any = self.losses
         predict: Any = lambda choices: ratio(space.policy(choices))  # noqa: E731 - of the space's own choices alone
         # Not told how good the baseline is: it is tried, so that there is a result to deploy where nothing pays.
-        return Knowledge(costs, losses, budget=limits.budget, error=max(error, _LEAST_ERROR), predict=predict)
+        return SamplerPrior(costs, losses, budget=limits.budget, error=max(error, _LEAST_ERROR), predict=predict)
 
     def _ratio(
         self, space: SearchSpace, baseline: TrialRecord, predictor: LatencyPredictor | None, limits: Constraints
@@ -137,22 +140,22 @@ class Foreknowledge:
 
     def block_order(self, space: SearchSpace) -> list[str]:
         """Return removable blocks, the one whose removal changes the outputs least first."""
-        pipeline = self._pipeline
-        blocks = [name for name in pipeline.inventory.blocks if f"block/{name}" in space.parameters]
+        evaluator = self._pipeline
+        blocks = [name for name in evaluator.inventory.blocks if f"block/{name}" in space.parameters]
         if self.losses is not None:
             known = self.losses
             return sorted(blocks, key=lambda name: known[f"block/{name}"]["remove"])
         losses = dict.fromkeys(blocks, math.inf)
         until = time.monotonic() + self._plan.sensitivity
-        inputs = pipeline.validation_inputs(SAMPLES)
+        inputs = evaluator.validation_inputs(SAMPLES)
         if blocks:
             self._observer.stage("Ordering the blocks")
-        with pipeline.ledger.spend("profile"), torch.no_grad():
-            reference = pipeline.base(inputs)
+        with evaluator.ledger.charge("profile"), torch.no_grad():
+            reference = evaluator.base(inputs)
             for name in blocks:
                 if time.monotonic() >= until:
                     break
-                model = pipeline.compress(CompressionPolicy(removed_blocks=(name,)), Ledger())
+                model = evaluator.compress(CompressionPolicy(removed_blocks=(name,)), TimeLedger())
                 losses[name] = float(self._task.divergence(model(inputs), reference))
         return sorted(losses, key=losses.__getitem__)
 

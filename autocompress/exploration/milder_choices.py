@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from autocompress.exploration.constraints import Constraints
-from autocompress.exploration.latency_limit.local_search import Choices, Fitting
+from autocompress.exploration.latency_limit.local_search import Choices, LocalSearch
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.records import TrialRecord
 from autocompress.space.search_space import Choice, SearchSpace
@@ -39,6 +39,6 @@ def milder_choices(
     def expected(policy: CompressionPolicy) -> float:
         return spent + (1 - spent) * (cost(policy) - here) / (1 - here)
 
-    fitting = Fitting(choices, space, expected, random.Random(record.number), blocks)
-    fitting.loosen(_AIM * budget)
-    return fitting.choices
+    search = LocalSearch(choices, space, expected, random.Random(record.number), blocks)
+    search.relax(_AIM * budget)
+    return search.choices

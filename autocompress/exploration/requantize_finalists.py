@@ -14,12 +14,12 @@ from torch import nn
 from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig
 from autocompress.errors import EngineError, VerificationError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.files import write_json
-from autocompress.recovery.ptq_stages import best_rung, climb
+from autocompress.recovery.ptq_stages import best_stage, run_stages
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks.base import Batch
 from autocompress.tasks.reading import first_samples
 from autocompress.tasks.validation import metric_of
@@ -32,14 +32,14 @@ class Requantization:
     """Climb the ladder of post-training quantization with finalists of one run.
 
     Attributes:
-        pipeline: Rebuilds and scores candidates.
+        evaluator: Rebuilds and scores candidates.
         max_drop: Largest loss of the metric, a fraction.
         observer: Is told of progress.
         on_record: Called with every new record.
         quantization: How ranges of activations are set.
     """
 
-    pipeline: Pipeline
+    evaluator: CandidateEvaluator
     max_drop: float
     observer: Observer
     on_record: Callable[[TrialRecord], None] = lambda record: None
@@ -53,8 +53,8 @@ class Requantization:
             count: How many to correct at most, the most accurate first.
             deadline: `time.monotonic()` by which everything has ended, or None.
         """
-        assert self.pipeline.baseline is not None
-        floor = (self.pipeline.baseline.accuracy or 0.0) - self.max_drop
+        assert self.evaluator.baseline is not None
+        floor = (self.evaluator.baseline.accuracy or 0.0) - self.max_drop
         missed = [r for r in candidates if r.policy.int8_layers and (r.accuracy or 0.0) < floor]
         until = float("inf") if deadline is None else deadline
         missed.sort(key=lambda record: -(record.accuracy or 0.0))
@@ -66,19 +66,19 @@ class Requantization:
 
     def _one(self, record: TrialRecord, floor: float, deadline: float) -> TrialRecord | None:
         """Correct one candidate; None when that failed, or made it no better."""
-        pipeline, ledger = self.pipeline, Ledger()
+        evaluator, ledger = self.evaluator, TimeLedger()
         assert record.artifact is not None
-        folder = pipeline.run.artifact(record.number, recovered=True)
+        folder = evaluator.run.artifact(record.number, recovered=True)
         try:
-            with ledger.spend("recovery"):
-                model = load_compressed(pipeline.task, pipeline.run.path / record.artifact, record, self.quantization)
-                rungs = climb(
-                    model, first_samples(pipeline.calibration()), self._metric, floor, deadline=deadline,
+            with ledger.charge("recovery"):
+                model = load_compressed(evaluator.task, evaluator.run.path / record.artifact, record, self.quantization)
+                rungs = run_stages(
+                    model, first_samples(evaluator.calibration()), self._metric, floor, deadline=deadline,
                     stage=lambda text: self.observer.stage(f"Trial {record.number}: {text}"),
                     progress=self.observer.progress,
                 )  # fmt: skip
-                rung = best_rung(rungs, floor)
-            found = pipeline.score(rung.model, record.policy, record.number, folder, ledger, stage="recovered")
+                rung = best_stage(rungs, floor)
+            found = evaluator.score(rung.model, record.policy, record.number, folder, ledger, stage="recovered")
             if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
                 shutil.rmtree(folder, ignore_errors=True)
                 return None
@@ -88,19 +88,19 @@ class Requantization:
             self.observer.warn(f"Correcting trial {record.number} failed: {error}")
             return None
         finally:
-            pipeline.ledger.merge(ledger)
-        pipeline.run.append(found)
+            evaluator.ledger.merge(ledger)
+        evaluator.run.append(found)
         self.on_record(found)
         self.observer.trial(found)
         return found
 
     def _metric(self, model: nn.Module) -> float:
         # In bfloat16 as much would be lost as int8 loses.
-        return metric_of(model, self.pipeline.task, self._validation(), torch.float32)
+        return metric_of(model, self.evaluator.task, self._validation(), torch.float32)
 
     def _validation(self) -> Iterator[Batch]:
         """Yield what candidates are scored on."""
-        data = self.pipeline.data
+        data = self.evaluator.data
         stored = np.load(data.inputs, mmap_mode="r", allow_pickle=False)
         for start in range(0, len(stored), _BATCH):
             part = slice(start, start + _BATCH)

@@ -19,7 +19,7 @@ FORESIGHTED = ("knapsack", "random")
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class SamplerPrior:
     """What the ``knapsack`` sampler is told of a problem; the others learn all of it from trials.
 
     Attributes:
@@ -42,7 +42,7 @@ class Knowledge:
 
 
 def make_sampler(
-    name: str, seed: int, n_trials: int, knowledge: Knowledge | None = None
+    name: str, seed: int, n_trials: int, knowledge: SamplerPrior | None = None
 ) -> optuna.samplers.BaseSampler:
     """Return the sampler of this name.
 

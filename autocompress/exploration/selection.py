@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autocompress.exploration.constraints import DEFAULT_DROP, LOSSLESS_DROP, ROUNDING, Constraints
 from autocompress.exploration.dominance import pareto_front
-from autocompress.exploration.latency_limit.machine_speed import Pace
+from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.records import TrialRecord
 
@@ -145,7 +145,11 @@ def is_lossless(record: TrialRecord, baseline: TrialRecord) -> bool:
 
 
 def finalists(
-    records: Sequence[TrialRecord], constraints: Constraints, baseline: TrialRecord, count: int, pace: Pace
+    records: Sequence[TrialRecord],
+    constraints: Constraints,
+    baseline: TrialRecord,
+    count: int,
+    machine_speed: MachineSpeed,
 ) -> list[TrialRecord]:
     """Return the candidates worth fine-tuning, most promising first.
 
@@ -159,7 +163,7 @@ def finalists(
     if not constraints.bounded:
         floor = 0.5 * (baseline.accuracy or 0.0)
         return [r for r in pareto_front(done, ties=False) if (r.accuracy or 0.0) >= floor]
-    inside = constraints.steady(done, pace)
+    inside = constraints.feasible_at_all_speeds(done, machine_speed)
     if not inside:
         return sorted(done, key=lambda r: max(constraints.violations(r).values()))[:1]
     by_accuracy = sorted(inside, key=lambda r: -(r.accuracy or 0.0))

@@ -33,7 +33,7 @@ from autocompress.graph.qdq_rules import RULES
 from autocompress.measurement.client import EngineWorker
 from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery import OneShot
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.space.severity import severity
 from autocompress.tasks.base import Task
@@ -92,21 +92,22 @@ class SensitivityPass:
         task: Gives calibration data and the divergence, and names the model for the cache.
         space: What may be chosen.
         quantization: How ranges of activations are set.
-        oneshot: Makes compressed forms of `base`; None makes one of the task's calibration data.
-        inputs: What networks are compared on ``(N, ...)``; None takes calibration data. Samples that `oneshot` has not
-            fitted anything to tell more.
+        compressor: Makes compressed forms of `base`; None makes one of the task's calibration data.
+        inputs: What networks are compared on ``(N, ...)``; None takes calibration data. Samples that `compressor` has
+            not fitted anything to tell more.
     """
 
     def __init__(
         self, base: nn.Module, inventory: Inventory, scores: Mapping[str, Tensor], task: Task, space: SearchSpace, *,
-        quantization: QuantizationConfig | None = None, oneshot: OneShot | None = None, inputs: Tensor | None = None,
+        quantization: QuantizationConfig | None = None, compressor: TrainingFreeCompressor | None = None,
+        inputs: Tensor | None = None,
     ) -> None:  # fmt: skip
         self._base, self._space, self._task = base, space, task
         quantization = quantization or QuantizationConfig()
         if inputs is None:
             inputs = next(iter(task.calibration(SAMPLES)))
         self._inputs = inputs[:SAMPLES]
-        self._oneshot = oneshot or OneShot(
+        self._oneshot = compressor or TrainingFreeCompressor(
             base, inventory, scores, task.example_inputs(2), [self._inputs], quantization=quantization
         )
         self.cache = SensitivityCache(base, task, [space.file.importance, SAMPLES, _METHOD], quantization, self._inputs)

@@ -17,7 +17,7 @@ from autocompress.config import RunConfig
 from autocompress.engines import runs_on_gpu
 from autocompress.engines.artifact import read_artifact
 from autocompress.errors import EngineError, ExportError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.choice_path import Choices
 from autocompress.exploration.constraints import counting
 from autocompress.exploration.explain import Reason, explain
@@ -36,7 +36,7 @@ from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.protocol import Protocol
 from autocompress.prediction.predictor import LatencyPredictor
 from autocompress.prediction.profile import open_ahead, open_predictor
-from autocompress.prediction.staircase import edges
+from autocompress.prediction.staircase import drop_dominated_choices
 from autocompress.recovery.distillation import taught_by
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
@@ -91,11 +91,11 @@ class SearchSession:
         if self.task.tokens is not None:
             self.task.tokens.write(self.run.path)
         self.observer.stage("Reading the model")
-        self.pipeline = Pipeline(self.task, self.config, self.run, self.worker, space.importance)
-        for group, note in self.pipeline.scores.notes.items():
+        self.evaluator = CandidateEvaluator(self.task, self.config, self.run, self.worker, space.importance)
+        for group, note in self.evaluator.scores.notes.items():
             self.observer.warn(f"Importance {space.importance!r} of group {group!r}: {note}.")
         if self.config.recovery.enabled:
-            taught_by(self.task.network(), self.pipeline.base, self.task, self.config.recovery)
+            taught_by(self.task.network(), self.evaluator.base, self.task, self.config.recovery)
         self._space_file = space
         self.reasons: list[Reason] = []
         # Trials that the standard protocol measured.
@@ -114,7 +114,7 @@ class SearchSession:
         self.run.write(
             "env.json", {**environment.describe(), "device": device_fingerprint(gpu=runs_on_gpu(self.config.engine))}
         )
-        if self.pipeline.ahead:
+        if self.evaluator.device_absent:
             self._open_ahead()
         baseline = self._baseline()
         self.observer.baseline(baseline)
@@ -122,23 +122,23 @@ class SearchSession:
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
         self.observer.warn(self.plan.describe())
-        with self.pipeline.ledger.spend("profile"):
+        with self.evaluator.ledger.charge("profile"):
             # Found once, by running the uncompressed model.
             _ = self.task.divergence_name
-        steered, data = self.task.divergence_name, self.pipeline.data.describe()
+        steered, data = self.task.divergence_name, self.evaluator.data.describe()
         self.observer.warn(f"Steered by {steered}; {data}")
         if self.predictor is None:
             self.predictor = self._open_predictor(baseline.policy.dense_dtype)
         space = self._space(baseline)
-        self._found = Foreknowledge(self.task, self.pipeline, self.config, self.plan, self.observer)
+        self._found = Foreknowledge(self.task, self.evaluator, self.config, self.plan, self.observer)
         knowledge = self._found.gather(space, baseline, self.predictor, self.constraints)
         study = open_study(self.run, self.config, self._identity(space), knowledge)
         # Only now: a resumed run keeps its run file until the settings are known to fit.
         self.run.write_config(self.config)
         self.loop = TrialLoop(
-            self.pipeline, space, study, self.constraints, self._finished,
+            self.evaluator, space, study, self.constraints, self._finished,
             predictor=self.predictor, seed=self.config.seed, finalists=self.config.recovery.candidates,
-            ahead=self.config.sampler in FORESIGHTED, cost=self._found.knowns.cost, said=self.observer.warn,
+            ahead=self.config.sampler in FORESIGHTED, cost=self._found.knowns.cost, on_message=self.observer.warn,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
         recovery = self.config.recovery
@@ -159,21 +159,21 @@ class SearchSession:
 
             def choose() -> list[TrialRecord]:
                 records = list(self.loop.records.values())
-                pace = self.constraints.pace(self.run.history())
-                return finalists(records, self.constraints, baseline, recovery.candidates, pace)
+                machine_speed = self.constraints.machine_speed(self.run.history())
+                return finalists(records, self.constraints, baseline, recovery.candidates, machine_speed)
 
             chosen = self._confirm(choose)
             tuning = Recovery(
-                self.pipeline, recovery, self.constraints, self.observer, self._improve, self.config.quantization
+                self.evaluator, recovery, self.constraints, self.observer, self._improve, self.config.quantization
             )
             tuning.run(chosen, self.deadline)
         elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled():
             mending = Requantization(
-                self.pipeline, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
+                self.evaluator, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
             )
             records = list(self.loop.records.values())
-            pace = self.constraints.pace(self.run.history())
-            chosen = finalists(records, self.constraints, baseline, recovery.candidates, pace)
+            machine_speed = self.constraints.machine_speed(self.run.history())
+            chosen = finalists(records, self.constraints, baseline, recovery.candidates, machine_speed)
             mending.run(chosen, recovery.candidates, self.deadline)
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
@@ -218,30 +218,32 @@ class SearchSession:
 
     def _open_ahead(self) -> None:
         """Take latencies from a table of the device, which is not here."""
-        pipeline = self.pipeline
-        with pipeline.ledger.spend("profile"):
-            forecast = open_ahead(pipeline.graphs, self.config, pipeline.engine_version)
-        pipeline.forecast, self.predictor = forecast, forecast.predictor
+        evaluator = self.evaluator
+        with evaluator.ledger.charge("profile"):
+            forecast = open_ahead(evaluator.graphs, self.config, evaluator.engine_version)
+        evaluator.forecast, self.predictor = forecast, forecast.predictor
         self.observer.warn(
-            f"{pipeline.engine} for {pipeline.device}: engines are built, not run. Latency is PREDICTED from "
+            f"{evaluator.engine} for {evaluator.device}: engines are built, not run. Latency is PREDICTED from "
             f"{self.config.table}, accuracy is that of the same graphs in ONNX Runtime."
         )
 
     def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:
         """Return a predictor with what a table knows; None where none is wanted, or the structure cannot be read."""
-        pipeline = self.pipeline
+        evaluator = self.evaluator
         try:
-            with pipeline.ledger.spend("profile"):
-                return open_predictor(pipeline.graphs, self.config, pipeline.engine_version, dense_dtype, self.observer)
+            with evaluator.ledger.charge("profile"):
+                return open_predictor(
+                    evaluator.graphs, self.config, evaluator.engine_version, dense_dtype, self.observer
+                )
         except ExportError as error:
             self.observer.warn(f"Latency is not predicted, every candidate is built: {error}")
             return None
 
     def _space(self, baseline: TrialRecord) -> SearchSpace:
         """Return the space, narrowed to what a latency table says can pay; on resuming, as it was narrowed at first."""
-        pipeline = self.pipeline
+        evaluator = self.evaluator
         space = bind(
-            self._space_file, pipeline.base, pipeline.inventory, baseline.policy.dense_dtype, pipeline.capabilities
+            self._space_file, evaluator.base, evaluator.inventory, baseline.policy.dense_dtype, evaluator.capabilities
         )
         self._say_skipped(space)
         if self.run.study_file.exists():
@@ -250,14 +252,14 @@ class SearchSession:
         # What does not pay on another device may well do so here.
         if self.predictor is None or self.config.allow_foreign_table:
             return space
-        with self.pipeline.ledger.spend("profile"):
-            offered = edges(self.predictor, space)
-        if not offered:
+        with self.evaluator.ledger.charge("profile"):
+            allowed_choices = drop_dominated_choices(self.predictor, space)
+        if not allowed_choices:
             return space
-        before, after = (sum(map(len, s.every.values())) for s in (space, space.narrowed(offered)))
+        before, after = (sum(map(len, s.every.values())) for s in (space, space.narrowed(allowed_choices)))
         self.observer.stage(f"The latency table says that {before - after} of {before} choices save nothing: left out")
-        self.run.write(_OFFERED, offered)
-        return space.narrowed(offered)
+        self.run.write(_OFFERED, allowed_choices)
+        return space.narrowed(allowed_choices)
 
     def _say_skipped(self, space: SearchSpace) -> None:
         """Name the layers that a factorization was asked for and does not fit, the usual one excepted."""
@@ -270,11 +272,11 @@ class SearchSession:
                 )
 
     def _plan(self, baseline: TrialRecord) -> TimePlan:
-        config, pipeline = self.config, self.pipeline
+        config, evaluator = self.config, self.evaluator
         recovery = config.recovery
         return TimePlan.of(
-            self.started, config.timeout_seconds, baseline.seconds, dtypes=pipeline.dtypes,
-            compress=pipeline.compress_seconds, test_share=pipeline.test_share(),
+            self.started, config.timeout_seconds, baseline.seconds, dtypes=evaluator.dtypes,
+            compress=evaluator.compress_seconds, test_share=evaluator.test_share(),
             recovery_share=recovery.share if recovery.enabled else 0.0, occasions=config.occasions,
         )  # fmt: skip
 
@@ -315,16 +317,16 @@ class SearchSession:
         if predictor is not None and predictor.ready and baseline.latency_ms is not None:
             ratio, whole = predicted_ratio(predictor), baseline.latency_ms
             latency = lambda policy: ratio(policy) * whole  # noqa: E731 - typed by what takes it
-        with self.pipeline.ledger.spend("profile"):
+        with self.evaluator.ledger.charge("profile"):
             try:
-                layout = self.pipeline.graphs.layout
+                layout = self.evaluator.graphs.layout
             except ExportError:
                 layout = None
             return explain(choices, space, latency, self._found.losses, layout)
 
     def _say_of_baseline(self, baseline: TrialRecord) -> None:
         """Say how far the uncompressed network differs from its own copy, and what of it cannot be compressed."""
-        if (left_alone := self.pipeline.left_alone()) is not None:
+        if (left_alone := self.evaluator.left_alone()) is not None:
             self.observer.warn(left_alone)
         measured = baseline.measurement
         if measured is None or not measured.occasions:
@@ -338,7 +340,7 @@ class SearchSession:
 
     def _settled(self) -> bool:
         """Whether the best so far meets the bounds of latency and size and loses nothing: nothing more can be won."""
-        limits, best, baseline = self.constraints, self._best, self.pipeline.baseline
+        limits, best, baseline = self.constraints, self._best, self.evaluator.baseline
         if not limits.bounded or best is None or baseline is None or best.stage == "baseline":
             return False
         return limits.within_budget(best) and is_lossless(best, baseline)
@@ -349,7 +351,7 @@ class SearchSession:
         A trial's measuring is short, and what comes out best of many is so partly by luck. What turns out to be over
         the limit gives way to the next.
         """
-        measured = self.constraints.latency is not None and not self.pipeline.ahead
+        measured = self.constraints.latency is not None and not self.evaluator.device_absent
         for _ in range(_CONFIRMATIONS if measured else 0):
             fresh = [r for r in choose() if r.stage == "proxy" and r.number not in self._confirmed]
             if not fresh:
@@ -357,7 +359,7 @@ class SearchSession:
             for record in fresh:
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     return choose()
-                again = self.pipeline.measure_again(record)
+                again = self.evaluator.measure_again(record)
                 self._confirmed.add(again.number)
                 self.run.append(again)
                 self.loop.replace(again)
@@ -372,10 +374,10 @@ class SearchSession:
         stored = self.run.baseline / "record.json"
         if stored.exists():
             record = TrialRecord.from_dict(self.run.read("baseline/record.json"))
-            self.pipeline.reopen_baseline(record, read_artifact(self.run.baseline))
+            self.evaluator.reopen_baseline(record, read_artifact(self.run.baseline))
             return record
         try:
-            return self.pipeline.open_baseline(self.observer.warn)
+            return self.evaluator.open_baseline(self.observer.warn)
         except EngineError as error:
             raise type(error)(f"The uncompressed model cannot be measured on {self.config.engine}: {error}") from error
 
@@ -383,7 +385,7 @@ class SearchSession:
         config = self.config
         return {
             **{f"task.{k}": v for k, v in self.task.fingerprint().items()},
-            "engine": f"{config.engine} {self.pipeline.engine_version}",
+            "engine": f"{config.engine} {self.evaluator.engine_version}",
             "threads": config.threads,
             "batch_size": config.batch_size,
             "space": space.hash,
@@ -403,12 +405,12 @@ class SearchSession:
     def _another_occasion(self) -> None:
         """Measure the best once more where that was long ago: its occasions are to be spread over the whole run."""
         best = self._best
-        if best is None or best.stage == "baseline" or best.measurement is None or self.pipeline.ahead:
+        if best is None or best.stage == "baseline" or best.measurement is None or self.evaluator.device_absent:
             return
         occasions = best.measurement.occasions
         if not occasions or time.time() - occasions[-1].at < _APART_S:
             return
-        again = self.pipeline.measure_again(best, Protocol.again(1))
+        again = self.evaluator.measure_again(best, Protocol.again(1))
         self.run.append(again)
         if again.stage == "proxy":
             self.loop.replace(again)
@@ -430,13 +432,13 @@ class SearchSession:
 
     def _improve(self, record: TrialRecord) -> None:
         """Put what is best, now that this record is known, in ``best/``."""
-        assert self.pipeline.baseline is not None and record.artifact is not None
+        assert self.evaluator.baseline is not None and record.artifact is not None
         held = [] if self._best is None or self._best.stage == "baseline" else [self._best]
         contenders = [record, *held] if held and held[0].number == record.number else [*held, record]
         # All of them: what is as good as the most accurate depends on which one that is.
         numbers = {r.number for r in contenders}
         contenders += [r for r in self.run.records().values() if r.artifact is not None and r.number not in numbers]
-        best = best_record(contenders, self.constraints, self.pipeline.baseline)
+        best = best_record(contenders, self.constraints, self.evaluator.baseline)
         if best is not self._best and best.artifact is not None:
             self._best = best
             replace_folder(self.run.path / best.artifact, self.run.best)

@@ -10,7 +10,7 @@ import optuna
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError
-from autocompress.exploration.samplers import Knowledge, make_sampler
+from autocompress.exploration.samplers import SamplerPrior, make_sampler
 from autocompress.runs.directory import RunDirectory
 
 _NAME = "autocompress"
@@ -18,7 +18,7 @@ _IDENTITY = "identity"
 
 
 def open_study(
-    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: Knowledge | None = None
+    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: SamplerPrior | None = None
 ) -> optuna.Study:
     """Create the study of a run, or load the one it has; trials that a dead process left running are failed.
 

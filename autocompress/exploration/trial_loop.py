@@ -16,11 +16,16 @@ from typing import Any
 import optuna
 
 from autocompress.errors import AutoCompressError, ConfigError, UnavailableError
-from autocompress.evaluation.evaluator import Pipeline
-from autocompress.exploration.early_rejection import behind
+from autocompress.evaluation.evaluator import CandidateEvaluator
+from autocompress.exploration.early_rejection import cannot_win
 from autocompress.exploration.initial_policies import seed_choices
 from autocompress.exploration.knapsack.sampler import COST_ATTRIBUTE
-from autocompress.exploration.latency_limit.latency_filter import Drawn, FittedSampler, Screen, explores
+from autocompress.exploration.latency_limit.latency_filter import (
+    LatencyFilter,
+    LatencyLimitedSampler,
+    Proposal,
+    explores,
+)
 from autocompress.exploration.milder_choices import milder_choices
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.refusals import Refusals
@@ -30,7 +35,7 @@ from autocompress.policy import CompressionPolicy
 from autocompress.prediction.predictor import LatencyPredictor, Prediction
 from autocompress.runs.records import MEASURED, TrialRecord
 from autocompress.space.search_space import Choice, SearchSpace
-from autocompress.tasks.validation import Glance
+from autocompress.tasks.validation import ProxyEstimate
 
 # What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
 _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
@@ -67,7 +72,7 @@ class TrialLoop:
     """Run trials until the budget ends.
 
     Args:
-        pipeline: Scores one policy.
+        evaluator: Scores one policy.
         space: Turns choices into policies.
         study: Opened by `open_study`.
         constraints: Latency and size bounds.
@@ -78,12 +83,12 @@ class TrialLoop:
         ahead: Whether the next network is asked for, and made, while one is being built.
         cost: Predicts what a network costs in shares of the uncompressed one, where no predictor knows better; None
             leaves out what needs it: milder networks after ones that went too far.
-        said: Called with what the user should know.
+        on_message: Called with what the user should know.
     """
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        evaluator: CandidateEvaluator,
         space: SearchSpace,
         study: optuna.Study,
         constraints: Constraints,
@@ -94,42 +99,42 @@ class TrialLoop:
         finalists: int = 0,
         ahead: bool = True,
         cost: Callable[[CompressionPolicy], float] | None = None,
-        said: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._cost, self._said = cost, said
+        self._cost, self._on_message = cost, on_message
         self._refusals = Refusals(space.everywhere())
         # Milder networks that were asked for by now.
         self._milder: set[CompressionPolicy] = set()
         self._longest = 0.0
-        self.pipeline = pipeline
+        self.evaluator = evaluator
         self.space = space
         self.study = study
         self.constraints = constraints
         # Fine-tuned records are left out: the study learns from figures that compare.
-        self.records = {r.number: r for r in pipeline.run.history() if r.stage == "proxy"}
+        self.records = {r.number: r for r in evaluator.run.history() if r.stage == "proxy"}
         self._on_trial, self._finalists, self._asks_ahead = on_trial, finalists, ahead
         self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
-        self.screen: Screen | None = None
-        self._sampler: FittedSampler | None = None
+        self.latency_filter: LatencyFilter | None = None
+        self._sampler: LatencyLimitedSampler | None = None
         # The next trial, or why there is none, when it was asked for while the one before was being scored.
         self._ahead: _Asked | Exception | None = None
         if predictor is not None:
             rng = random.Random(f"{seed} {len(study.trials)}")
-            self.screen = Screen(predictor, space, constraints, rng)
-            for record in pipeline.run.history():
+            self.latency_filter = LatencyFilter(predictor, space, constraints, rng)
+            for record in evaluator.run.history():
                 if record.measurement is not None and record.measurement.source == MEASURED:
-                    self.screen.observe(record)
-            self.screen.best = self._best()
+                    self.latency_filter.observe(record)
+            self.latency_filter.best = self._best()
             if constraints.latency is not None:
-                self._sampler = study.sampler = FittedSampler(study.sampler, self.screen)
+                self._sampler = study.sampler = LatencyLimitedSampler(study.sampler, self.latency_filter)
 
     def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
         """Return choices and record of the best trial; None while none is inside the limits."""
-        assert self.pipeline.baseline is not None
+        assert self.evaluator.baseline is not None
         records = list(self.records.values())
-        if self.screen is not None:
-            records = self.constraints.steady(records, self.screen.pace) or records
+        if self.latency_filter is not None:
+            records = self.constraints.feasible_at_all_speeds(records, self.latency_filter.machine_speed) or records
         best = most_accurate(records, self.constraints)
         if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
             return None
@@ -138,15 +143,15 @@ class TrialLoop:
     def replace(self, record: TrialRecord) -> None:
         """Take a trial's record as it is after another measurement."""
         self.records[record.number] = record
-        if self.screen is not None:
+        if self.latency_filter is not None:
             if record.measurement is not None and record.measurement.source == MEASURED:
-                self.screen.observe(record)
-            self.screen.best = self._best()
+                self.latency_filter.observe(record)
+            self.latency_filter.best = self._best()
 
     def finish(self) -> None:
         """From here on trials use the room that the best one leaves below the latency limit, as long as it does."""
-        if self.screen is not None:
-            self.screen.finishing = True
+        if self.latency_filter is not None:
+            self.latency_filter.polish_best = True
 
     def choices_of(self, number: int) -> dict[str, Choice] | None:
         """Return what a trial chose; None for one that the study does not have."""
@@ -187,8 +192,8 @@ class TrialLoop:
 
         Without `queue` only the order of the blocks is noted, the one whose removal changes least first.
         """
-        if self.screen is not None:
-            self.screen.blocks = tuple(block_order)
+        if self.latency_filter is not None:
+            self.latency_filter.blocks = tuple(block_order)
         if not queue:
             return
         if self.study.user_attrs.get("seeded"):
@@ -200,15 +205,15 @@ class TrialLoop:
 
     def _seeds(self, block_order: list[str]) -> list[tuple[dict[str, Choice], dict[str, Any]]]:
         """Return the first choices, fitted to the limit where predictions are trusted, and what their trials note."""
-        screen, screened_out = self.screen, 0
+        latency_filter, screened_out = self.latency_filter, 0
         found: list[tuple[dict[str, Choice], dict[str, Any]]] = []
         for number, proposed in enumerate(seed_choices(self.space, block_order)):
             choices: dict[str, Choice] = dict(proposed)
             attrs: dict[str, Any] = {}
-            if screen is not None and screen.trusted:
-                impossible = screen.impossible(choices)
+            if latency_filter is not None and latency_filter.can_filter:
+                impossible = latency_filter.impossible(choices)
                 screened_out += impossible
-                fitted = screen.fit(choices) if impossible or not explores(number) else choices
+                fitted = latency_filter.fit(choices) if impossible or not explores(number) else choices
                 if fitted is None:
                     continue
                 if fitted != choices:
@@ -247,7 +252,7 @@ class TrialLoop:
         except optuna.exceptions.StorageInternalError as error:
             reason = error.__cause__ or error
             raise ConfigError(
-                f"Cannot write {self.pipeline.run.study_file}: {reason}. What was written before is kept, and "
+                f"Cannot write {self.evaluator.run.study_file}: {reason}. What was written before is kept, and "
                 "--resume goes on from it."
             ) from error
         progress(len(self.records), n_trials)
@@ -271,15 +276,15 @@ class TrialLoop:
         policy = self.space.policy(choices)
         if self._sampler is None or trial.user_attrs.get(_FIRST):
             return _Asked(trial, choices, policy)
-        drawn = self._sampler.drawn(trial.number)
-        return _Asked(trial, choices, policy, not self._passes(trial, choices, drawn), drawn is not None)
+        proposal = self._sampler.proposal(trial.number)
+        return _Asked(trial, choices, policy, not self._passes(trial, choices, proposal), proposal is not None)
 
     def _ask_ahead(self) -> None:
-        """Ask for the next trial, and make its network, while nothing is measured: see `Pipeline.evaluate`."""
+        """Ask for the next trial, and make its network, while nothing is measured: `CandidateEvaluator.evaluate`."""
         try:
             asked = self._ahead = self._ask()
             if not asked.closed and asked.policy not in self._by_policy:
-                self.pipeline.prepare(asked.policy, look=self._looks(asked.trial.number))
+                self.evaluator.prepare(asked.policy, look=self._looks(asked.trial.number))
         except Exception as error:  # noqa: BLE001 - it is raised when its turn comes, not in the trial before it
             if self._ahead is None:
                 self._ahead = error
@@ -293,7 +298,7 @@ class TrialLoop:
             return not asked.fresh
         trial, choices, policy, number = asked.trial, asked.choices, asked.policy, asked.trial.number
         known = self._by_policy.get(policy)
-        predicted = self.screen.expect(policy) if self.screen is not None and known is None else None
+        predicted = self.latency_filter.expect(policy) if self.latency_filter is not None and known is None else None
         try:
             # The same network drawn again: its figures are known, and the study learns them for these choices too.
             record = known if known is not None else self._evaluated(trial, policy, predicted, another=another)
@@ -312,17 +317,20 @@ class TrialLoop:
         single = len(self.study.directions) == 1
         values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
         trial.set_user_attr("policy_hash", policy.hash)
-        trial.set_user_attr(COST_ATTRIBUTE, self.constraints.cost(record, self.screen.pace if self.screen else None))
+        trial.set_user_attr(
+            COST_ATTRIBUTE,
+            self.constraints.cost(record, self.latency_filter.machine_speed if self.latency_filter else None),
+        )
         if known is None:
-            self.pipeline.run.append(record)
+            self.evaluator.run.append(record)
             self.records[number] = record
             self._by_policy[policy] = record
             self._choices[number] = choices
             self._refusals.finished(choices)
-            if self.screen is not None:
+            if self.latency_filter is not None:
                 if record.measurement.source == MEASURED:
-                    self.screen.observe(record)
-                self.screen.best = self._best()
+                    self.latency_filter.observe(record)
+                self.latency_filter.best = self._best()
         self.study.tell(trial, values)
         if known is None:
             self._on_trial(record)
@@ -332,11 +340,15 @@ class TrialLoop:
 
     def _ask_milder(self, choices: dict[str, Choice], record: TrialRecord) -> None:
         """Queue a milder network after one that went too far; predictions that are trusted have seen to that before."""
-        screen = self.screen
-        if self._cost is None or (screen is not None and screen.trusted) or record.policy in self._milder:
+        latency_filter = self.latency_filter
+        if (
+            self._cost is None
+            or (latency_filter is not None and latency_filter.can_filter)
+            or record.policy in self._milder
+        ):
             return
-        spent = self.constraints.cost(record, screen.pace if screen else None)
-        blocks = screen.blocks if screen is not None else ()
+        spent = self.constraints.cost(record, latency_filter.machine_speed if latency_filter else None)
+        blocks = latency_filter.blocks if latency_filter is not None else ()
         found = milder_choices(
             choices, record, self.space, self.constraints, self._cost, spent=spent, blocks=blocks
         )  # fmt: skip
@@ -351,10 +363,10 @@ class TrialLoop:
         """Return the record of a network that is new; its prediction is noted before."""
         meanwhile = self._ask_ahead if another and self._asks_ahead else None
         if predicted is None:
-            return self._decided(self.pipeline.evaluate(policy, trial.number, meanwhile=meanwhile))
+            return self._decided(self.evaluator.evaluate(policy, trial.number, meanwhile=meanwhile))
         trial.set_user_attr("predicted", [predicted.ratio, predicted.low, predicted.high])
         hopeless = self._judge(trial.number, predicted)
-        record = self.pipeline.evaluate(policy, trial.number, hopeless=hopeless, meanwhile=meanwhile)
+        record = self.evaluator.evaluate(policy, trial.number, hopeless=hopeless, meanwhile=meanwhile)
         return self._decided(replace(record, predicted_ratio=predicted.ratio))
 
     def _decided(self, record: TrialRecord) -> TrialRecord:
@@ -369,20 +381,20 @@ class TrialLoop:
         best = max((r.accuracy or 0.0 for r in inside), default=0.0)
         if not self.constraints.undecided(measured) or (record.accuracy or 0.0) < best - self.constraints.tie:
             return record
-        return self.pipeline.measure_again(record, Protocol.again(_FURTHER))
+        return self.evaluator.measure_again(record, Protocol.again(_FURTHER))
 
     def _looks(self, number: int) -> bool:
         """Whether a first sight of a trial's network may decide that it is not built."""
-        if self._finalists == 0 or self.screen is None or not self.screen.believed:
+        if self._finalists == 0 or self.latency_filter is None or not self.latency_filter.is_reliable:
             return False
         # What explores teaches the predictor, whatever its accuracy is; only a build tells the size of a file.
         return not explores(number) and self.constraints.size_bytes is None
 
-    def _judge(self, number: int, predicted: Prediction) -> Callable[[Glance], bool] | None:
+    def _judge(self, number: int, predicted: Prediction) -> Callable[[ProxyEstimate], bool] | None:
         """Return what decides at first sight whether a trial's network is built; None where it is in any case."""
         if not self._looks(number):
             return None
-        return lambda seen: behind(seen, predicted, self.records.values(), self.constraints, self._finalists)
+        return lambda seen: cannot_win(seen, predicted, self.records.values(), self.constraints, self._finalists)
 
     def _rejected(self, trial: optuna.Trial, record: TrialRecord, *, new: bool) -> bool:
         """Tell the study what was seen and predicted: a sampler learns from what is bad, too. Returns `new`."""
@@ -393,32 +405,32 @@ class TrialLoop:
         trial.set_user_attr(_REJECTED, True)
         trial.set_user_attr(COST_ATTRIBUTE, ratio)
         if new:
-            self.pipeline.run.append(record)
+            self.evaluator.run.append(record)
             self.records[trial.number] = record
             self._by_policy[record.policy] = record
-            if self.screen is not None:
-                self.screen.taken.add(record.policy)
+            if self.latency_filter is not None:
+                self.latency_filter.taken.add(record.policy)
         single = len(self.study.directions) == 1
         self.study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
         if new:
             self._on_trial(record)
         return new
 
-    def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], drawn: Drawn | None) -> bool:
+    def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], proposal: Proposal | None) -> bool:
         """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
 
         One that was queued before predictions were trusted is closed when it cannot meet the limit, and fitted later.
         """
-        assert self.screen is not None and self._sampler is not None
-        if drawn is None:
-            hopeless, screened_out = self.screen.impossible(choices), 1
+        assert self.latency_filter is not None and self._sampler is not None
+        if proposal is None:
+            hopeless, screened_out = self.latency_filter.impossible(choices), 1
             if hopeless:
                 self._sampler.waiting.append(choices)
         else:
-            hopeless, screened_out = drawn.hopeless, drawn.screened_out
-            if drawn.choices != drawn.proposed:
-                trial.set_user_attr(_PROPOSED, drawn.proposed)
-        if screened_out and (hopeless or drawn is not None):
+            hopeless, screened_out = proposal.hopeless, proposal.screened_out
+            if proposal.choices != proposal.proposed:
+                trial.set_user_attr(_PROPOSED, proposal.proposed)
+        if screened_out and (hopeless or proposal is not None):
             trial.set_user_attr(_SCREENED_OUT, screened_out)
         if hopeless:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -432,7 +444,7 @@ class TrialLoop:
         (trials moved to the limit) and ``mape`` (mean absolute error, relative to what was measured, of the trials that
         were predicted; None for none).
         """
-        if self.screen is None:
+        if self.latency_filter is None:
             return None
         trials = self.study.get_trials(deepcopy=False)
         errors = [
@@ -441,7 +453,7 @@ class TrialLoop:
             if record.predicted_ratio is not None and record.measurement is not None
         ]
         return {
-            "networks_known": self.screen.predictor.size,
+            "networks_known": self.latency_filter.predictor.size,
             "screened_out": sum(trial.user_attrs.get(_SCREENED_OUT, 0) for trial in trials),
             "rejected": sum(record.state == "rejected" for record in self.records.values()),
             "fitted": sum(_PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
@@ -457,7 +469,7 @@ class TrialLoop:
             number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}"
         )
         trial.set_user_attr("error", record.error)
-        self.pipeline.run.append(record)
+        self.evaluator.run.append(record)
         self.records[trial.number] = record
         refused = isinstance(error, AutoCompressError)
         if refused:
@@ -474,4 +486,4 @@ class TrialLoop:
         self._on_trial(record)
         told = self._refusals.refused(choices, record.error or "") if refused else None
         if told is not None:
-            self._said(told)
+            self._on_message(told)

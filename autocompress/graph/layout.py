@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from autocompress.compress.factorizations import Factor
 from autocompress.compress.shapes import factors, network_shape
-from autocompress.graph.tensor_dtypes import Context, Wiring
+from autocompress.graph.tensor_dtypes import Context, TensorDtypes
 from autocompress.model.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 
@@ -75,7 +75,7 @@ class Layout:
     """
 
     inventory: Inventory
-    wiring: Wiring = field(default_factory=Wiring)
+    wiring: TensorDtypes = field(default_factory=TensorDtypes)
     structure: str = ""
     placement: str = ""
 

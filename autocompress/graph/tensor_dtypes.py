@@ -56,7 +56,7 @@ class Context(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wiring:
+class TensorDtypes:
     """Who reads whose result. Names are those of layers, and of junctions as ``"Add:3"``.
 
     Attributes:
@@ -144,7 +144,7 @@ def wiring(
     nodes: Mapping[str, ir.Node],
     blocks: Mapping[str, tuple[ir.Value, ir.Value]],
     inside: Callable[[ir.Node, str], bool],
-) -> Wiring:
+) -> TensorDtypes:
     """Contract a graph.
 
     Args:
@@ -182,7 +182,7 @@ def wiring(
         )
         for block, (given, read) in blocks.items()
     }
-    return Wiring(inputs, members, frozenset(nodes))
+    return TensorDtypes(inputs, members, frozenset(nodes))
 
 
 def structure(model: ir.Model) -> str:

@@ -23,7 +23,7 @@ _TREND_Z = 3.0
 _TREND_LEAST = 6
 
 
-def usual(latencies: Sequence[float]) -> float:
+def quiet_latency(latencies: Sequence[float]) -> float:
     """Return the latency that the same engine has when nothing disturbs it, from measurements of different moments.
 
     Their 20th percentile: on a shared machine neighbours take the memory's bandwidth for seconds, half of the time at

@@ -62,7 +62,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Layers coupled by one shared channel axis, which can only be pruned together; or the heads of one attention.
 
     Attributes:
@@ -108,7 +108,7 @@ def _shared_norm(traced: Any, names: Mapping[nn.Module, str]) -> str | None:
     return None
 
 
-def _half(group: Group) -> list[int]:
+def _half(group: ChannelGroup) -> list[int]:
     """Return half of a group's channels, drawn at random: a regular half may fit a model that no other half fits."""
     size = group.channels // group.parts
     drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: max(1, size // 2)]
@@ -121,7 +121,7 @@ def coupled_groups(
     layers: Mapping[str, Layer],
     skipped: dict[str, str],
     heads: Collection[str] = (),
-) -> dict[str, Group]:
+) -> dict[str, ChannelGroup]:
     """Return the groups of channels of `model` (eval mode; not changed) whose pruning is known to work, by name.
 
     Args:
@@ -141,7 +141,7 @@ def coupled_groups(
     given = _output_shape(model, inputs[:1]) if unknown else None
     names = {module: name for name, module in model.named_modules()}
     order = {name: index for index, name in enumerate(layers)}
-    groups: dict[str, Group] = {}
+    groups: dict[str, ChannelGroup] = {}
     seen: set[str] = set()
     for name, layer in layers.items():
         if name in seen or name in heads:
@@ -173,7 +173,7 @@ def coupled_groups(
         members = sorted(producers, key=order.__getitem__)
         ordered = tuple(sorted(consumers, key=order.__getitem__))
         multiples = {c: widths[c] // layer.out_channels for c in ordered}
-        group = Group(members[0], layer.out_channels, tuple(members), ordered, multiples, parts)
+        group = ChannelGroup(members[0], layer.out_channels, tuple(members), ordered, multiples, parts)
         norm = _shared_norm(traced, names)
         reason = _unfit(group, consumers - producers, foreign | producers.intersection(heads), norm)
         if reason == ITS_OUTPUT and given is not None and layer.out_channels not in given:
@@ -198,7 +198,7 @@ def _untraced(error: Exception) -> str:
     return f"its channels cannot be followed to what reads them ({type(error).__name__} in Torch-Pruning)"
 
 
-def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str], norm: str | None) -> str | None:
+def _unfit(group: ChannelGroup, consumers: Collection[str], foreign: Collection[str], norm: str | None) -> str | None:
     """Return why a group cannot be pruned, going by what is in it; None when it may be."""
     if not consumers:
         return ITS_OUTPUT
@@ -211,9 +211,9 @@ def _unfit(group: Group, consumers: Collection[str], foreign: Collection[str], n
     return None
 
 
-def _believed(trials: _Trials, groups: dict[str, Group], skipped: dict[str, str]) -> dict[str, Group]:
+def _believed(trials: _Trials, groups: dict[str, ChannelGroup], skipped: dict[str, str]) -> dict[str, ChannelGroup]:
     """Keep the groups whose pruning works, together with those kept before: all at once, then by halves."""
-    good: list[Group] = []
+    good: list[ChannelGroup] = []
     pending = [list(groups.values())]
     while pending:
         batch = pending.pop()
@@ -246,7 +246,7 @@ class _Trials:
         self._names = {module: name for name, module in model.named_modules()}
         self._known: dict[str, list[tuple[str, list[int], bool]]] = {}
 
-    def reason_against(self, groups: Sequence[Group]) -> str | None:
+    def reason_against(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Halve these groups in a copy; return why that does not work, or None."""
         trial = copy.deepcopy(self._model)
         try:
@@ -269,7 +269,7 @@ class _Trials:
                 return "it removes other channels than the layers that read them expect"
         return None
 
-    def _silenced(self, groups: Sequence[Group]) -> tuple[Tensor, bool]:
+    def _silenced(self, groups: Sequence[ChannelGroup]) -> tuple[Tensor, bool]:
         """Return what the model gives when nobody makes or reads these channels, and whether pruning must too.
 
         It need not where a norm takes the mean over channels.
@@ -284,7 +284,7 @@ class _Trials:
                     _silence(module, indices, made=made)
             return silent(self._inputs), comparable
 
-    def _touched(self, group: Group) -> list[tuple[str, list[int], bool]]:
+    def _touched(self, group: ChannelGroup) -> list[tuple[str, list[int], bool]]:
         """Return modules, which channels of theirs go with half of a group, and whether they make or read these."""
         if group.name not in self._known:
             traced = output_group(self._graph, self._model, group.name, _half(group))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.attention import HeadAxis, keep_heads
-from autocompress.model.channel_groups import Group, Layer
+from autocompress.model.channel_groups import ChannelGroup, Layer
 
 # Error (RMS) of a module's output that rounding explains: of the output, and of what silencing heads does to it.
 _SAME, _SMALL = 1e-3, 2e-2
@@ -28,7 +28,7 @@ def head_groups(
     axes: Mapping[str, HeadAxis],
     layers: Mapping[str, Layer],
     skipped: dict[str, str],
-) -> dict[str, Group]:
+) -> dict[str, ChannelGroup]:
     """Return the attention heads of `model` (eval mode; not changed) whose pruning is known to work, by first layer.
 
     Args:
@@ -59,9 +59,11 @@ def head_groups(
     return {name: _group(axis) for name, axis in able.items()}
 
 
-def _group(axis: HeadAxis) -> Group:
+def _group(axis: HeadAxis) -> ChannelGroup:
     each = {layer: len(heads) // axis.heads for layer, heads in axis.read.items()}
-    return Group(axis.leader, axis.heads, tuple(axis.made), tuple(axis.read), each, heads={**axis.made, **axis.read})
+    return ChannelGroup(
+        axis.leader, axis.heads, tuple(axis.made), tuple(axis.read), each, heads={**axis.made, **axis.read}
+    )
 
 
 class _Trials:

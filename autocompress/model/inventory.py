@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from autocompress.errors import CompressionError
 from autocompress.model.attention import head_axes
 from autocompress.model.attention.plain import PlainAttention
-from autocompress.model.channel_groups import ITS_OUTPUT, NORMS, Group, Layer, coupled_groups
+from autocompress.model.channel_groups import ITS_OUTPUT, NORMS, ChannelGroup, Layer, coupled_groups
 from autocompress.model.channel_tracing import CONVOLUTIONS, dependency_graph, in_every_part, output_group, parts_of
 from autocompress.model.head_groups import head_groups
 
@@ -29,7 +29,7 @@ __all__ = [
     "CONVOLUTIONS",
     "NORMS",
     "Block",
-    "Group",
+    "ChannelGroup",
     "Inventory",
     "Layer",
     "count_macs",
@@ -75,7 +75,7 @@ class Inventory:
     """
 
     layers: Mapping[str, Layer]
-    groups: Mapping[str, Group]
+    groups: Mapping[str, ChannelGroup]
     blocks: Mapping[str, Block]
     skipped: Mapping[str, str] = field(default_factory=dict)
     macs: int = 0

@@ -93,7 +93,7 @@ class GaussianProcess:
         covariance[np.diag_indices_from(covariance)] += noise + self.noise + _JITTER
         self._factor = cho_factor(covariance, lower=True)
         self._weights: Matrix = cho_solve(self._factor, self._values)
-        self._short = _Short(self._hyper, points, self._weights)
+        self._short = _FastMean(self._hyper, points, self._weights)
 
     @property
     def noise(self) -> float:
@@ -123,7 +123,7 @@ class GaussianProcess:
         return found
 
 
-class _Short:
+class _FastMean:
     """What means alone take: asked for far more often than moments, and seven digits are plenty.
 
     All that does not depend on where the process is asked for is computed once.

@@ -18,11 +18,11 @@ from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graph.builder import GraphBuilder
 from autocompress.graph.layout import Layout, Unit
 from autocompress.measurement.fingerprint import device_fingerprint
-from autocompress.measurement.statistics import usual
+from autocompress.measurement.statistics import quiet_latency
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.layer_times import LayerTime
 from autocompress.prediction.predictor import LEAST_NETWORKS, LatencyPredictor, Observation, Prediction, PredictionError
-from autocompress.prediction.remote_device import Forecast
+from autocompress.prediction.remote_device import RemoteDevicePredictor
 from autocompress.prediction.table import LatencyTable, find_table, table_path
 from autocompress.prediction.table_rows import LayerRow, NetworkRow
 from autocompress.runs.observer import Observer
@@ -42,7 +42,7 @@ def observations(rows: Sequence[NetworkRow], usual_ms: float | None = None) -> l
     known = [row for row in rows if row.ok]
     if not known:
         return []
-    quiet = usual_ms or usual([row.baseline_ms for row in known])
+    quiet = usual_ms or quiet_latency([row.baseline_ms for row in known])
     slower = [row.baseline_ms / quiet for row in known]
     doubts = [factor - 1 if factor > SPOILED else 0.0 for factor in slower]
     return [
@@ -65,7 +65,7 @@ def layer_times(
     """
     policies = {row.policy.hash: row.policy for row in networks}
     baselines = [row.baseline_ms for row in networks if row.ok]
-    quiet = usual_ms or (usual(baselines) if baselines else math.inf)
+    quiet = usual_ms or (quiet_latency(baselines) if baselines else math.inf)
     known: dict[str, dict[str, Unit]] = {}
     found = []
     for row in rows:
@@ -173,7 +173,7 @@ def open_profile(graphs: GraphBuilder, config: RunConfig, folder: Path | None = 
     return Profile.of(table, path, predictor_from(table, layout, dense_dtype, held_out=False), dense_dtype)
 
 
-def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> Forecast:
+def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> RemoteDevicePredictor:
     """Return what the table that `config.table` names says of the GPUs that engines are built for.
 
     Raises:
@@ -214,7 +214,7 @@ def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> 
             f"predict the others; at least {LEAST_NETWORKS}, and the times of their layers, are needed. 'autocompress "
             "profile' on the GPU adds more."
         )
-    return Forecast(predictor, dense_dtype, baseline_ms)
+    return RemoteDevicePredictor(predictor, dense_dtype, baseline_ms)
 
 
 def open_predictor(

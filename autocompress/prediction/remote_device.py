@@ -10,7 +10,7 @@ from autocompress.runs.records import Measurement
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RemoteDevicePredictor:
     """What a table says of a device that is not here.
 
     Attributes:

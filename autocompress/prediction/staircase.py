@@ -22,7 +22,7 @@ _STEP = 0.1
 _MIDDLE_PRUNING = 0.5
 
 
-def edges(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[Choice, ...]]:
+def drop_dominated_choices(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[Choice, ...]]:
     """Return the choices that are left of each parameter that loses some, for `SearchSpace.narrowed`.
 
     Empty while the predictor knows fewer than `LEAST_NETWORKS` networks, and where no parameter would be left.
@@ -35,17 +35,17 @@ def edges(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[Ch
         return {}
     stairs = _Stairs(predictor, space)
     found = {}
-    for name, offered in space.every.items():
+    for name, allowed_choices in space.every.items():
         kind = name.partition("/")[0]
         if kind == "prune":
-            left = stairs.widths(name, offered)
+            left = stairs.widths(name, allowed_choices)
         elif kind in ("rank", "dtype", "sparsity"):
-            left = stairs.faster(name, offered)
+            left = stairs.faster(name, allowed_choices)
         else:
             continue
-        if left != offered:
+        if left != allowed_choices:
             found[name] = left
-    nothing = all(len(found.get(name, offered)) == 1 for name, offered in space.every.items())
+    nothing = all(len(found.get(name, allowed_choices)) == 1 for name, allowed_choices in space.every.items())
     return {} if nothing else found
 
 
@@ -61,15 +61,15 @@ class _Stairs:
             "prune": (dense, middle), "rank": (dense, int8), "dtype": (dense, int8), "sparsity": (dense, int8),
         }  # fmt: skip
 
-    def widths(self, name: str, offered: Sequence[Choice]) -> tuple[Choice, ...]:
+    def widths(self, name: str, allowed_choices: Sequence[Choice]) -> tuple[Choice, ...]:
         """Return the choices that are faster than every wider one, or may be."""
-        ordered = sorted(offered, key=float)
+        ordered = sorted(allowed_choices, key=float)
         lost = {
             choice
             for number, choice in enumerate(ordered[1:], 1)
             if all(self._on_a_step(name, choice, ordered[:number], others) for others in self._settings["prune"])
         }
-        return tuple(choice for choice in offered if choice not in lost)
+        return tuple(choice for choice in allowed_choices if choice not in lost)
 
     def _on_a_step(self, name: str, choice: Choice, wider: Sequence[Choice], others: Mapping[str, Choice]) -> bool:
         """Whether a width is certain to save next to nothing over the fastest of some wider ones."""
@@ -80,12 +80,12 @@ class _Stairs:
         worth = self._predictor.predict(wide).ratio * (1 - macs[0] / macs[1]) if macs[1] else 0.0
         return self._slower(name, choice, fastest, others) > -_STEP * worth
 
-    def faster(self, name: str, offered: Sequence[Choice]) -> tuple[Choice, ...]:
+    def faster(self, name: str, allowed_choices: Sequence[Choice]) -> tuple[Choice, ...]:
         """Return the first choice, which does nothing, and those that are faster than it, or may be."""
-        nothing = offered[0]
+        nothing = allowed_choices[0]
         return tuple(
             choice
-            for choice in offered
+            for choice in allowed_choices
             if choice == nothing
             or any(
                 self._slower(name, choice, nothing, others) <= 0 for others in self._settings[name.partition("/")[0]]

@@ -18,7 +18,7 @@ from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.files import write_text
 from autocompress.measurement import fingerprint
-from autocompress.measurement.statistics import usual
+from autocompress.measurement.statistics import quiet_latency
 from autocompress.prediction.table_file import append_text, not_written, read_cells
 from autocompress.prediction.table_rows import COLUMNS, DEVICE, LAYER, NETWORK, Cells, LayerRow, NetworkRow
 
@@ -187,7 +187,7 @@ class LatencyTable:
     def baseline_ms(self, network: str) -> float | None:
         """Return the uncompressed network's usual latency, what ratios are multiplied by."""
         found = [row.baseline_ms for row in self.networks if row.network == network and row.ok]
-        return usual(found) if found else None
+        return quiet_latency(found) if found else None
 
     def check(
         self,

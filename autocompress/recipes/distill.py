@@ -25,7 +25,7 @@ from autocompress.engines.artifact import write_engine
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.options import engine_options
 from autocompress.errors import ConfigError, DeviceNotFoundError
-from autocompress.evaluation.agreement import agree
+from autocompress.evaluation.agreement import check_outputs_match
 from autocompress.files import write_bytes, write_json
 from autocompress.graph.builder import Ranges, exported
 from autocompress.graph.export import save_onnx
@@ -249,7 +249,7 @@ class _Bench:
             options = engine_options(policy, self.config, self.capabilities)
             files.append(self.worker.build(self.config.engine, onnx, options, folder / "model"))
             found = self.worker.infer(files[-1], reference.numpy(), threads=self.config.threads)
-            agree(f"The engine of the {name}", expected, found, policy, onnx)
+            check_outputs_match(f"The engine of the {name}", expected, found, policy, onnx)
         return files
 
     def measure(self, files: list[list[EngineFile]], protocol: Protocol) -> tuple[list[EngineFile], list[Measurement]]:

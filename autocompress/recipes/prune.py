@@ -26,7 +26,7 @@ from autocompress.files import write_json
 from autocompress.graph.builder import Ranges, write_model
 from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import TrainingFreeCompressor, fast_dtype
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher, taught_by
 from autocompress.recovery.finetune import finetune
@@ -175,14 +175,14 @@ def prune(
         scores = channel_scores(task, model, inventory, options.importance)
         notes |= scores.notes
         policy = _step_policy(options, scores, inventory, whole, target)
-        model = OneShot(model, inventory, scores, inputs, task.calibration(_BATCH)).model(policy)
+        model = TrainingFreeCompressor(model, inventory, scores, inputs, task.calibration(_BATCH)).model(policy)
         pruned = metric_of(model, task, task.validation(_BATCH), dtype)
         finetuned = None
         if teacher is not None:
             budget = Budget(options.epochs / len(targets), float("inf"))
             finetune(
                 model, teacher, task, recovery, budget,
-                progress=progress, first_epoch=number, told=distilled.append,
+                progress=progress, first_epoch=number, on_message=distilled.append,
             )  # fmt: skip
             finetuned = metric_of(model, task, task.validation(_BATCH), dtype)
         inventory = take_inventory(model, inputs)

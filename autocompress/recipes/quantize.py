@@ -23,7 +23,7 @@ from autocompress.graph.builder import ranges_for, write_model
 from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.adaround import STEPS
-from autocompress.recovery.ptq_stages import Rung, best_rung, climb
+from autocompress.recovery.ptq_stages import PtqStage, best_stage, run_stages
 from autocompress.tasks.base import Task
 from autocompress.tasks.reading import first_samples
 from autocompress.tasks.validation import metric_of
@@ -67,8 +67,8 @@ class QuantizationResult:
         skipped: Layer to why it is not int8.
     """
 
-    rung: Rung
-    rungs: tuple[Rung, ...]
+    rung: PtqStage
+    rungs: tuple[PtqStage, ...]
     policy: CompressionPolicy
     baseline: float
     floor: float
@@ -138,7 +138,7 @@ def quantize(
     baseline = metric_of(model, task, task.validation(_BATCH), dtype)
     # Sums of rounded figures may be off by less than any sample counts.
     floor = baseline - options.max_drop - 1e-9
-    rungs = climb(
+    rungs = run_stages(
         apply_policy(model, policy, CompressionContext(example, quantization=quantization)),
         inputs,
         lambda made: metric_of(made, task, task.validation(_BATCH), dtype),
@@ -147,7 +147,7 @@ def quantize(
         stage=stage,
         progress=progress,
     )
-    rung = best_rung(rungs, floor)
+    rung = best_stage(rungs, floor)
     return QuantizationResult(
         rung=rung,
         rungs=tuple(rungs),

@@ -21,7 +21,7 @@ from autocompress.catalogue import Method
 from autocompress.compress.quantization import Int8Layer, quantization_mode
 from autocompress.model.batch_norm_folding import foldable
 from autocompress.model.channel_tracing import CONVOLUTIONS
-from autocompress.model.inventory import Group, take_inventory
+from autocompress.model.inventory import ChannelGroup, take_inventory
 
 METHOD = Method(
     "equalization",
@@ -141,7 +141,7 @@ def _pairs(model: nn.Module, inputs: Tensor) -> tuple[list[_Pair], dict[str, str
     return pairs, left
 
 
-def _pair(model: nn.Module, group: Group, norms: Mapping[str, str]) -> _Pair | str:
+def _pair(model: nn.Module, group: ChannelGroup, norms: Mapping[str, str]) -> _Pair | str:
     if len(group.producers) != 1 or group.parts != 1:
         return "several layers make its channels"
     readers = {name: model.get_submodule(name) for name in group.consumers}

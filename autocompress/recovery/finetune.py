@@ -102,7 +102,7 @@ def finetune(
     checkpoint: Path | None = None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
     first_epoch: int = 0,
-    told: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
     untrained: bool = False,
 ) -> FinetuneReport:
     """Train `model` in place to match the teacher; leaves its best state by the task's metric, in eval mode.
@@ -117,7 +117,8 @@ def finetune(
         checkpoint: Safetensors file written after every epoch, and continued from when it exists.
         progress: Called with the fraction done and a short text.
         first_epoch: Epoch number to start the data order at, so that a second part sees other batches.
-        told: Called with where inner outputs are compared, when they are, and why labels are not used, when they fail.
+        on_message: Called with where inner outputs are compared, when they are, and why labels are not used, when they
+            fail.
         untrained: Whether the model is a student that was not trained before: what is frozen in it stays so, and
             dropout drops.
 
@@ -126,7 +127,7 @@ def finetune(
             has a part in what the model gives.
         ConfigError: ``recovery.distill`` or ``recovery.distill_at`` names what there is not, or there are no samples.
     """
-    training = _Training(model, teacher, task, config, budget, checkpoint, progress, first_epoch, told, untrained)
+    training = _Training(model, teacher, task, config, budget, checkpoint, progress, first_epoch, on_message, untrained)
     frozen = {} if untrained else thaw(model)
     try:
         # Somebody may have switched gradients off for good, as one does for inference.
@@ -149,7 +150,7 @@ class _Training:
     checkpoint: Path | None
     progress: Callable[[float, str], None]
     first_epoch: int
-    told: Callable[[str], None]
+    on_message: Callable[[str], None]
     untrained: bool
 
     def __post_init__(self) -> None:
@@ -217,12 +218,12 @@ class _Training:
         with quantization_mode(self.model, "off"):
             self._distiller = Distiller(self.teacher, self.model, self.task, config)
         if self._distiller.places:
-            self.told(f"Distilling {self._distiller.describe()}")
+            self.on_message(f"Distilling {self._distiller.describe()}")
         scores = not own and self.task.found_divergence().softens
         self._name = optimizer_name(self.model, config, class_scores=scores)
         rate = peak_rate(self._name, self.model, self._batch, config)
         self._guard = RateGuard(rate, enabled=config.learning_rate is None)
-        self._labels = LabelLoss(self.task, self.told)
+        self._labels = LabelLoss(self.task, self.on_message)
         self._new_optimizer()
         self._good = state_of(self.model)
 

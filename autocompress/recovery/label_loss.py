@@ -20,11 +20,11 @@ class LabelLoss:
 
     Args:
         task: Gives the loss.
-        told: Called with why labels are not used, where a loss says so by failing.
+        on_message: Called with why labels are not used, where a loss says so by failing.
     """
 
-    def __init__(self, task: Task, told: Callable[[str], None] = lambda text: None) -> None:
-        self._task, self._told = task, told
+    def __init__(self, task: Task, on_message: Callable[[str], None] = lambda text: None) -> None:
+        self._task, self._on_message = task, on_message
         scores = not task.has_own_divergence and isinstance(task.found_divergence(), ClassScores)
         self._scale: float | None = 1.0 if scores else None
         # The default, cross-entropy, is of class scores on axis 1; of anything else it would be a number without sense.
@@ -47,7 +47,7 @@ class LabelLoss:
                 self._scale = self._measured(targets, reference().float())
         except Exception as error:  # noqa: BLE001 - the user's loss, on the user's labels
             self.used = False
-            self._told(f"Labels are not learned from: the task's loss raised {type(error).__name__}: {error}")
+            self._on_message(f"Labels are not learned from: the task's loss raised {type(error).__name__}: {error}")
             return None
         return self._scale * loss
 

@@ -26,7 +26,7 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
-class Rung:
+class PtqStage:
     """One rung that was tried.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rung:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def climb(
+def run_stages(
     model: nn.Module,
     inputs: Tensor,
     score: Callable[[nn.Module], float],
@@ -54,8 +54,8 @@ def climb(
     deadline: float = math.inf,
     stage: Callable[[str], None] = lambda text: None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
-) -> list[Rung]:
-    """Climb until a rung scores `floor`; return the rungs tried, in order. `best_rung` chooses among them.
+) -> list[PtqStage]:
+    """Climb until a rung scores `floor`; return the rungs tried, in order. `best_stage` chooses among them.
 
     Args:
         model: With int8 layers, weights not rounded, in eval mode; not changed.
@@ -79,7 +79,7 @@ def climb(
                 f"{name!r} holds NaN or infinite values, so the model cannot be quantized; check the weights that the "
                 "task loads."
             )
-    rungs: list[Rung] = []
+    rungs: list[PtqStage] = []
     # Before any correction, and what comes out of each rung's preparation.
     plain = _calibrated(copy.deepcopy(model), inputs)
     equalized: nn.Module | None = None
@@ -102,13 +102,13 @@ def climb(
         learned = steps if name == "adaround" else 0
         notes |= correct(made, inputs, wanted, steps=learned, deadline=deadline, progress=progress)
         metric = score(made)
-        rungs.append(Rung(name, made, metric, time.monotonic() - started, notes))
+        rungs.append(PtqStage(name, made, metric, time.monotonic() - started, notes))
         if metric >= floor:
             break
     return rungs
 
 
-def best_rung(rungs: list[Rung], floor: float) -> Rung:
+def best_stage(rungs: list[PtqStage], floor: float) -> PtqStage:
     """Return the first rung that scored `floor`, else the best; of equals, the first."""
     enough = [rung for rung in rungs if rung.metric >= floor]
     return enough[0] if enough else max(rungs, key=lambda rung: rung.metric)

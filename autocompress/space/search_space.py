@@ -3,7 +3,7 @@
 Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio),
 ``dtype/<layer>`` (dense, int8) and ``sparsity/<layer>`` (none, 2:4); in a uniform space ``*`` stands for all of them.
 Ratios are moved to the steps that hardware likes, and choices that then coincide, or cannot pay, are not offered. What
-a latency table knows not to pay is left out by `offered`, which `staircase.edges` finds.
+a latency table knows not to pay is left out by `allowed_choices`, which `staircase.edges` finds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, ch
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, nearest
-from autocompress.model.inventory import Group, Inventory, Layer
+from autocompress.model.inventory import ChannelGroup, Inventory, Layer
 from autocompress.policy import FACTORIZATIONS, SPARSITIES, CompressionPolicy, LayerPolicy
 from autocompress.space import rank_choices
 
@@ -239,7 +239,7 @@ class SearchSpace:
         int8: bool,
         sparse: bool = False,
         energy_ratios: rank_choices.Found | None = None,
-        offered: Mapping[str, Sequence[Choice]] | None = None,
+        allowed_choices: Mapping[str, Sequence[Choice]] | None = None,
     ) -> None:
         self.file = file
         self.dense_dtype = dense_dtype
@@ -264,7 +264,7 @@ class SearchSpace:
             if sparse and wide and file.sparsity.covers(name):
                 every[f"sparsity/{name}"] = tuple(sorted(set(file.sparsity.choices), key=SPARSITIES.index))
         full = {name: choices for name, choices in every.items() if _matters(choices)}
-        narrowed = {name: _kept(choices, (offered or {}).get(name, choices)) for name, choices in full.items()}
+        narrowed = {name: _kept(choices, (allowed_choices or {}).get(name, choices)) for name, choices in full.items()}
         self._dropped = {name: choices for name, choices in narrowed.items() if choices != full[name]}
         self.every = {name: choices for name, choices in narrowed.items() if _matters(choices)}
         self.parameters = self._uniform() if file.uniform else dict(self.every)
@@ -288,7 +288,7 @@ class SearchSpace:
 
     def _uniform(self) -> dict[str, tuple[Choice, ...]]:
         kinds: dict[str, set[Choice]] = {}
-        offered: Mapping[str, Sequence[Choice]] = {
+        allowed_choices: Mapping[str, Sequence[Choice]] = {
             "prune": self.file.pruning.ratios,
             "rank": self._uniform_ranks(),
             "dtype": sorted(self.file.dtype.choices),
@@ -296,7 +296,11 @@ class SearchSpace:
         }
         for name in self.every:
             kinds.setdefault(name.partition("/")[0], set())
-        return {f"{kind}/*": tuple(offered[kind]) for kind in kinds if kind in offered and len(offered[kind]) > 1}
+        return {
+            f"{kind}/*": tuple(allowed_choices[kind])
+            for kind in kinds
+            if kind in allowed_choices and len(allowed_choices[kind]) > 1
+        }
 
     def _uniform_ranks(self) -> tuple[Choice, ...]:
         ratios = sorted(self.file.rank.ratios, reverse=True)
@@ -310,15 +314,15 @@ class SearchSpace:
         parts = [self.dense_dtype, self.parameters, *([self._dropped] if self._dropped else [])]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def narrowed(self, offered: Mapping[str, Sequence[Choice]]) -> SearchSpace:
-        """Return this space with only the choices of `offered` left for the parameters it names.
+    def narrowed(self, allowed_choices: Mapping[str, Sequence[Choice]]) -> SearchSpace:
+        """Return this space with only the choices of `allowed_choices` left for the parameters it names.
 
         Raises:
             ConfigError: Nothing is left to choose.
         """
         return SearchSpace(
             self.file, self._inventory, self.dense_dtype, int8=self._int8, sparse=self._sparse,
-            energy_ratios=self._energy_ratios, offered=offered,
+            energy_ratios=self._energy_ratios, allowed_choices=allowed_choices,
         )  # fmt: skip
 
     def policy(self, choices: Mapping[str, Choice]) -> CompressionPolicy:
@@ -348,8 +352,10 @@ class SearchSpace:
     @property
     def int8_layers(self) -> tuple[str, ...]:
         """Names of the layers to which int8 is offered."""
-        found = ((name.partition("/"), offered) for name, offered in self.every.items())
-        return tuple(layer for (kind, _, layer), offered in found if kind == "dtype" and "int8" in offered)
+        found = ((name.partition("/"), allowed_choices) for name, allowed_choices in self.every.items())
+        return tuple(
+            layer for (kind, _, layer), allowed_choices in found if kind == "dtype" and "int8" in allowed_choices
+        )
 
     def within(self, parameter: str, block: str) -> bool:
         """Return whether a parameter's layer goes when a block is removed."""
@@ -357,17 +363,19 @@ class SearchSpace:
 
     def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
         """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
-        for name, offered in self.every.items():
+        for name, allowed_choices in self.every.items():
             kind = name.partition("/")[0]
-            wanted = choices.get(name, choices.get(f"{kind}/*", offered[0]))
-            yield name, rank_choices.nearest_choice(offered, wanted)
+            wanted = choices.get(name, choices.get(f"{kind}/*", allowed_choices[0]))
+            yield name, rank_choices.nearest_choice(allowed_choices, wanted)
 
     def everywhere(self, **wanted: Choice) -> dict[str, Choice]:
         """Return choices that set every parameter of a kind to the nearest of: ``prune=0.5, dtype="int8"``."""
         found = {}
-        for name, offered in self.parameters.items():
+        for name, allowed_choices in self.parameters.items():
             kind = name.partition("/")[0]
-            found[name] = rank_choices.nearest_choice(offered, wanted[kind]) if kind in wanted else offered[0]
+            found[name] = (
+                rank_choices.nearest_choice(allowed_choices, wanted[kind]) if kind in wanted else allowed_choices[0]
+            )
         return found
 
 
@@ -375,12 +383,12 @@ def _matters(choices: Sequence[Choice]) -> bool:
     return len(choices) > 1 or choices[0] not in ("dense", "keep", "none", 0.0, 1.0)
 
 
-def _kept(choices: tuple[Choice, ...], offered: Sequence[Choice]) -> tuple[Choice, ...]:
+def _kept(choices: tuple[Choice, ...], allowed_choices: Sequence[Choice]) -> tuple[Choice, ...]:
     """Return the choices that are offered, or all where none is."""
-    return tuple(choice for choice in choices if choice in offered) or choices
+    return tuple(choice for choice in choices if choice in allowed_choices) or choices
 
 
-def _ratios(space: PruningSpace, group: Group) -> tuple[Choice, ...]:
+def _ratios(space: PruningSpace, group: ChannelGroup) -> tuple[Choice, ...]:
     channels = group.channels
     step = channel_step(channels) if space.round_to == "auto" else space.round_to
     if group.heads:

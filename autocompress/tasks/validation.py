@@ -34,7 +34,7 @@ _STUDENT, _LEAST_SPREAD = 3.5, 0.2
 
 
 @dataclass(frozen=True)
-class Glance:
+class ProxyEstimate:
     """What a candidate is like at first sight: its metric on some validation samples, in torch.
 
     Attributes:
@@ -201,9 +201,9 @@ def _read(task: Task, path: Path, wanted: int, output_bytes: int, seconds: float
     return kept
 
 
-def glance(
+def estimate_accuracy(
     model: nn.Module, data: ValidationData, metric: Callable[[Tensor, Tensor], float], dtype: torch.dtype
-) -> Glance:
+) -> ProxyEstimate:
     """Return what a compressed model gets right of the first validation samples, which stand for all of them.
 
     Args:
@@ -224,10 +224,10 @@ def glance(
         found.append(metric(outputs, data.targets[part]))
     middle = fmean(found)
     if len(found) < 2 or not math.isfinite(middle):
-        return Glance(middle, math.inf)
+        return ProxyEstimate(middle, math.inf)
     # Where all parts agree they may yet be wrong, as a dozen correct answers in a row are.
     spread = max(stdev(found), (0.25 / size) ** 0.5 * _LEAST_SPREAD) / len(found) ** 0.5
-    return Glance(middle, middle + _STUDENT * spread)
+    return ProxyEstimate(middle, middle + _STUDENT * spread)
 
 
 def metric_of(model: nn.Module, task: Task, batches: Iterable[Batch], dtype: torch.dtype) -> float:

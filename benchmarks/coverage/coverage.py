@@ -3,10 +3,10 @@
     python benchmarks/coverage/coverage.py [--only NAME ...] [--again] [--results FILE] [--table]
 
 Every model has random weights and random inputs. A policy (30 % of the channels of every group, int8 for every layer
-that may be, half the rank for a random third of the layers that may be) goes through `Pipeline` as a search's candidate
-does: applied, calibrated, exported, built for OpenVINO and for ONNX Runtime, run there, and compared with the torch
-model that simulates int8. Then it is trained for half an epoch as a finalist is, int8 simulated at the end, and built
-and compared again. Each model has a process of its own with a time and a memory limit; results are written after
+that may be, half the rank for a random third of the layers that may be) goes through `CandidateEvaluator` as a search's
+candidate does: applied, calibrated, exported, built for OpenVINO and for ONNX Runtime, run there, and compared with the
+torch model that simulates int8. Then it is trained for half an epoch as a finalist is, int8 simulated at the end, and
+built and compared again. Each model has a process of its own with a time and a memory limit; results are written after
 each, and what is there already is not run again.
 """
 
@@ -96,11 +96,11 @@ def task_of(name: str, folder: Path) -> Any:
     )
 
 
-def policy_of(pipeline: Any) -> Any:
+def policy_of(evaluator: Any) -> Any:
     """Return the policy that every model is given."""
     from autocompress.space.search_space import SearchSpace, load_space
 
-    space = SearchSpace(load_space("default"), pipeline.inventory, "fp32", int8="int8" in pipeline.capabilities)
+    space = SearchSpace(load_space("default"), evaluator.inventory, "fp32", int8="int8" in evaluator.capabilities)
     choices = dict(space.everywhere(prune=PRUNING_RATIO, rank=1, dtype="int8"))
     draw = random.Random(0)
     ranks = [name for name in choices if name.startswith("rank/")]
@@ -114,10 +114,10 @@ def cover(name: str) -> dict[str, Any]:
     """Take one model through the package and return what came of it."""
     from autocompress.config import RunConfig
     from autocompress.errors import AutoCompressError
-    from autocompress.evaluation.evaluator import Pipeline
+    from autocompress.evaluation.evaluator import CandidateEvaluator
     from autocompress.measurement.client import EngineWorker
     from autocompress.runs.directory import RunDirectory
-    from autocompress.runs.time_ledger import Ledger
+    from autocompress.runs.time_ledger import TimeLedger
 
     result: dict[str, Any] = {"model": name, "station": "load", "engines": {}, "trained": {}}
     with tempfile.TemporaryDirectory() as place:
@@ -127,16 +127,16 @@ def cover(name: str) -> dict[str, Any]:
             result["station"] = "inventory"
             run = RunDirectory.create(folder / "run", resume=False)
             with EngineWorker() as worker:
-                pipeline = Pipeline(task, RunConfig(engine=ENGINES[0], dense_dtype="fp32"), run, worker)
-                policy = policy_of(pipeline)
-                result |= described(pipeline.inventory, policy)
+                evaluator = CandidateEvaluator(task, RunConfig(engine=ENGINES[0], dense_dtype="fp32"), run, worker)
+                policy = policy_of(evaluator)
+                result |= described(evaluator.inventory, policy)
                 result["station"] = "compress"
-                model = pipeline.compress(policy, Ledger())
+                model = evaluator.compress(policy, TimeLedger())
                 result["params_after"] = sum(p.numel() for p in model.parameters())
-                build_everywhere(pipeline, model, policy, result, "engines")
+                build_everywhere(evaluator, model, policy, result, "engines")
                 result["station"] = "train"
                 result["training"] = train(model, task)
-                build_everywhere(pipeline, model, policy, result, "trained")
+                build_everywhere(evaluator, model, policy, result, "trained")
             result["station"] = "done"
         except AutoCompressError as error:
             result["error"] = f"{type(error).__name__}: {error}"[:600].replace(place, "")
@@ -146,22 +146,22 @@ def cover(name: str) -> dict[str, Any]:
     return result
 
 
-def build_everywhere(pipeline: Any, model: Any, policy: Any, result: dict[str, Any], key: str) -> None:
+def build_everywhere(evaluator: Any, model: Any, policy: Any, result: dict[str, Any], key: str) -> None:
     """Build a compressed model for both engines, compare each file with torch, and write what was found to `key`."""
     from autocompress.graph.builder import GraphBuilder
-    from autocompress.runs.time_ledger import Ledger
+    from autocompress.runs.time_ledger import TimeLedger
 
     for number, engine in enumerate(ENGINES, start=10 * (key == "trained")):
         result["station"] = f"{key}, {engine}: build and compare"
-        if engine != pipeline.engine:
+        if engine != evaluator.engine:
             # The same candidate on another engine; a second inventory would find the same.
-            pipeline.engine = engine
-            pipeline.graphs = GraphBuilder(pipeline.base, pipeline.inputs, pipeline.inventory, engine)
-        file = pipeline.build(model, policy, pipeline.run.artifact(number), Ledger())
+            evaluator.engine = engine
+            evaluator.graphs = GraphBuilder(evaluator.base, evaluator.inputs, evaluator.inventory, engine)
+        file = evaluator.build(model, policy, evaluator.run.artifact(number), TimeLedger())
         placement = file.path.parent / "placement.json"
         dense = json.loads(placement.read_text()) if placement.exists() else {}
         result[key][engine] = {
-            **errors_of(pipeline, model, file), "edited_graph": pipeline.graphs.edits,
+            **errors_of(evaluator, model, file), "edited_graph": evaluator.graphs.edits,
             "size_bytes": file.size_bytes, "left_dense": len(dense),
         }  # fmt: skip
 
@@ -210,7 +210,7 @@ def described(inventory: Any, policy: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
+def errors_of(evaluator: Any, model: Any, file: Any) -> dict[str, float]:
     """Return relative errors (RMS) against the simulated int8 model.
 
     Of the engine, of the model without int8, and of the model itself where its inputs differ by 1e-4 (relative,
@@ -223,9 +223,9 @@ def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
     from autocompress.evaluation.agreement import relative_error
     from autocompress.graph.roundings import simulated
 
-    x = pipeline.data.reference
-    ranges = pipeline.graphs.ranges(model, pipeline.calibration(), QuantizationConfig())
-    roundings = pipeline.graphs.build(model, ranges).roundings
+    x = evaluator.data.reference
+    ranges = evaluator.graphs.ranges(model, evaluator.calibration(), QuantizationConfig())
+    roundings = evaluator.graphs.build(model, ranges).roundings
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     near = x * (1 + 1e-4 * noise) if x.is_floating_point() else x.clone()
     with torch.no_grad():
@@ -233,7 +233,7 @@ def errors_of(pipeline: Any, model: Any, file: Any) -> dict[str, float]:
             expected, disturbed = model(x.clone()).numpy(), model(near).numpy()
         with quantization_mode(model, "off"):
             dense = model(x).numpy()
-    found = {"relative": pipeline.worker.infer(file, x.numpy()), "int8": dense, "disturbed": disturbed}
+    found = {"relative": evaluator.worker.infer(file, x.numpy()), "int8": dense, "disturbed": disturbed}
     return {f"{name}_error": float(f"{relative_error(expected, other):.4g}") for name, other in found.items()}
 
 

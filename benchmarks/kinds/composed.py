@@ -30,12 +30,12 @@ from torch.nn.utils import parametrizations
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.files import write_json
 from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.space.search_space import bind, configured_space
 from autocompress.tasks import LabelFreeTask, UnlabelledTask
 
@@ -182,9 +182,11 @@ def outcome(recipe: Recipe, worker: EngineWorker, engine: str = "openvino") -> s
     drawn = random.Random(recipe.seed)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            pipeline = Pipeline(task, config, RunDirectory.create(Path(folder) / "run", resume=False), worker)
-            pipeline.build(pipeline.original, CompressionPolicy(), Path(folder) / "dense", Ledger())
-            space = bind(configured_space(config), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+            evaluator = CandidateEvaluator(
+                task, config, RunDirectory.create(Path(folder) / "run", resume=False), worker
+            )
+            evaluator.build(evaluator.original, CompressionPolicy(), Path(folder) / "dense", TimeLedger())
+            space = bind(configured_space(config), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
             choices = {}
             for start in ("prune/", "dtype/", "rank/"):
                 own = [name for name in space.parameters if name.startswith(start)]
@@ -192,7 +194,7 @@ def outcome(recipe: Recipe, worker: EngineWorker, engine: str = "openvino") -> s
                     name = drawn.choice(own)
                     choices[name] = drawn.choice(list(space.parameters[name])[1:])
             policy = space.policy(choices)
-            pipeline.build(pipeline.compress(policy, Ledger()), policy, Path(folder) / "policy", Ledger())
+            evaluator.build(evaluator.compress(policy, TimeLedger()), policy, Path(folder) / "policy", TimeLedger())
         except AutoCompressError as error:
             return f"{type(error).__name__}: {str(error).replace(folder, '')[:160]}"
     return "agrees"

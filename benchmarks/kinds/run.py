@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError, CompressionError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.measurement.client import EngineWorker
 from autocompress.model.inventory import ITS_OUTPUT
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import Budget, finetune
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks import LabelFreeTask, Task, UnlabelledTask, check_task
 from benchmarks.kinds.networks import EXPECTED, KINDS, SHAPES
@@ -91,7 +91,7 @@ def walk_task(
     train: bool = False,
     dense: bool = True,
     choose: Callable[[SearchSpace], Iterable[Choices]] | None = None,
-    look: Callable[[Pipeline, SearchSpace, nn.Module], None] = lambda pipeline, space, model: None,
+    look: Callable[[CandidateEvaluator, SearchSpace, nn.Module], None] = lambda evaluator, space, model: None,
 ) -> Outcome:
     """Take one task from the door to the engine.
 
@@ -112,12 +112,12 @@ def walk_task(
         task = make()
         check_task(task)
         config = RunConfig(engine=engine, task={"name": task.name}, table="none")  # type: ignore[arg-type]
-        pipeline = Pipeline(task, config, RunDirectory.create(folder, resume=False), worker)
+        evaluator = CandidateEvaluator(task, config, RunDirectory.create(folder, resume=False), worker)
         if dense:
-            pipeline.build(pipeline.original, CompressionPolicy(), folder / "dense", Ledger())
-        found.layers, found.groups = len(pipeline.inventory.layers), len(pipeline.inventory.groups)
-        _compressed(found, pipeline, config, train=train, choose=choose or _choices, look=look)
-        pipeline.close()
+            evaluator.build(evaluator.original, CompressionPolicy(), folder / "dense", TimeLedger())
+        found.layers, found.groups = len(evaluator.inventory.layers), len(evaluator.inventory.groups)
+        _compressed(found, evaluator, config, train=train, choose=choose or _choices, look=look)
+        evaluator.close()
     except AutoCompressError as error:
         # After the first policy a kind is believed to work.
         found.status = "raw" if found.policies else "refused"
@@ -130,26 +130,27 @@ def walk_task(
 
 
 def _compressed(
-    found: Outcome, pipeline: Pipeline, config: RunConfig, *, train: bool,
-    choose: Callable[[SearchSpace], Iterable[Choices]], look: Callable[[Pipeline, SearchSpace, nn.Module], None],
+    found: Outcome, evaluator: CandidateEvaluator, config: RunConfig, *, train: bool,
+    choose: Callable[[SearchSpace], Iterable[Choices]],
+    look: Callable[[CandidateEvaluator, SearchSpace, nn.Module], None],
 ) -> None:  # fmt: skip
-    skipped = {n: why for n, why in pipeline.inventory.skipped.items() if why != ITS_OUTPUT}
+    skipped = {n: why for n, why in evaluator.inventory.skipped.items() if why != ITS_OUTPUT}
     found.said = "; ".join(f"{name}: {why}" for name, why in skipped.items())
-    space = bind(configured_space(config), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
-    teacher = Teacher(pipeline.task.network(), torch.float32)
+    space = bind(configured_space(config), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
+    teacher = Teacher(evaluator.task.network(), torch.float32)
     for number, choices in enumerate(choose(space)):
         policy = space.policy(choices)
-        model = pipeline.compress(policy, Ledger())
+        model = evaluator.compress(policy, TimeLedger())
         if train and number == 0:
             try:
-                finetune(model, teacher, pipeline.task, config.recovery, Budget(_STEPS, _TRAINING_S))
+                finetune(model, teacher, evaluator.task, config.recovery, Budget(_STEPS, _TRAINING_S))
             except CompressionError as error:
                 skipped["training"] = str(error)
                 found.said = "; ".join([*filter(None, [found.said]), str(error)])
-                model = pipeline.compress(policy, Ledger())
-        pipeline.build(model, policy, pipeline.run.path / f"policy-{number}", Ledger())
+                model = evaluator.compress(policy, TimeLedger())
+        evaluator.build(model, policy, evaluator.run.path / f"policy-{number}", TimeLedger())
         found.policies += 1
-        look(pipeline, space, model)
+        look(evaluator, space, model)
     found.status = "named" if skipped else "handled"
 
 

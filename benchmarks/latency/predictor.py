@@ -37,7 +37,7 @@ from autocompress.files import read_json, write_json
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.protocol import Protocol
-from autocompress.measurement.statistics import usual
+from autocompress.measurement.statistics import quiet_latency
 from autocompress.model.inventory import take_inventory
 from autocompress.prediction.predictor import LatencyPredictor, Prediction, PredictionError
 from autocompress.prediction.profile import SPOILED, Profile, predictor_from
@@ -223,7 +223,7 @@ def held_out(
 
     def rows() -> list[NetworkRow]:
         found = [row for row in table.of_network(known.network).networks if row.ok and row.policy not in taken]
-        quiet = usual([row.baseline_ms for row in found]) if found else 0.0
+        quiet = quiet_latency([row.baseline_ms for row in found]) if found else 0.0
         return [row for row in found if row.baseline_ms <= SPOILED * quiet]
 
     if len(rows()) >= arguments.held_out:
@@ -259,7 +259,7 @@ def measured_twice(
                 observer.progress(len(found) / len(chosen), f"{len(found)} networks")
         finally:
             profiler.close()
-    quiet = usual([second.baseline_ms for _, second in found])
+    quiet = quiet_latency([second.baseline_ms for _, second in found])
     return [(first, second) for first, second in found if second.ok and second.baseline_ms <= SPOILED * quiet]
 
 

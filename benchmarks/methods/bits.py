@@ -33,7 +33,7 @@ from autocompress.files import read_json, write_json
 from autocompress.graph.layout import Layout
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
-from autocompress.recovery import OneShot, fast_dtype, recalibrate
+from autocompress.recovery import TrainingFreeCompressor, fast_dtype, recalibrate
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
@@ -143,7 +143,7 @@ class Bench:
             and factorized_macs_ratio(layer, name, ratio) < 1
         }  # fmt: skip
         policy = CompressionPolicy(layers=layers)
-        made = OneShot(
+        made = TrainingFreeCompressor(
             self.base, self.inventory, {}, self.task.example_inputs(2), self.task.calibration(256), reconstruct=fitted
         )
         return policy, made.model(policy)

@@ -25,7 +25,7 @@ from autocompress.config import RecoveryConfig
 from autocompress.files import read_json, write_json
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import TrainingFreeCompressor, fast_dtype
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
@@ -46,7 +46,7 @@ def gained(task: Task, ratio: float, seconds: float) -> dict[str, Any]:
     inputs = task.example_inputs(2)
     inventory = take_inventory(base, inputs)
     scores = channel_scores(task, base, inventory, "magnitude")
-    made = OneShot(base, inventory, scores, inputs, task.calibration(256))
+    made = TrainingFreeCompressor(base, inventory, scores, inputs, task.calibration(256))
     model = made.model(CompressionPolicy(pruning=dict.fromkeys(inventory.groups, ratio)))
     before = quality(model, task)
     started = time.monotonic()

@@ -34,7 +34,7 @@ from autocompress.config import TaskConfig
 from autocompress.errors import CompressionError
 from autocompress.exploration.additive_costs import fitted_costs
 from autocompress.exploration.initial_policies import seed_choices
-from autocompress.exploration.samplers import Knowledge, make_sampler
+from autocompress.exploration.samplers import SamplerPrior, make_sampler
 from autocompress.exploration.sensitivity import SAMPLES, SensitivityPass
 from autocompress.files import read_json, write_json
 from autocompress.graph.builder import GraphBuilder
@@ -43,7 +43,7 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.profile import predictor_from
 from autocompress.prediction.table import LatencyTable
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import TrainingFreeCompressor, fast_dtype
 from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import load_task
 
@@ -76,7 +76,7 @@ class Evaluator:
         self.space = SearchSpace(file, self.inventory, dense, int8=True)
         self.scores = channel_scores(self.task, self.base, self.inventory, file.importance)
         calibration = next(iter(self.task.calibration(SAMPLES)))
-        self._oneshot = OneShot(self.base, self.inventory, self.scores, inputs, [calibration])
+        self._oneshot = TrainingFreeCompressor(self.base, self.inventory, self.scores, inputs, [calibration])
         batches = list(self.task.validation(arguments.images))
         self.images, self.targets = batches[0]
         self._cache = Path(arguments.cache) / f"{model}.jsonl"
@@ -133,7 +133,7 @@ def hypervolumes(points: Sequence[tuple[float, float]]) -> list[float]:
     return found
 
 
-def run(name: str, seed: int, trials: int, evaluator: Evaluator, known: tuple[Knowledge, float]) -> dict[str, Any]:
+def run(name: str, seed: int, trials: int, evaluator: Evaluator, known: tuple[SamplerPrior, float]) -> dict[str, Any]:
     """Run one sampler and return what it reached; `known` is what `knapsack` is told, and the seconds that took."""
     knowledge, known_s = known
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -168,7 +168,7 @@ def run(name: str, seed: int, trials: int, evaluator: Evaluator, known: tuple[Kn
     }  # fmt: skip
 
 
-def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
+def knowledge_of(evaluator: Evaluator) -> tuple[SamplerPrior, dict[str, Any]]:
     """Return what the knapsack sampler is told, and what that took."""
     begun = time.process_time()
     sensing = SensitivityPass(evaluator.base, evaluator.inventory, evaluator.scores, evaluator.task, evaluator.space)
@@ -182,7 +182,7 @@ def knowledge_of(evaluator: Evaluator) -> tuple[Knowledge, dict[str, Any]]:
     losses: Any = sensitivity.losses
     error = (dense * (1 - dense) / len(evaluator.targets)) ** 0.5
     space, predictor = evaluator.space, evaluator.predictor
-    return Knowledge(
+    return SamplerPrior(
         costs, losses, floor=FLOOR, reference=dense, error=error,
         predict=lambda choices: predictor.predict(space.policy(choices)).ratio,
     ), {

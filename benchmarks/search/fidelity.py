@@ -24,7 +24,7 @@ from autocompress.config import RecoveryConfig
 from autocompress.errors import CompressionError
 from autocompress.files import read_json, write_json
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot, fast_dtype
+from autocompress.recovery import TrainingFreeCompressor, fast_dtype
 from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher
 from autocompress.recovery.finetune import finetune
@@ -76,7 +76,7 @@ def main() -> None:
     evaluator = Evaluator(arguments.model, arguments)
     task, inputs = evaluator.task, evaluator.task.example_inputs(2)
     shots = {
-        name: OneShot(
+        name: TrainingFreeCompressor(
             evaluator.base, evaluator.inventory, evaluator.scores, inputs, task.calibration(256), reconstruct=fit
         )
         for name, fit in (("recalibrated", False), ("reconstructed", True))

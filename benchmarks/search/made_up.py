@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from autocompress.exploration.knapsack.choice_graph import Graph
-from autocompress.exploration.knapsack.problem import Choice, Costs, Free, Pair
+from autocompress.exploration.knapsack.problem import Choice, Costs, Pair, Switch
 
 FLOOR, TOP = 0.1, 0.93
 # What a choice leaves of a layer's time.
@@ -95,7 +95,9 @@ class MadeUp:
                     convert = 0.03 * float(np.median(self._work)) * np.array([[0, 1], [1, 0]])
                     pairs.append(Pair(f"dtype/{i - 1}", f"dtype/{i}", convert))
         free = [
-            Free(f"block/{b}", "remove", tuple(n for n in self.losses if n.endswith(f"/{4 * b + 2}") and n[0] in "pdr"))
+            Switch(
+                f"block/{b}", "remove", tuple(n for n in self.losses if n.endswith(f"/{4 * b + 2}") and n[0] in "pdr")
+            )
             for b in range(len(self._work) // 4)
             if self.kind == "network"
         ]

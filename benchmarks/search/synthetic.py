@@ -108,13 +108,13 @@ def scale(sizes: list[int]) -> None:
         rng = np.random.default_rng(1)
 
         def figures(
-            drawn: dict[str, int],
+            proposal: dict[str, int],
             costs: Costs = costs,
             losses: dict[str, dict[int, float]] = losses,
             worst: float = worst,
         ) -> list[float]:
-            lost = sum(losses[n][c] for n, c in drawn.items()) / worst
-            return [0.9 * float(np.exp(-3 * lost)), sum(costs.ms[n][c] for n, c in drawn.items())]
+            lost = sum(losses[n][c] for n, c in proposal.items()) / worst
+            return [0.9 * float(np.exp(-3 * lost)), sum(costs.ms[n][c] for n, c in proposal.items())]
 
         for held in sizes:
             sampler = KnapsackSampler(costs, losses, seed=0, floor=0.0)
@@ -123,9 +123,9 @@ def scale(sizes: list[int]) -> None:
             trials = []
             for _ in range(held):
                 picked = rng.binomial(choices - 1, rng.beta(1, 2, parameters))
-                drawn = {n: int(c) for n, c in zip(costs.ms, picked, strict=True)}
+                proposal = {n: int(c) for n, c in zip(costs.ms, picked, strict=True)}
                 trials.append(
-                    optuna.trial.create_trial(params=drawn, distributions=distributions, values=figures(drawn))
+                    optuna.trial.create_trial(params=proposal, distributions=distributions, values=figures(proposal))
                 )
             study.add_trials(trials)
             seconds = []
@@ -134,14 +134,14 @@ def scale(sizes: list[int]) -> None:
                 # Processor time: what else runs on the machine does not count.
                 started = time.process_time()
                 space = sampler.infer_relative_search_space(study, trial._cached_frozen_trial)
-                drawn = sampler.sample_relative(study, trial._cached_frozen_trial, space)
+                proposal = sampler.sample_relative(study, trial._cached_frozen_trial, space)
                 seconds.append(time.process_time() - started)
-                for name, choice in drawn.items():
+                for name, choice in proposal.items():
                     distribution = distributions[name]
                     study._storage.set_trial_param(
                         trial._trial_id, name, distribution.to_internal_repr(choice), distribution
                     )
-                study.tell(trial, figures(drawn))
+                study.tell(trial, figures(proposal))
             row = {
                 "parameters": parameters, "choices": choices, "pairs": pairs, "finished_trials": held,
                 "first_cpu_s": round(seconds[0], 3), "median_cpu_s": round(float(np.median(seconds[1:])), 3),

@@ -2,8 +2,9 @@
 
     python benchmarks/search/throughput.py resnet20 --data cifar10-jpeg.tar --weights DIR [--engine openvino]
 
-Random candidates of the default space go through `Pipeline.evaluate`, as a search's trials do, each in all three ways,
-one after the other and in turns, so that a machine that slows down slows all of them. Run nothing else meanwhile.
+Random candidates of the default space go through `CandidateEvaluator.evaluate`, as a search's trials do, each in all
+three ways, one after the other and in turns, so that a machine that slows down slows all of them. Run nothing else
+meanwhile.
 Writes benchmarks/search/results/throughput.json, one entry for each model and engine.
 """
 
@@ -23,7 +24,7 @@ from compare import HERE, WEIGHTS, arguments_of
 from autocompress import environment
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.errors import EngineError, VerificationError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.evaluation.profiler import random_choices
 from autocompress.files import read_json, write_json
 from autocompress.measurement.client import EngineWorker
@@ -38,7 +39,7 @@ RESULTS = HERE / "results" / "throughput.json"
 _TURN = 5
 
 
-def turn(pipeline: Pipeline, policies: Sequence[CompressionPolicy], *, first: int, ahead: bool) -> float:
+def turn(evaluator: CandidateEvaluator, policies: Sequence[CompressionPolicy], *, first: int, ahead: bool) -> float:
     """Evaluate candidates; return the seconds for one."""
     begun = time.perf_counter()
     for index, policy in enumerate(policies):
@@ -46,12 +47,12 @@ def turn(pipeline: Pipeline, policies: Sequence[CompressionPolicy], *, first: in
 
         def meanwhile(policy: CompressionPolicy | None = following) -> None:
             assert policy is not None
-            pipeline.prepare(policy, look=False)
+            evaluator.prepare(policy, look=False)
 
         beside: Callable[[], None] | None = meanwhile if ahead and following is not None else None
         # One that the checks refuse costs a search the same.
         with suppress(EngineError, VerificationError):
-            pipeline.evaluate(policy, first + index, meanwhile=beside)
+            evaluator.evaluate(policy, first + index, meanwhile=beside)
     return (time.perf_counter() - begun) / len(policies)
 
 
@@ -67,24 +68,24 @@ def main() -> None:
     config = RunConfig(engine=arguments.engine)
     seconds: dict[str, list[float]] = {"exported": [], "edited": [], "ahead": []}
     with tempfile.TemporaryDirectory() as folder, EngineWorker() as worker:
-        pipeline = Pipeline(task, config, RunDirectory.create(Path(folder) / "run", resume=False), worker)
-        baseline = pipeline.open_baseline()
-        space = SearchSpace(load_space("default"), pipeline.inventory, baseline.policy.dense_dtype, int8=True)
+        evaluator = CandidateEvaluator(task, config, RunDirectory.create(Path(folder) / "run", resume=False), worker)
+        baseline = evaluator.open_baseline()
+        space = SearchSpace(load_space("default"), evaluator.inventory, baseline.policy.dense_dtype, int8=True)
         rng = random.Random(0)
         # The first one finds caches cold.
-        pipeline.evaluate(space.policy(random_choices(space, rng)), 0)
+        evaluator.evaluate(space.policy(random_choices(space, rng)), 0)
         number = 1
         for _ in range(arguments.turns):
             policies = [space.policy(random_choices(space, rng)) for _ in range(_TURN)]
             for way, found in seconds.items():
                 if way == "exported":
-                    pipeline.graphs.export_from_now_on()
+                    evaluator.graphs.export_from_now_on()
                 else:
-                    pipeline.graphs.edit_again()
-                found.append(turn(pipeline, policies, first=number, ahead=way == "ahead"))
+                    evaluator.graphs.edit_again()
+                found.append(turn(evaluator, policies, first=number, ahead=way == "ahead"))
                 number += _TURN
                 print(way, f"{found[-1]:.2f} s", flush=True)
-        pipeline.close()
+        evaluator.close()
     document: dict[str, Any] = read_json(RESULTS) if RESULTS.exists() else {}
     document[f"{arguments.model}-{arguments.engine}"] = {
         "device": device_fingerprint(), "environment": environment.describe(), "threads": config.threads,

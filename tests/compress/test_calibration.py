@@ -24,7 +24,7 @@ from autocompress.config import QuantizationConfig
 from autocompress.errors import ConfigError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
-from autocompress.recovery import OneShot
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.runs.records import TrialRecord
 from tests import networks
 from tests.exploration import tiny
@@ -115,7 +115,7 @@ def test_candidates_are_made_with_the_method_that_was_asked_for(tmp_path: Path) 
 
     def scale(**said: object) -> float:
         config = QuantizationConfig.model_validate(said)
-        made = OneShot(model, inventory, {}, inputs[:2], [inputs], quantization=config).model(policy)
+        made = TrainingFreeCompressor(model, inventory, {}, inputs[:2], [inputs], quantization=config).model(policy)
         return activation_ranges(made)["3"].scale
 
     found = [scale(calibration="percentile", percentile=p) for p in (50, 90, 100)] + [scale(calibration="minmax")]

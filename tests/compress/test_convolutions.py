@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from autocompress.compress.quantization import QuantConv1d, QuantConv3d, quantized_layers
 from autocompress.config import RunConfig
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.measurement.client import EngineWorker
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.fit_samples import patches, places
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks import LabelFreeTask, UnlabelledTask
 
 SIZES: dict[int, tuple[int, ...]] = {1: (4, 40), 3: (4, 8, 10, 9)}
@@ -48,20 +48,20 @@ def test_they_are_int8_and_pruned_in_the_engine(axes: int, engine: str, tmp_path
     task = LabelFreeTask(UnlabelledTask(network(axes), inputs, inputs[:8], name="tiny"))
     config = RunConfig(engine=engine, task={"name": "tiny"}, table="none")  # type: ignore[arg-type]
     with EngineWorker() as worker:
-        pipeline = Pipeline(task, config, RunDirectory.create(tmp_path / "run", resume=False), worker)
-        layers = {name: LayerPolicy("int8") for name, layer in pipeline.inventory.layers.items() if layer.quantizable}
+        evaluator = CandidateEvaluator(task, config, RunDirectory.create(tmp_path / "run", resume=False), worker)
+        layers = {name: LayerPolicy("int8") for name, layer in evaluator.inventory.layers.items() if layer.quantizable}
         assert len(layers) == 5
-        policy = CompressionPolicy(pruning=dict.fromkeys(pipeline.inventory.groups, 0.5), layers=layers)
-        model = pipeline.compress(policy, Ledger())
+        policy = CompressionPolicy(pruning=dict.fromkeys(evaluator.inventory.groups, 0.5), layers=layers)
+        model = evaluator.compress(policy, TimeLedger())
         assert sum(isinstance(layer, (QuantConv1d, QuantConv3d)) for _, layer in quantized_layers(model)) == 4
         # The engine's outputs are compared with those of torch in int8.
-        pipeline.build(model, policy, tmp_path / "policy", Ledger())
+        evaluator.build(model, policy, tmp_path / "policy", TimeLedger())
         stored = {tensor.name for tensor in onnx.load(tmp_path / "policy/model.onnx").graph.initializer}
         dense = tmp_path / "policy/placement.json"
         left = json.loads(dense.read_text()) if dense.exists() else {}
         assert {name for name in layers if f"{name}.weight_int8" in stored} == layers.keys() - left.keys()
         assert len(left) <= 1
-        pipeline.close()
+        evaluator.close()
 
 
 def test_int8_moves_their_outputs_by_little(tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_int8_moves_their_outputs_by_little(tmp_path: Path) -> None:
     task = LabelFreeTask(UnlabelledTask(network(1), inputs, inputs[:8], name="tiny"))
     config = RunConfig(task={"name": "tiny"}, table="none")  # type: ignore[arg-type]
     with EngineWorker() as worker:
-        pipeline = Pipeline(task, config, RunDirectory.create(tmp_path / "run", resume=False), worker)
-        layers = {name: LayerPolicy("int8") for name in pipeline.inventory.layers}
-        model = pipeline.compress(CompressionPolicy(layers=layers), Ledger())
+        evaluator = CandidateEvaluator(task, config, RunDirectory.create(tmp_path / "run", resume=False), worker)
+        layers = {name: LayerPolicy("int8") for name in evaluator.inventory.layers}
+        model = evaluator.compress(CompressionPolicy(layers=layers), TimeLedger())
         with torch.no_grad():
-            expected, found = pipeline.base(inputs), model(inputs)
+            expected, found = evaluator.base(inputs), model(inputs)
         assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
-        pipeline.close()
+        evaluator.close()
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

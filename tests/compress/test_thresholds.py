@@ -10,14 +10,14 @@ from autocompress.compress import CompressionContext, apply_policy, score_channe
 from autocompress.compress.shapes import network_macs
 from autocompress.compress.thresholds import least_kept, policy_at_macs, threshold_policy
 from autocompress.errors import ConfigError
-from autocompress.model.inventory import Group, Inventory, count_macs, take_inventory
+from autocompress.model.inventory import ChannelGroup, Inventory, count_macs, take_inventory
 from autocompress.policy import CompressionPolicy
 from tests import networks
 from tests.networks import images
 
 
 def groups(**widths: int) -> Inventory:
-    return Inventory({}, {n: Group(n, w, (n,), (f"{n}.next",)) for n, w in widths.items()}, {})
+    return Inventory({}, {n: ChannelGroup(n, w, (n,), (f"{n}.next",)) for n, w in widths.items()}, {})
 
 
 def kept(policy: CompressionPolicy, inventory: Inventory) -> dict[str, int]:

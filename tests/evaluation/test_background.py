@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from autocompress.evaluation.background import Aside
+from autocompress.evaluation.background import BackgroundTask
 
 
 def test_it_runs_once_in_another_thread_and_is_waited_for() -> None:
@@ -14,28 +14,28 @@ def test_it_runs_once_in_another_thread_and_is_waited_for() -> None:
         gate.wait(10)
         ran.append(threading.current_thread())
 
-    with Aside(work) as aside:
-        aside.begin()
-        aside.begin()
+    with BackgroundTask(work) as background:
+        background.start()
+        background.start()
         assert not ran
         gate.set()
-        aside.ended()
+        background.join()
         assert len(ran) == 1 and ran[0] is not threading.current_thread()
 
 
 def test_leaving_waits_too() -> None:
     ran = []
-    with Aside(lambda: ran.append(1)) as aside:
-        aside.begin()
+    with BackgroundTask(lambda: ran.append(1)) as background:
+        background.start()
     assert ran == [1]
 
 
 def test_what_never_began_has_ended() -> None:
     ran = []
-    with Aside(lambda: ran.append(1)) as aside:
-        aside.ended()
-    Aside().begin()
-    Aside().ended()
+    with BackgroundTask(lambda: ran.append(1)) as background:
+        background.join()
+    BackgroundTask().start()
+    BackgroundTask().join()
     assert not ran
 
 
@@ -43,9 +43,9 @@ def test_what_it_raises_is_raised_where_it_is_waited_for() -> None:
     def fail() -> None:
         raise ZeroDivisionError("oops")
 
-    with pytest.raises(ZeroDivisionError), Aside(fail) as aside:
-        aside.begin()
+    with pytest.raises(ZeroDivisionError), BackgroundTask(fail) as background:
+        background.start()
     # The error in hand counts for more.
-    with pytest.raises(KeyError), Aside(fail) as aside:
-        aside.begin()
+    with pytest.raises(KeyError), BackgroundTask(fail) as background:
+        background.start()
         raise KeyError("mine")

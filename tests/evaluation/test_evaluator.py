@@ -20,7 +20,7 @@ from autocompress.engines.artifact import read_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.errors import CompressionError, ConfigError, VerificationError
 from autocompress.evaluation.agreement import TOLERANCES
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.files import read_json
 from autocompress.graph.builder import Graph, GraphBuilder
 from autocompress.graph.template import GraphTemplate
@@ -29,9 +29,9 @@ from autocompress.measurement.measure import Protocol
 from autocompress.policy import FACTORIZATIONS, CompressionPolicy, LayerPolicy
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import Measurement, TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks import ClassificationTask
-from autocompress.tasks.validation import REFERENCE_SAMPLES, Glance
+from autocompress.tasks.validation import REFERENCE_SAMPLES, ProxyEstimate
 from tests import networks
 
 pytest.importorskip("openvino")
@@ -70,10 +70,10 @@ def worker() -> Iterator[EngineWorker]:
 @pytest.fixture(scope="module")
 def line(
     task: ClassificationTask, worker: EngineWorker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pipeline]:
+) -> Iterator[CandidateEvaluator]:
     """A pipeline whose baseline has been measured."""
     run = RunDirectory(tmp_path_factory.mktemp("run"))
-    made = Pipeline(task, RunConfig(), run, worker)
+    made = CandidateEvaluator(task, RunConfig(), run, worker)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
         made.open_baseline()
@@ -83,7 +83,7 @@ def line(
 
 
 @pytest.fixture(scope="module")
-def record(line: Pipeline) -> TrialRecord:
+def record(line: CandidateEvaluator) -> TrialRecord:
     return line.evaluate(POLICY, 7, BRIEF)
 
 
@@ -91,7 +91,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_factorized_int8_classifier_computes_the_same_in_the_engine(line: Pipeline) -> None:
+def test_a_factorized_int8_classifier_computes_the_same_in_the_engine(line: CandidateEvaluator) -> None:
     # OpenVINO gives garbage for an int8 matrix product feeding another: the check fails such a candidate.
     head = next(name for name, layer in line.inventory.layers.items() if layer.kind == "linear")
     record = line.evaluate(CompressionPolicy(layers={head: LayerPolicy("int8", 0.5)}), 11, BRIEF)
@@ -102,7 +102,7 @@ def test_a_factorized_int8_classifier_computes_the_same_in_the_engine(line: Pipe
 
 
 def test_the_next_candidate_is_made_while_one_is_built_and_never_while_it_is_measured(
-    line: Pipeline, monkeypatch: pytest.MonkeyPatch
+    line: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
     building, made = threading.Event(), threading.Event()
@@ -133,7 +133,7 @@ def test_the_next_candidate_is_made_while_one_is_built_and_never_while_it_is_mea
     line.evaluate(CompressionPolicy(pruning={"stem": 0.25}), 20, BRIEF, meanwhile=meanwhile)
     assert happened == ["made", "built", "measured"]
     monkeypatch.setattr(line, "compress", None)  # it is not called again
-    seen: list[Glance] = []
+    seen: list[ProxyEstimate] = []
     record = line.evaluate(second, 21, BRIEF, hopeless=lambda found: bool(seen.append(found)))
     monkeypatch.undo()
     assert len(seen) == 1 and record.seconds["apply"] > 0
@@ -144,14 +144,16 @@ def test_the_next_candidate_is_made_while_one_is_built_and_never_while_it_is_mea
     assert again.accuracy == record.accuracy and again.size_bytes == record.size_bytes
 
 
-def test_what_was_prepared_for_another_candidate_is_not_taken(line: Pipeline) -> None:
+def test_what_was_prepared_for_another_candidate_is_not_taken(line: CandidateEvaluator) -> None:
     line.prepare(CompressionPolicy(pruning={"stem": 0.5}), look=False)
     record = line.evaluate(CompressionPolicy(), 23, BRIEF)
     assert record.accuracy is not None and record.accuracy >= 0.9
 
 
 @pytest.mark.parametrize("dtype", ["dense", "int8"])
-def test_every_factorization_computes_the_same_in_the_engine_and_is_rebuilt(line: Pipeline, dtype: str) -> None:
+def test_every_factorization_computes_the_same_in_the_engine_and_is_rebuilt(
+    line: CandidateEvaluator, dtype: str
+) -> None:
     own = zip(("same.conv1", "same.conv2", "wider.conv1"), FACTORIZATIONS, strict=True)
     policy = CompressionPolicy(layers={name: LayerPolicy(dtype, 0.25, factorization=kind) for name, kind in own})
     record = line.evaluate(policy, 30 + len(dtype), BRIEF)
@@ -168,7 +170,7 @@ def test_every_factorization_computes_the_same_in_the_engine_and_is_rebuilt(line
 # -- baseline ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_baseline_is_the_uncompressed_model(line: Pipeline) -> None:
+def test_the_baseline_is_the_uncompressed_model(line: CandidateEvaluator) -> None:
     record = line.baseline
     assert record is not None
     assert (record.stage, record.state, record.artifact) == ("baseline", "complete", "baseline")
@@ -185,7 +187,7 @@ def test_the_baseline_is_the_uncompressed_model(line: Pipeline) -> None:
     assert line.baseline_file.size_bytes == record.size_bytes
 
 
-def test_a_finished_candidate_is_measured_again(line: Pipeline) -> None:
+def test_a_finished_candidate_is_measured_again(line: CandidateEvaluator) -> None:
     record = line.evaluate(CompressionPolicy(removed_blocks=("same",)), 12, BRIEF)
     again = line.measure_again(record)
     assert again.measurement is not None and record.measurement is not None
@@ -211,7 +213,7 @@ def test_the_fastest_dense_dtype_becomes_the_baseline(
             for f, m in zip(files, found, strict=True)
         ]
 
-    made = Pipeline(task, RunConfig(), RunDirectory(tmp_path), worker)
+    made = CandidateEvaluator(task, RunConfig(), RunDirectory(tmp_path), worker)
     made.capabilities = ("fp32", "bf16", "int8") if "bf16" in made.capabilities else ("fp32", "int8")
     monkeypatch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
     monkeypatch.setattr(worker, "measure", faked)
@@ -225,7 +227,7 @@ def test_the_fastest_dense_dtype_becomes_the_baseline(
 
 
 def test_a_dense_dtype_that_does_not_run_here(task: ClassificationTask, worker: EngineWorker, tmp_path: Path) -> None:
-    made = Pipeline(task, RunConfig(dense_dtype="fp16"), RunDirectory(tmp_path), worker)
+    made = CandidateEvaluator(task, RunConfig(dense_dtype="fp16"), RunDirectory(tmp_path), worker)
     made.capabilities = ("fp32", "bf16", "int8")
     with pytest.raises(ConfigError, match=r"'fp16' does not run on openvino .*fp32, bf16"):
         made.open_baseline()
@@ -236,7 +238,7 @@ def test_a_dense_dtype_that_does_not_run_here(task: ClassificationTask, worker: 
 # -- a trial ----------------------------------------------------------------------------------------------------------
 
 
-def test_evaluating_writes_the_whole_artefact(line: Pipeline, record: TrialRecord) -> None:
+def test_evaluating_writes_the_whole_artefact(line: CandidateEvaluator, record: TrialRecord) -> None:
     folder = line.run.artifact(7)
     assert record.artifact == "artifacts/trial-00007"
     assert names(folder) >= {
@@ -258,7 +260,7 @@ def test_evaluating_writes_the_whole_artefact(line: Pipeline, record: TrialRecor
     assert 0 < sum(record.layer_ms.values()) <= 1.001 * record.measurement.latency_ms
 
 
-def test_accuracy_is_what_the_engine_file_gives(line: Pipeline, record: TrialRecord) -> None:
+def test_accuracy_is_what_the_engine_file_gives(line: CandidateEvaluator, record: TrialRecord) -> None:
     file = read_artifact(line.run.artifact(7))
     inputs, targets = next(line.task.validation(64))
     outputs = torch.from_numpy(line.worker.infer(file, inputs.numpy()))
@@ -268,13 +270,15 @@ def test_accuracy_is_what_the_engine_file_gives(line: Pipeline, record: TrialRec
     np.testing.assert_allclose(line.worker.infer(file, stored["inputs"]), stored["outputs"], rtol=1e-3, atol=1e-3)
 
 
-def test_the_trial_s_seconds_are_in_the_run_s(line: Pipeline, record: TrialRecord) -> None:
+def test_the_trial_s_seconds_are_in_the_run_s(line: CandidateEvaluator, record: TrialRecord) -> None:
     assert line.ledger.seconds["build"] >= record.seconds["build"]
     assert "profile" in line.ledger.seconds
 
 
 @pytest.mark.parametrize("number", [0, 7])
-def test_a_record_s_model_is_rebuilt_from_its_weights(line: Pipeline, record: TrialRecord, number: int) -> None:
+def test_a_record_s_model_is_rebuilt_from_its_weights(
+    line: CandidateEvaluator, record: TrialRecord, number: int
+) -> None:
     assert line.baseline is not None
     chosen, folder = (record, line.run.artifact(7)) if number else (line.baseline, line.run.baseline)
     model = load_compressed(line.task, folder, chosen)
@@ -287,16 +291,18 @@ def test_a_record_s_model_is_rebuilt_from_its_weights(line: Pipeline, record: Tr
     assert not model.training
 
 
-def test_a_rebuilt_model_is_the_same_function(line: Pipeline, record: TrialRecord) -> None:
+def test_a_rebuilt_model_is_the_same_function(line: CandidateEvaluator, record: TrialRecord) -> None:
     x = line.data.reference
     with torch.no_grad():
-        made = line.compress(POLICY, Ledger())(x)
+        made = line.compress(POLICY, TimeLedger())(x)
         torch.testing.assert_close(
             load_compressed(line.task, line.run.artifact(7), record)(x), made, rtol=1e-4, atol=1e-4
         )
 
 
-def test_weights_that_are_missing_or_of_another_policy(line: Pipeline, record: TrialRecord, tmp_path: Path) -> None:
+def test_weights_that_are_missing_or_of_another_policy(
+    line: CandidateEvaluator, record: TrialRecord, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"weights\.safetensors"):
         load_compressed(line.task, tmp_path, record)
     (tmp_path / "weights.safetensors").write_bytes(b"cut")
@@ -316,7 +322,9 @@ def shifted(model: ir.Model) -> ir.Model:
     return model
 
 
-def test_a_graph_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_computes_something_else_is_caught(
+    line: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = GraphBuilder.build
     monkeypatch.setattr(GraphBuilder, "build", lambda *args: Graph(shifted(build(*args).model), {}))
     with pytest.raises(VerificationError, match=r"the ONNX graph differs .*model\.onnx"):
@@ -327,7 +335,7 @@ def test_a_graph_that_computes_something_else_is_caught(line: Pipeline, monkeypa
     assert line.graphs.edits
 
 
-def test_a_graph_that_was_edited_wrongly_is_exported(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_was_edited_wrongly_is_exported(line: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     bind = GraphTemplate.bind
     monkeypatch.setattr(GraphTemplate, "bind", lambda *args: shifted(bind(*args)))
     record = line.evaluate(CompressionPolicy(pruning={"stem": 0.5}), 9, BRIEF)
@@ -342,7 +350,9 @@ def module_tensor(array: np.ndarray) -> object:
     return ir.tensor(array.astype(np.float32), name="fc.bias")
 
 
-def test_an_engine_that_computes_something_else_is_caught(line: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_computes_something_else_is_caught(
+    line: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     infer = line.worker.infer
 
     def wrong(file: EngineFile, inputs: np.ndarray, threads: int | None = None) -> np.ndarray:
@@ -354,7 +364,7 @@ def test_an_engine_that_computes_something_else_is_caught(line: Pipeline, monkey
         line.evaluate(CompressionPolicy(), 9, BRIEF)
 
 
-def test_a_policy_that_does_not_fit_costs_its_seconds_alone(line: Pipeline) -> None:
+def test_a_policy_that_does_not_fit_costs_its_seconds_alone(line: CandidateEvaluator) -> None:
     before = line.ledger.seconds["apply"]
     with pytest.raises(CompressionError):
         line.evaluate(CompressionPolicy(pruning={"nowhere": 0.5}), 10, BRIEF)
@@ -370,11 +380,11 @@ def test_a_task_without_validation_data(task: ClassificationTask, worker: Engine
     blind = object.__new__(Blind)
     blind.__dict__.update(task.__dict__)
     with pytest.raises(ConfigError, match="'tiny' has no validation data"):
-        Pipeline(blind, RunConfig(), RunDirectory(tmp_path), worker)
+        CandidateEvaluator(blind, RunConfig(), RunDirectory(tmp_path), worker)
 
 
 def test_validation_data_are_limited(task: ClassificationTask, worker: EngineWorker, tmp_path: Path) -> None:
-    made = Pipeline(task, RunConfig(validation_limit=20), RunDirectory(tmp_path), worker)
+    made = CandidateEvaluator(task, RunConfig(validation_limit=20), RunDirectory(tmp_path), worker)
     assert np.load(made.data.inputs).shape == (20, 3, 16, 16)
     assert made.data.targets.shape == (20,)
     inputs, targets = next(task.validation(20))

@@ -11,15 +11,15 @@ import pytest
 from autocompress.config import RunConfig
 from autocompress.errors import BuildError
 from autocompress.exploration.additive_costs import fitted_costs
-from autocompress.exploration.samplers import Knowledge
+from autocompress.exploration.samplers import SamplerPrior
 from autocompress.exploration.study import open_study
 from autocompress.exploration.trial_loop import TrialLoop
-from autocompress.model.inventory import Block, Group, Inventory, Layer
+from autocompress.model.inventory import Block, ChannelGroup, Inventory, Layer
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import Measurement, TrialRecord
 from autocompress.space.search_space import SearchSpace, SpaceFile
-from autocompress.tasks.validation import Glance
+from autocompress.tasks.validation import ProxyEstimate
 
 # What a whole group costs: its share of the latency (ms) and of the accuracy.
 SLOW = (1.0, 2.0, 4.0, 1.5, 3.0)
@@ -45,7 +45,7 @@ def layer(name: str, channels: int = 32, kernel: tuple[int, ...] = (3, 3), **cha
 def make_inventory() -> Inventory:
     layers = {f"c{i}": layer(f"c{i}") for i in range(5)}
     layers["head"] = layer("head", kernel=(), kind="linear", out_channels=2, factorizable=False)
-    groups = {f"c{i}": Group(f"c{i}", 32, (f"c{i}",), ()) for i in range(5)}
+    groups = {f"c{i}": ChannelGroup(f"c{i}", 32, (f"c{i}",), ()) for i in range(5)}
     blocks = {"b0": Block("b0", ("c1", "c2")), "b1": Block("b1", ("c3",))}
     return Inventory(layers, groups, blocks, {}, 5000, 500)
 
@@ -80,14 +80,14 @@ def figures(policy: CompressionPolicy) -> tuple[float, float]:
     return accuracy, sum(s * (1 - r) for s, r in zip(SLOW, ratios, strict=True))
 
 
-def knowledge(space: SearchSpace, budget: float) -> Knowledge:
+def knowledge(space: SearchSpace, budget: float) -> SamplerPrior:
     """What the knapsack sampler may be told of the made-up problem: costs that are right, and nothing of accuracy."""
     ratio = lambda policy: figures(policy)[1] / figures(CompressionPolicy())[1]  # noqa: E731
-    return Knowledge(fitted_costs(space, ratio), budget=budget)
+    return SamplerPrior(fitted_costs(space, ratio), budget=budget)
 
 
-class FakePipeline:
-    """Stands in for `Pipeline` in `TrialLoop`: counts what it is asked, fails where it is told to."""
+class FakeEvaluator:
+    """Stands in for `CandidateEvaluator` in `TrialLoop`: counts what it is asked, fails where it is told to."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -100,7 +100,7 @@ class FakePipeline:
         self.prepared.append(policy)
 
     def evaluate(
-        self, policy: CompressionPolicy, number: int, *, hopeless: Callable[[Glance], bool] | None = None,
+        self, policy: CompressionPolicy, number: int, *, hopeless: Callable[[ProxyEstimate], bool] | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> TrialRecord:  # fmt: skip
         self.asked.append(policy)
@@ -108,7 +108,7 @@ class FakePipeline:
         if error is not None:
             raise error
         accuracy, latency = figures(policy)
-        if hopeless is not None and hopeless(Glance(accuracy, accuracy + 0.005)):
+        if hopeless is not None and hopeless(ProxyEstimate(accuracy, accuracy + 0.005)):
             return TrialRecord(number, policy, "rejected", accuracy=accuracy)
         if meanwhile is not None:
             meanwhile()
@@ -121,7 +121,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.run = RunDirectory(path)
         path.mkdir()
-        self.pipeline = FakePipeline(self.run)
+        self.evaluator = FakeEvaluator(self.run)
         self.told: list[TrialRecord] = []
 
     def space(self, **parts: Any) -> SearchSpace:
@@ -136,9 +136,9 @@ class Bench:
 
         study = open_study(self.run, config, {**IDENTITY, **identity})
         constraints = Constraints.of(config, BASELINE)
-        pipeline: Any = self.pipeline
+        evaluator: Any = self.evaluator
         return TrialLoop(
-            pipeline, space or self.space(), study, constraints, self.told.append,
+            evaluator, space or self.space(), study, constraints, self.told.append,
             predictor=predictor, finalists=finalists,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autocompress.config import RunConfig
-from autocompress.exploration.latency_limit.latency_filter import Screen
+from autocompress.exploration.latency_limit.latency_filter import LatencyFilter
 from autocompress.exploration.pareto import Constraints
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.layer_times import LayerTime
@@ -55,10 +55,10 @@ def limits(target: str) -> Constraints:
     return Constraints.of(RunConfig(target_latency=target), BASELINE)
 
 
-def screen(bench: Bench, known: Any = None, target: str = "0.5x", seed: int = 0, **parts: Any) -> Screen:
+def latency_filter(bench: Bench, known: Any = None, target: str = "0.5x", seed: int = 0, **parts: Any) -> LatencyFilter:
     space = bench.space(**(parts or RATIOS))
-    return Screen(known or Known(), space, limits(target), random.Random(seed))
+    return LatencyFilter(known or Known(), space, limits(target), random.Random(seed))
 
 
-def ratio(made: Screen, choices: Mapping[str, Choice]) -> float:
+def ratio(made: LatencyFilter, choices: Mapping[str, Choice]) -> float:
     return Known().predict(made.space.policy(choices)).ratio

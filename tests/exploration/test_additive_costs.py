@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autocompress.exploration.additive_costs import fitted_costs, macs_ratio, size_ratio
-from autocompress.exploration.knapsack.problem import Free
+from autocompress.exploration.knapsack.problem import Switch
 from autocompress.exploration.knapsack.sampler import KnapsackSampler
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests.prediction.made_up import LAYOUT, SPACE
@@ -38,7 +38,7 @@ def test_costs_that_add_up_are_found() -> None:
 
 def test_removed_blocks_free_what_is_inside() -> None:
     costs = fitted_costs(SPACE, additive)
-    assert costs.free == (Free("block/b", "remove", ("prune/c3", "rank/c3", "dtype/c3")),)
+    assert costs.free == (Switch("block/b", "remove", ("prune/c3", "rank/c3", "dtype/c3")),)
     # What is fitted is a problem that the sampler takes.
     KnapsackSampler(costs, seed=0)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from autocompress.config import RunConfig
-from autocompress.exploration.early_rejection import behind
+from autocompress.exploration.early_rejection import cannot_win
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.study import load_study
 from autocompress.prediction.predictor import Prediction
 from autocompress.runs.records import TrialRecord
-from autocompress.tasks.validation import Glance
+from autocompress.tasks.validation import ProxyEstimate
 from tests.exploration import conftest, tiny
 from tests.exploration.conftest import BASELINE, Bench
 from tests.exploration.known import Known
@@ -40,15 +40,15 @@ def known(accuracies: list[float], latency: float = 5.0) -> list[TrialRecord]:
 def test_with_a_limit_the_better_half_is_what_counts(high: float, rejected: bool) -> None:
     # Of eight inside the limit, the fourth best has 0.6.
     records = known([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
-    assert behind(Glance(0.5, high), AT_HALF, records, limits(HALF), 3) == rejected
+    assert cannot_win(ProxyEstimate(0.5, high), AT_HALF, records, limits(HALF), 3) == rejected
 
 
 def test_all_who_will_be_fine_tuned_must_be_better_first() -> None:
-    assert not behind(Glance(0.1, 0.2), AT_HALF, known([0.9, 0.8, 0.7, 0.6, 0.5]), limits(HALF), 3)
-    assert behind(Glance(0.1, 0.2), AT_HALF, known([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), limits(HALF), 3)
+    assert not cannot_win(ProxyEstimate(0.1, 0.2), AT_HALF, known([0.9, 0.8, 0.7, 0.6, 0.5]), limits(HALF), 3)
+    assert cannot_win(ProxyEstimate(0.1, 0.2), AT_HALF, known([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), limits(HALF), 3)
     # Those over the limit hold no place.
     over = known([0.9, 0.8, 0.7]) + known([0.6, 0.5, 0.4], latency=11.0)
-    assert not behind(Glance(0.1, 0.2), AT_HALF, over, limits(HALF), 3)
+    assert not cannot_win(ProxyEstimate(0.1, 0.2), AT_HALF, over, limits(HALF), 3)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_on_the_front_one_must_be_surely_faster_and_as_accurate(
     latency: float, accuracy: float, rejected: bool
 ) -> None:
     # 0.48 of the baseline's 11.5 ms are 5.52 ms.
-    found = behind(Glance(0.6, 0.7), AT_HALF, known([accuracy], latency), limits(FRONT), 3)
+    found = cannot_win(ProxyEstimate(0.6, 0.7), AT_HALF, known([accuracy], latency), limits(FRONT), 3)
     assert found == rejected
 
 
 def test_nothing_is_rejected_where_the_first_look_says_nothing() -> None:
-    assert not behind(Glance(0.1, math.inf), AT_HALF, known([0.9] * 8), limits(HALF), 3)
+    assert not cannot_win(ProxyEstimate(0.1, math.inf), AT_HALF, known([0.9] * 8), limits(HALF), 3)
 
 
 def test_nothing_is_rejected_where_only_a_build_tells_the_size(bench: Bench) -> None:
@@ -78,7 +78,7 @@ def test_a_rejected_network_is_looked_at_once(bench: Bench) -> None:
     space = bench.space(pruning={"ratios": [0, 0.5], "include": ["c0", "c1", "c2", "c3"]})
     loop = bench.loop(FRONT, space, predictor=Known(), finalists=2)
     loop.run(200, FOREVER)
-    asked = bench.pipeline.asked
+    asked = bench.evaluator.asked
     assert len(asked) == len(set(asked)) == len(loop.records) <= 16
     rejected = [r for r in loop.records.values() if r.state == "rejected"]
     assert rejected
@@ -87,7 +87,7 @@ def test_a_rejected_network_is_looked_at_once(bench: Bench) -> None:
     assert len(told) > len(rejected)
     resumed = bench.loop(FRONT, space, predictor=Known(), finalists=2)
     resumed.run(200, FOREVER)
-    assert len(bench.pipeline.asked) == len(set(bench.pipeline.asked))
+    assert len(bench.evaluator.asked) == len(set(bench.evaluator.asked))
 
 
 @pytest.mark.parametrize("config", [HALF, FRONT])
@@ -124,19 +124,19 @@ def test_a_predictor_that_is_not_believed_rejects_nothing(bench: Bench) -> None:
 
 
 @pytest.fixture(scope="module")
-def first_look() -> Callable[[Any, Any], Glance]:
-    """`glance` on the tiny task's validation data, without an engine."""
-    from autocompress.tasks.validation import ValidationData, glance
+def first_look() -> Callable[[Any, Any], ProxyEstimate]:
+    """`estimate_accuracy` on the tiny task's validation data, without an engine."""
+    from autocompress.tasks.validation import ValidationData, estimate_accuracy
 
     task = tiny.made("wide")
 
-    def look(model: torch.nn.Module, folder: Any) -> Glance:
+    def look(model: torch.nn.Module, folder: Any) -> ProxyEstimate:
         import numpy as np
 
         inputs, targets = next(iter(task.validation(64)))
         np.save(folder / "validation.npy", inputs.numpy())
         data = ValidationData(folder / "validation.npy", targets, inputs[:2])
-        return glance(model, data, task.metric, torch.float32)
+        return estimate_accuracy(model, data, task.metric, torch.float32)
 
     return look
 
@@ -158,4 +158,4 @@ def test_a_metric_that_is_not_a_number_rejects_nothing(first_look: Any, tmp_path
     task = tiny.made("wide")
     model = task.model()
     broken = replace(first_look(model, tmp_path), accuracy=math.nan, high=math.inf)
-    assert not behind(broken, AT_HALF, known([0.9] * 8), limits(HALF), 3)
+    assert not cannot_win(broken, AT_HALF, known([0.9] * 8), limits(HALF), 3)

@@ -13,27 +13,27 @@ from torch import nn
 from autocompress.config import RecoveryConfig, RunConfig
 from autocompress.errors import BuildError, CompressionError
 from autocompress.exploration import finetune_finalists
-from autocompress.exploration.latency_limit.machine_speed import Pace
+from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.exploration.pareto import Constraints
 from autocompress.recovery.finetune import FinetuneReport
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import Measurement, TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from tests.exploration.conftest import BASELINE, make_measurement, record
 
 
-class FakePipeline:
+class FakeEvaluator:
     """Scores fine-tuned candidates with figures a test gives: accuracy by trial number and round."""
 
     metric_name, metric_is_share = "accuracy", True
 
     def __init__(self, path: Path, accuracies: dict[int, list[float]]) -> None:
-        self.run, self.task, self.baseline, self.ledger = RunDirectory(path), self, BASELINE, Ledger()
+        self.run, self.task, self.baseline, self.ledger = RunDirectory(path), self, BASELINE, TimeLedger()
         self.accuracies = {number: list(found) for number, found in accuracies.items()}
 
     @property
-    def oneshot(self) -> SimpleNamespace:
+    def compressor(self) -> SimpleNamespace:
         return SimpleNamespace(dtype=torch.float32)
 
     def network(self) -> nn.Module:
@@ -43,7 +43,7 @@ class FakePipeline:
         return 250
 
     def score(
-        self, model: Any, policy: Any, number: int, folder: Path, ledger: Ledger, *, stage: str,
+        self, model: Any, policy: Any, number: int, folder: Path, ledger: TimeLedger, *, stage: str,
         earlier: Measurement | None,
     ) -> TrialRecord:  # fmt: skip
         # The network has the shapes of its proxy, whose occasions count as well.
@@ -84,13 +84,13 @@ class Bench:
         self, accuracies: dict[int, list[float]], deadline: float | None = None, *, epochs: float | None = 10,
         **limits: str,
     ) -> list[TrialRecord]:  # fmt: skip
-        pipeline: Any = FakePipeline(self.path, accuracies)
+        evaluator: Any = FakeEvaluator(self.path, accuracies)
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
         found = finetune_finalists.Recovery(
-            pipeline, RecoveryConfig(epochs=epochs), constraints, self.observer,
+            evaluator, RecoveryConfig(epochs=epochs), constraints, self.observer,
             lambda r: self.improved.append((r.number, r.accuracy)),
         ).run([record(number, 0.5, 5) for number in accuracies], deadline)  # fmt: skip
-        assert pipeline.run.history() == found
+        assert evaluator.run.history() == found
         return found
 
 
@@ -143,15 +143,15 @@ def test_who_trains_on_stays_inside_the_limit_at_every_pace_of_the_machine(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The better one was measured beside a slow baseline, and is over the limit beside a fast one.
-    pace = Pace(11.0, (9.6, 11.5), -1.0)
-    monkeypatch.setattr(Pace, "of", lambda records, baseline_ms: pace)
+    machine_speed = MachineSpeed(11.0, (9.6, 11.5), -1.0)
+    monkeypatch.setattr(MachineSpeed, "of", lambda records, baseline_ms: machine_speed)
     taken = iter([(5.3, 11.5), (5.0, 9.6), (5.0, 9.6)])
-    whole = FakePipeline.score
+    whole = FakeEvaluator.score
 
-    def score(self: FakePipeline, *given: Any, **named: Any) -> TrialRecord:
+    def score(self: FakeEvaluator, *given: Any, **named: Any) -> TrialRecord:
         return replace(whole(self, *given, **named), measurement=make_measurement(*next(taken)))
 
-    monkeypatch.setattr(FakePipeline, "score", score)
+    monkeypatch.setattr(FakeEvaluator, "score", score)
     found = bench.run({1: [0.9], 2: [0.8, 0.85]}, target_latency="0.53x")
     assert [(r.number, r.accuracy) for r in found] == [(1, 0.9), (2, 0.8), (2, 0.85)]
 

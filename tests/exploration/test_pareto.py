@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.config import RunConfig
-from autocompress.exploration.latency_limit.machine_speed import Pace
+from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.exploration.pareto import Constraints, best_record, finalists, is_lossless, pareto_front
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.records import TrialRecord
@@ -144,8 +144,8 @@ def test_the_tie_among_candidates_for_fine_tuning_is_at_least_half_a_point() -> 
 
 
 def finalist_numbers(records: list[TrialRecord], count: int = 3, **changes: str) -> list[int]:
-    pace = Pace.of(records, 11.5)
-    return [r.number for r in finalists(records, limits(**changes), BASELINE, count, pace)]
+    machine_speed = MachineSpeed.of(records, 11.5)
+    return [r.number for r in finalists(records, limits(**changes), BASELINE, count, machine_speed)]
 
 
 def test_finalists_are_accurate_or_large_and_within_the_budget() -> None:

@@ -23,7 +23,7 @@ from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks import Task
 from autocompress.tasks.validation import metric_of, write_validation
 from tests.exploration import tiny
@@ -53,8 +53,8 @@ class Bench:
         run = RunDirectory(path)
         whole = metric_of(task.model(), task, task.validation(64), torch.float32)
         self.baseline = replace(BASELINE, accuracy=whole)
-        self.pipeline: Any = SimpleNamespace(
-            task=task, run=run, baseline=self.baseline, ledger=Ledger(), calibration=self.calibration,
+        self.evaluator: Any = SimpleNamespace(
+            task=task, run=run, baseline=self.baseline, ledger=TimeLedger(), calibration=self.calibration,
             data=write_validation(task, path / "validation.npy", 5000, 8), score=self.score,
         )  # fmt: skip
         self.candidates = [
@@ -66,16 +66,16 @@ class Bench:
         return self.task.calibration(64)
 
     def stored(self, number: int, accuracy: float, policy: CompressionPolicy) -> TrialRecord:
-        folder = self.pipeline.run.artifact(number)
+        folder = self.evaluator.run.artifact(number)
         folder.mkdir(parents=True)
         model = apply_policy(rewrite(self.task.model()), policy, CompressionContext(self.task.example_inputs(2)))
         calibrate(model, self.calibration())
         save_file(model.state_dict(), folder / "weights.safetensors")
-        artifact = str(folder.relative_to(self.pipeline.run.path))
+        artifact = str(folder.relative_to(self.evaluator.run.path))
         return record(number, accuracy, 5, policy=policy, artifact=artifact)
 
     def score(
-        self, model: nn.Module, policy: Any, number: int, folder: Path, ledger: Ledger, *, stage: str
+        self, model: nn.Module, policy: Any, number: int, folder: Path, ledger: TimeLedger, *, stage: str
     ) -> TrialRecord:
         self.scored.append(model)
         folder.mkdir(parents=True)
@@ -84,7 +84,7 @@ class Bench:
         return record(number, accuracy, 5, stage=stage, policy=policy, artifact=str(folder))
 
     def run(self, max_drop: float = 0.05, count: int = 3, deadline: float | None = None) -> list[TrialRecord]:
-        made = Requantization(self.pipeline, max_drop, self.observer, self.improved.append)
+        made = Requantization(self.evaluator, max_drop, self.observer, self.improved.append)
         return made.run(self.candidates, count, deadline)
 
 
@@ -97,14 +97,14 @@ def test_those_with_int8_that_lose_too_much_are_corrected_the_best_first(bench: 
     found = bench.run()
     assert [r.number for r in found] == [4, 1] == bench.observer.finished
     assert all(r.stage == "recovered" and (r.accuracy or 0) > (bench.baseline.accuracy or 0) - 0.05 for r in found)
-    assert bench.improved == found == bench.pipeline.run.history()
-    assert bench.pipeline.ledger.seconds["recovery"] > 0
-    folder = bench.pipeline.run.artifact(4, recovered=True)
+    assert bench.improved == found == bench.evaluator.run.history()
+    assert bench.evaluator.ledger.seconds["recovery"] > 0
+    folder = bench.evaluator.run.artifact(4, recovered=True)
     said = json.loads((folder / "quantize.json").read_text())
     assert said["taken"] == "bias_correction" == said["rungs"][0]["name"]
     # What was stored is int8 still, and is not what the trial stored.
     assert len(list(quantized_layers(bench.scored[0]))) == 3
-    before, after = (load_file(bench.pipeline.run.artifact(4, recovered=r) / "weights.safetensors") for r in (0, 1))
+    before, after = (load_file(bench.evaluator.run.artifact(4, recovered=r) / "weights.safetensors") for r in (0, 1))
     assert before.keys() == after.keys() and not torch.equal(before["8.bias"], after["8.bias"])
 
 
@@ -114,20 +114,20 @@ def test_as_many_as_were_asked_for_and_none_after_the_deadline(bench: Bench) -> 
 
 
 def test_one_that_is_no_better_leaves_nothing_behind(bench: Bench) -> None:
-    score = bench.pipeline.score
-    bench.pipeline.score = lambda *given, **options: replace(score(*given, **options), accuracy=0.45)
+    score = bench.evaluator.score
+    bench.evaluator.score = lambda *given, **options: replace(score(*given, **options), accuracy=0.45)
     assert [r.number for r in bench.run()] == [1] == bench.observer.finished
-    assert not bench.pipeline.run.artifact(4, recovered=True).exists() and not bench.observer.said
+    assert not bench.evaluator.run.artifact(4, recovered=True).exists() and not bench.observer.said
 
 
 def test_a_candidate_that_fails_is_named_and_the_others_go_on(bench: Bench) -> None:
-    score = bench.pipeline.score
+    score = bench.evaluator.score
 
     def refuses(model: nn.Module, policy: Any, number: int, *rest: Any, **options: Any) -> TrialRecord:
         if number == 4:
             raise BuildError("no")
         return score(model, policy, number, *rest, **options)  # type: ignore[no-any-return]
 
-    bench.pipeline.score = refuses
+    bench.evaluator.score = refuses
     assert [r.number for r in bench.run()] == [1]
     assert bench.observer.said == ["Correcting trial 4 failed: no"]

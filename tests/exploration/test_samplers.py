@@ -6,12 +6,12 @@ import pytest
 from autocompress.config import SAMPLERS
 from autocompress.errors import ConfigError
 from autocompress.exploration.knapsack.problem import Costs
-from autocompress.exploration.samplers import Knowledge, make_sampler
+from autocompress.exploration.samplers import SamplerPrior, make_sampler
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_name_makes_its_sampler_without_a_warning(name: str) -> None:
-    knowledge = Knowledge(Costs({"a": {0.0: 1.0, 0.5: 0.6}})) if name == "knapsack" else None
+    knowledge = SamplerPrior(Costs({"a": {0.0: 1.0, 0.5: 0.6}})) if name == "knapsack" else None
     assert make_sampler(name, 0, 100, knowledge).__class__.__name__.lower().startswith(name.replace("nsga2", "nsgaii"))
 
 

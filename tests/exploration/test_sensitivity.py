@@ -21,7 +21,7 @@ from autocompress.exploration.loss_curve import completed
 from autocompress.exploration.sensitivity import SAMPLES, Sensitivity, SensitivityPass
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.recovery.recalibration import recalibrate
 from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import Task
@@ -169,14 +169,14 @@ def test_int8_of_every_layer_is_told_by_one_network(task: Task, monkeypatch: pyt
 def test_a_layer_whose_int8_leaves_nothing_does_not_hide_the_others(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = OneShot.model
+    real = TrainingFreeCompressor.model
 
-    def broken(self: OneShot, policy: CompressionPolicy, *given: Any) -> torch.nn.Module:
+    def broken(self: TrainingFreeCompressor, policy: CompressionPolicy, *given: Any) -> torch.nn.Module:
         if "3" in policy.int8_layers:
             raise CompressionError("What is left of the network gives the same outputs for every sample.")
         return real(self, policy, *given)
 
-    monkeypatch.setattr(OneShot, "model", broken)
+    monkeypatch.setattr(TrainingFreeCompressor, "model", broken)
     made = begun(task, "quantize-only")
     found = made.int8()
     assert found is not None

@@ -21,7 +21,7 @@ from autocompress.prediction.predictor import LatencyPredictor
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import QUIET, Figures, Occasion, TrialRecord
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from tests.exploration.conftest import BASELINE, make_measurement, record
 from tests.prediction import made_up
 
@@ -31,14 +31,14 @@ def make(path: Path, **options: Any) -> SearchSession:
     session: Any = object.__new__(SearchSession)
     session.config = RunConfig.model_validate(options)
     session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
-    session.pipeline = SimpleNamespace(baseline=BASELINE, ahead=False, base=None)
+    session.evaluator = SimpleNamespace(baseline=BASELINE, ahead=False, base=None)
     session.constraints = Constraints.of(session.config, BASELINE)
     session._best = None
     return session  # type: ignore[no-any-return]
 
 
 def finish(session: SearchSession, found: TrialRecord) -> TrialRecord:
-    """Leave what `Pipeline.score` leaves."""
+    """Leave what `CandidateEvaluator.score` leaves."""
     assert found.artifact is not None
     write_json(session.run.path / found.artifact / "record.json", found.to_dict())
     session.run.append(found)
@@ -93,7 +93,7 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
     for one in found:
         session._finished(finish(session, one))
     assert held(session)[0] == 0
@@ -126,7 +126,7 @@ def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypat
         return again
 
     monkeypatch.setattr(module.time, "time", lambda: now[0])
-    session.pipeline = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
     session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
     best = record(1, 0.9, 5.0)
     assert best.measurement is not None
@@ -310,8 +310,12 @@ def with_space(path: Path, predictor: Any, **options: Any) -> tuple[SearchSessio
     heard = session.observer = Heard()
     session.predictor = predictor
     session._space_file = made_up.SPACE.file
-    session.pipeline = SimpleNamespace(  # type: ignore[assignment]
-        base=None, inventory=made_up.LAYOUT.inventory, capabilities=("bf16", "int8"), baseline=BASELINE, ledger=Ledger()
+    session.evaluator = SimpleNamespace(  # type: ignore[assignment]
+        base=None,
+        inventory=made_up.LAYOUT.inventory,
+        capabilities=("bf16", "int8"),
+        baseline=BASELINE,
+        ledger=TimeLedger(),
     )
     return session, heard
 

@@ -49,7 +49,7 @@ def test_every_sampler_does_better_than_chance_on_an_additive_problem(sampler: s
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, 0, n, knowledge(space, 0.75)))
     constraints = Constraints.of(RunConfig(target_latency="0.75x"), BASELINE)
     ahead = sampler in FORESIGHTED
-    loop = TrialLoop(bench.pipeline, space, study, constraints, ahead=ahead)  # type: ignore[arg-type]
+    loop = TrialLoop(bench.evaluator, space, study, constraints, ahead=ahead)  # type: ignore[arg-type]
     loop.run(n, FOREVER)
     reached = [r.accuracy or 0 for r in loop.records.values() if (r.latency_ms or 0) <= limit]
     # One feasible network drawn at random is, on average, in the middle; the best found is in the top tenth, and those
@@ -109,7 +109,7 @@ def test_a_network_is_never_evaluated_twice_and_an_exhausted_space_ends(bench: B
     space = bench.space(pruning={"ratios": [0, 0.5], "include": ["c0", "c1"]})
     loop = bench.loop(HALF, space)
     loop.run(100, FOREVER)
-    assert len(bench.pipeline.asked) == len(set(bench.pipeline.asked)) == len(loop.records) == 4
+    assert len(bench.evaluator.asked) == len(set(bench.evaluator.asked)) == len(loop.records) == 4
     assert len(bench.told) == len(bench.run.history()) == 4
     # The study learned the known figures for the repeated choices.
     assert set(states(bench.run)) == {"COMPLETE"} and len(states(bench.run)) > 4
@@ -119,13 +119,13 @@ def test_the_deadline_ends_the_loop_before_a_trial_that_would_not_fit(bench: Ben
     loop = bench.loop(HALF)
     loop.run(10, time.monotonic())
     assert not loop.records
-    slow = bench.pipeline.evaluate
+    slow = bench.evaluator.evaluate
 
     def evaluate(policy: CompressionPolicy, number: int, *, meanwhile: Callable[[], None] | None) -> TrialRecord:
         time.sleep(0.5)
         return slow(policy, number, meanwhile=meanwhile)
 
-    bench.pipeline.evaluate = evaluate  # type: ignore[method-assign]
+    bench.evaluator.evaluate = evaluate  # type: ignore[method-assign]
     loop.run(10, time.monotonic() + 0.7)
     assert len(loop.records) in (1, 2)
 
@@ -144,8 +144,8 @@ def test_seeds_come_first_and_are_queued_once(bench: Bench) -> None:
     loop.enqueue_seeds(["b1", "b0"])
     assert len(loop.study.trials) == queued > 4
     loop.run(2, FOREVER)
-    assert bench.pipeline.asked[0] == CompressionPolicy()
-    assert len(bench.pipeline.asked[1].int8_layers) == 6
+    assert bench.evaluator.asked[0] == CompressionPolicy()
+    assert len(bench.evaluator.asked[1].int8_layers) == 6
     # A process killed before it noted that all are queued: those that are there are not queued again.
     loop.study.set_user_attr("seeded", False)
     loop.enqueue_seeds(["b1", "b0"])
@@ -159,14 +159,14 @@ def test_each_network_but_the_first_ones_is_prepared_while_the_one_before_is_sco
     loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
     loop.run(6, FOREVER)
     # What the first ones tell is waited for.
-    assert bench.pipeline.prepared == bench.pipeline.asked[3:] and len(bench.pipeline.asked) == 6
+    assert bench.evaluator.prepared == bench.evaluator.asked[3:] and len(bench.evaluator.asked) == 6
     # None is left over that was asked for and not scored.
     assert states(bench.run) == ["COMPLETE"] * 6
 
 
 def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
-    evaluate, now, deadline = bench.pipeline.evaluate, 0.0, 100.0
+    evaluate, now, deadline = bench.evaluator.evaluate, 0.0, 100.0
     # A clock of its own: how long the trials really take on a busy machine says nothing here.
     monkeypatch.setattr(trial_loop, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -175,7 +175,7 @@ def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench, monkeypa
         now = deadline if number == 3 else now + 1
         return evaluate(policy, number, meanwhile=meanwhile)
 
-    bench.pipeline.evaluate = slow  # type: ignore[method-assign]
+    bench.evaluator.evaluate = slow  # type: ignore[method-assign]
     loop.run(10, deadline)
     assert states(bench.run) == [*["COMPLETE"] * 4, "FAIL"] and len(loop.records) == 4
 
@@ -186,7 +186,7 @@ def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -
     def gone(policy: CompressionPolicy, *, look: bool) -> None:
         raise ZeroDivisionError("in compressing")
 
-    bench.pipeline.prepare = gone  # type: ignore[method-assign]
+    bench.evaluator.prepare = gone  # type: ignore[method-assign]
     loop.run(5, FOREVER)
     assert states(bench.run) == ["COMPLETE"] * 5
     ask = loop.study.ask
@@ -206,7 +206,7 @@ def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -
 
 
 def test_a_failing_trial_costs_one_trial(bench: Bench) -> None:
-    bench.pipeline.fails = lambda number, policy: refuse(number, policy) if number in (1, 3) else None
+    bench.evaluator.fails = lambda number, policy: refuse(number, policy) if number in (1, 3) else None
     loop = bench.loop(HALF)
     loop.run(6, FOREVER)
     failed = [r for r in bench.run.history() if r.state == "failed"]
@@ -220,7 +220,7 @@ def test_a_failing_trial_costs_one_trial(bench: Bench) -> None:
 
 
 def test_a_bug_in_a_station_costs_one_trial_too(bench: Bench) -> None:
-    bench.pipeline.fails = lambda number, policy: ZeroDivisionError("oops") if number == 0 else None
+    bench.evaluator.fails = lambda number, policy: ZeroDivisionError("oops") if number == 0 else None
     loop = bench.loop(HALF)
     loop.run(2, FOREVER)
     assert loop.records[0].error == "ZeroDivisionError: oops" and loop.records[1].state == "complete"
@@ -232,14 +232,14 @@ def test_what_is_not_the_candidates_fault_ends_the_search_and_resumes(error: Bas
         if number == 2:
             raise error
 
-    bench.pipeline.fails = fails
+    bench.evaluator.fails = fails
     with pytest.raises(type(error)):
         bench.loop(HALF).run(10, FOREVER)
     assert [r.number for r in bench.run.history()] == [0, 1]
     loop = bench.loop(HALF)
     assert states(bench.run) == ["COMPLETE", "COMPLETE", "FAIL"]
     loop.run(4, FOREVER)
-    assert len(loop.records) == 4 and len(bench.pipeline.asked) == 5 and set(loop.records) >= {0, 1}
+    assert len(loop.records) == 4 and len(bench.evaluator.asked) == 5 and set(loop.records) >= {0, 1}
 
 
 def test_a_study_that_cannot_be_written_is_said_plainly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_resuming_fails_stale_trials_and_keeps_finished_ones(bench: Bench) -> No
     assert states(bench.run) == ["COMPLETE"] * 3 + ["FAIL"]
     assert sorted(loop.records) == [0, 1, 2]
     loop.run(5, FOREVER)
-    assert len(loop.records) == 5 and len(bench.pipeline.asked) == 5
+    assert len(loop.records) == 5 and len(bench.evaluator.asked) == 5
     assert len({r.policy for r in loop.records.values()}) == 5
 
 
@@ -385,7 +385,7 @@ def test_without_a_latency_limit_nothing_is_screened_but_all_is_predicted(
     loop = bench.loop(RunConfig(sampler="random", **options), predictor=Known())  # type: ignore[arg-type]
     loop.enqueue_seeds([])
     loop.run(6, FOREVER)
-    assert bench.pipeline.asked[0] == CompressionPolicy()
+    assert bench.evaluator.asked[0] == CompressionPolicy()
     found = loop.prediction()
     assert found is not None and (found["screened_out"], found["fitted"]) == (0, 0)
     assert found["mape"] == pytest.approx(0)
@@ -424,7 +424,7 @@ def test_seeds_are_fitted_when_predictions_are_trusted_from_the_start(bench: Ben
     assert len(found) == len(queued) >= 8 and max(found.values()) <= 0.5
     assert sum(ratio > 0.42 for ratio in found.values()) >= len(found) - 2
     # The uncompressed network, for one, was not built.
-    assert CompressionPolicy() not in bench.pipeline.asked
+    assert CompressionPolicy() not in bench.evaluator.asked
     prediction = loop.prediction()
     assert prediction is not None and prediction["screened_out"] >= 4
 
@@ -452,15 +452,15 @@ def test_an_exhausted_space_ends_with_prediction_too(bench: Bench) -> None:
     loop = bench.loop(HALF.model_copy(update={"target_latency": "0.85x"}), space, predictor=Known())
     loop.run(100, FOREVER)
     assert {r.policy.pruning.get("c2") for r in loop.records.values()} == {0.5}
-    assert len(bench.pipeline.asked) == len(loop.records) == 2
+    assert len(bench.evaluator.asked) == len(loop.records) == 2
 
 
 def test_a_fitted_trial_that_fails_costs_one_trial(bench: Bench) -> None:
-    bench.pipeline.fails = lambda number, policy: refuse(number, policy) if number == 1 else None
+    bench.evaluator.fails = lambda number, policy: refuse(number, policy) if number == 1 else None
     loop = bench.loop(HALF, predictor=Known())
     loop.run(5, FOREVER)
     assert [r.state for r in loop.records.values()] == ["complete", "failed", "complete", "complete", "complete"]
-    assert len(set(bench.pipeline.asked)) == 5
+    assert len(set(bench.evaluator.asked)) == 5
 
 
 # -- trials that were not the sampler's --------------------------------------------------------------------------------
@@ -471,12 +471,12 @@ def test_a_trial_of_given_choices_runs_once(bench: Bench) -> None:
     choices = loop.space.everywhere(prune=0.5)
     first = loop.attempt(choices)
     assert first is not None and dict(first.policy.pruning) == {f"c{i}": 0.5 for i in range(5)}
-    assert loop.attempt(choices) is first and len(bench.pipeline.asked) == 1
+    assert loop.attempt(choices) is first and len(bench.evaluator.asked) == 1
     assert loop.choices_of(first.number) == choices
     # No time for another one as long as the last.
     loop._longest = 5.0
     assert loop.attempt(loop.space.everywhere(prune=0.25), time.monotonic() + 4.0) is None
-    bench.pipeline.fails = refuse
+    bench.evaluator.fails = refuse
     assert loop.attempt(loop.space.everywhere(prune=0.75)) is None
 
 
@@ -484,9 +484,9 @@ def test_a_network_far_inside_the_limit_that_is_not_accurate_is_followed_by_a_mi
     config = HALF.model_copy(update={"max_drop": "5pp"})
     cost = lambda policy: figures(policy)[1] / figures(CompressionPolicy())[1]  # noqa: E731
     study = open_study(bench.run, config, IDENTITY)
-    pipeline: Any = bench.pipeline
+    evaluator: Any = bench.evaluator
     constraints = Constraints.of(config, BASELINE)
-    loop = TrialLoop(pipeline, bench.space(), study, constraints, bench.told.append, cost=cost)
+    loop = TrialLoop(evaluator, bench.space(), study, constraints, bench.told.append, cost=cost)
     harsh: dict[str, Any] = loop.space.everywhere(prune=0.75)
     study.enqueue_trial(harsh)
     loop.run(2, FOREVER)
@@ -498,7 +498,7 @@ def test_a_network_far_inside_the_limit_that_is_not_accurate_is_followed_by_a_mi
 
 @pytest.mark.usefixtures("whole_protocols")
 def test_what_may_be_inside_the_limit_is_measured_until_that_is_known(bench: Bench) -> None:
-    evaluate, asked = bench.pipeline.evaluate, []
+    evaluate, asked = bench.evaluator.evaluate, []
 
     def once(*given: Any, **named: Any) -> TrialRecord:
         found = evaluate(*given, **named)
@@ -510,8 +510,8 @@ def test_what_may_be_inside_the_limit_is_measured_until_that_is_known(bench: Ben
         assert found.measurement is not None
         return replace(found, measurement=replace(found.measurement, ratio_high=found.measurement.ratio))
 
-    bench.pipeline.evaluate = once  # type: ignore[method-assign]
-    bench.pipeline.measure_again = measure_again  # type: ignore[attr-defined]
+    bench.evaluator.evaluate = once  # type: ignore[method-assign]
+    bench.evaluator.measure_again = measure_again  # type: ignore[attr-defined]
     loop = bench.loop(RunConfig(target_latency="0.5x", n_trials=40, sampler="random"))
     loop.run(40, float("inf"))
     assert asked and all(count == 2 for _, count in asked)

@@ -119,7 +119,6 @@ def parses(model: ir.Model, folder: Path) -> str:
     """Build with TensorRT-RTX for Ada; return its words when it refuses."""
     pytest.importorskip("tensorrt_rtx")
     from autocompress.engines.tensorrt.engine import TensorRTRTXEngine
-
     from autocompress.errors import BuildError
 
     save_onnx(model, folder / "model.onnx")

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.graph.template import GraphTemplate
-from autocompress.graph.tensor_dtypes import INPUT, OUTPUT, Context, Wiring
+from autocompress.graph.tensor_dtypes import INPUT, OUTPUT, Context, TensorDtypes
 from tests import networks
 
 
-def wired(model: nn.Module, blocks: tuple[str, ...] = ()) -> Wiring:
+def wired(model: nn.Module, blocks: tuple[str, ...] = ()) -> TensorDtypes:
     return GraphTemplate(networks.randomize(model).eval(), networks.images(1), blocks).wiring
 
 
-def junctions(found: Wiring) -> list[str]:
+def junctions(found: TensorDtypes) -> list[str]:
     return [name for name in found.inputs if name not in found.layers and name != OUTPUT]
 
 
@@ -67,7 +67,7 @@ def test_a_removed_block_is_bypassed_also_behind_another() -> None:
         OUTPUT: ("d",),
     }  # fmt: skip
     blocks = {"one": ("Add:1", "a", frozenset({"b", "Add:1"})), "two": ("Add:2", "Add:1", frozenset({"c", "Add:2"}))}
-    found = Wiring(inputs, blocks, frozenset("abcd"))
+    found = TensorDtypes(inputs, blocks, frozenset("abcd"))
     assert found.contexts("abcd")["a"] == Context(0.0, 1.0, 0.5, 1, 0.5)
     for removed in (("one", "two"), ("two", "one")):
         left = found.contexts("ad", removed)
@@ -77,4 +77,4 @@ def test_a_removed_block_is_bypassed_also_behind_another() -> None:
 
 
 def test_nothing_is_around_nothing() -> None:
-    assert Wiring().contexts(()) == {}
+    assert TensorDtypes().contexts(()) == {}

@@ -11,8 +11,8 @@ import numpy as np
 
 from autocompress.evaluation.profiler import random_choices
 from autocompress.graph.layout import Layout, Unit
-from autocompress.graph.tensor_dtypes import OUTPUT, Wiring
-from autocompress.model.inventory import Block, Group, Inventory, Layer
+from autocompress.graph.tensor_dtypes import OUTPUT, TensorDtypes
+from autocompress.model.inventory import Block, ChannelGroup, Inventory, Layer
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.layer_times import LayerTime
 from autocompress.prediction.predictor import LatencyPredictor, Observation
@@ -24,7 +24,7 @@ WIDTHS = (32, 32, 64, 64, 64, 96, 96)
 def make_layout() -> Layout:
     """Return a chain of convolutions with a block to remove and a head."""
     layers: dict[str, Layer] = {}
-    groups: dict[str, Group] = {}
+    groups: dict[str, ChannelGroup] = {}
     before = 3
     for index, width in enumerate(WIDTHS):
         name, kernel = f"c{index}", (1, 1) if index == 4 else (3, 3)
@@ -33,12 +33,12 @@ def make_layout() -> Layout:
         kind = "pointwise" if area == 1 else "conv"
         layers[name] = Layer(name, kind, before, width, kernel, macs, before * width * area, True, True)
         consumer = f"c{index + 1}" if index + 1 < len(WIDTHS) else "fc"
-        groups[name] = Group(name, width, (name,), (consumer,), {consumer: 1})
+        groups[name] = ChannelGroup(name, width, (name,), (consumer,), {consumer: 1})
         before = width
     layers["fc"] = Layer("fc", "linear", before, 10, (), 10 * before, 10 * before + 10, True, True)
     names = list(layers)
     reads = {name: (before,) for name, before in zip([*names, OUTPUT], ["", *names], strict=True)}
-    wiring = Wiring(reads, {"b": ("c3", "c2", frozenset({"c3"}))}, frozenset(names))
+    wiring = TensorDtypes(reads, {"b": ("c3", "c2", frozenset({"c3"}))}, frozenset(names))
     blocks = {"b": Block("b", ("c3",))}
     macs = sum(layer.macs for layer in layers.values())
     return Layout(Inventory(layers, groups, blocks, {}, macs, 1), wiring)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autocompress.prediction.predictor import LatencyPredictor, Prediction
-from autocompress.prediction.staircase import LEAST_NETWORKS, edges
+from autocompress.prediction.staircase import LEAST_NETWORKS, drop_dominated_choices
 from autocompress.space.search_space import SearchSpace, SpaceFile
 from tests.prediction import made_up
 
@@ -52,7 +52,7 @@ WIDTHS = {"ratios": [n / 32 for n in range(0, 32, 4)], "round_to": 4}
 
 def test_only_the_edges_of_steps_are_left() -> None:
     space = bound(pruning=WIDTHS)
-    left = edges(Told(), space)  # type: ignore[arg-type]
+    left = drop_dominated_choices(Told(), space)  # type: ignore[arg-type]
     # Sixteen channels are computed at once, so 28 and 20 cost what 32 do, but for what is written.
     kept = [round(32 * (1 - float(ratio))) for ratio in left["prune/c0"]]
     assert kept[0] == 32 and 16 in kept and 28 not in kept and 12 not in kept
@@ -61,25 +61,25 @@ def test_only_the_edges_of_steps_are_left() -> None:
 
 def test_what_is_not_certain_stays() -> None:
     space = bound(pruning=WIDTHS, rank={"ratios": [1, 0.5]}, dtype={"choices": ["dense", "int8"]})
-    assert edges(Told(deviation=1.0, int8=1.1, rank=1.1), space) == {}  # type: ignore[arg-type]
+    assert drop_dominated_choices(Told(deviation=1.0, int8=1.1, rank=1.1), space) == {}  # type: ignore[arg-type]
 
 
 def test_2_4_sparsity_that_does_not_pay_is_left_out() -> None:
     file = SpaceFile.model_validate({"sparsity": {"choices": ["none", "2:4"]}, "pruning": {"ratios": [0, 0.5]}})
     space = SearchSpace(file, made_up.LAYOUT.inventory, "fp16", int8=True, sparse=True)
-    offered = {name for name in space.every if name.startswith("sparsity/")}
-    slower = edges(Told(sparse=1.2), space)  # type: ignore[arg-type]
-    assert offered and {name for name in slower if name.startswith("sparsity/")} == offered
-    assert not {name for name in edges(Told(sparse=0.8), space) if name.startswith("sparsity/")}  # type: ignore[arg-type]
+    allowed_choices = {name for name in space.every if name.startswith("sparsity/")}
+    slower = drop_dominated_choices(Told(sparse=1.2), space)  # type: ignore[arg-type]
+    assert allowed_choices and {name for name in slower if name.startswith("sparsity/")} == allowed_choices
+    assert not {name for name in drop_dominated_choices(Told(sparse=0.8), space) if name.startswith("sparsity/")}  # type: ignore[arg-type]
 
 
 def test_ranks_and_int8_that_are_slower_both_ways_are_left_out() -> None:
     space = bound(rank={"ratios": [1, 0.5]}, dtype={"choices": ["dense", "int8"]}, pruning={"ratios": [0, 0.5]})
-    slower = edges(Told(int8=1.5, rank=1.5), space)  # type: ignore[arg-type]
+    slower = drop_dominated_choices(Told(int8=1.5, rank=1.5), space)  # type: ignore[arg-type]
     assert {name for name in slower if name.startswith("rank/")} == {n for n in space.every if n.startswith("rank/")}
     assert {name for name in slower if name.startswith("dtype/")} == {n for n in space.every if n.startswith("dtype/")}
     assert set(slower.values()) == {(1.0,), ("dense",)}
-    faster = edges(Told(int8=0.5, rank=0.5), space)  # type: ignore[arg-type]
+    faster = drop_dominated_choices(Told(int8=0.5, rank=0.5), space)  # type: ignore[arg-type]
     assert not {name for name in faster if not name.startswith("prune/")}
 
 
@@ -90,7 +90,7 @@ def test_a_learned_table_narrows_and_keeps_what_pays(table: LatencyPredictor) ->
         dtype={"choices": ["dense", "int8"]},
         blocks={"remove": True},
     )
-    left = edges(table, space)
+    left = drop_dominated_choices(table, space)
     dropped = [(n, c) for n, kept in left.items() for c in space.every[n] if c not in kept]
     assert dropped and all(len(kept) >= 1 and kept[0] == space.every[n][0] for n, kept in left.items())
     everywhere = space.everywhere()
@@ -105,18 +105,18 @@ def test_a_learned_table_narrows_and_keeps_what_pays(table: LatencyPredictor) ->
 
 
 def test_a_small_table_leaves_everything() -> None:
-    assert edges(learned(LEAST_NETWORKS - 1), made_up.SPACE) == {}
-    assert edges(LatencyPredictor(made_up.LAYOUT), made_up.SPACE) == {}
+    assert drop_dominated_choices(learned(LEAST_NETWORKS - 1), made_up.SPACE) == {}
+    assert drop_dominated_choices(LatencyPredictor(made_up.LAYOUT), made_up.SPACE) == {}
 
 
 def test_where_nothing_pays_everything_stays() -> None:
     space = bound(dtype={"choices": ["dense", "int8"]})
-    assert edges(Told(int8=2.0), space) == {}  # type: ignore[arg-type]
+    assert drop_dominated_choices(Told(int8=2.0), space) == {}  # type: ignore[arg-type]
 
 
 def test_a_space_of_one_kind_for_all_layers_is_narrowed_layer_by_layer() -> None:
     space = bound(uniform=True, pruning=WIDTHS, dtype={"choices": ["dense", "int8"]})
-    left = edges(Told(), space)  # type: ignore[arg-type]
+    left = drop_dominated_choices(Told(), space)  # type: ignore[arg-type]
     assert left and all(name in space.every for name in left)
     policy = space.narrowed(left).policy({"prune/*": 1 / 8})
     assert "c0" not in policy.pruning or policy.pruning["c0"] in left["prune/c0"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot
+from autocompress.recovery import TrainingFreeCompressor
 from autocompress.recovery.batch_norm_transfer import BatchNormTransfer
 
 
@@ -72,7 +72,9 @@ def test_channels_that_are_left_are_found_by_their_statistics(shift: float) -> N
     model, images = trained(shift)
     inventory = take_inventory(model, images[:2])
     group = next(iter(inventory.groups))
-    made = OneShot(model, inventory, {}, images[:2], [images]).model(CompressionPolicy(pruning={group: 0.5}))
+    made = TrainingFreeCompressor(model, inventory, {}, images[:2], [images]).model(
+        CompressionPolicy(pruning={group: 0.5})
+    )
     norm = made.get_submodule("2")
     whole = model.get_submodule("2")
     assert isinstance(norm, nn.BatchNorm2d) and isinstance(whole, nn.BatchNorm2d)

@@ -198,7 +198,7 @@ def test_features_of_a_student_get_closer_to_the_teachers(task: ClassificationTa
     # By the metric, a student whose last layer learns nothing gets no better: without it, the last state stays.
     unmeasured = copy.copy(task)
     unmeasured._validation_indices = unmeasured._validation_indices[:0]
-    finetune(model, Teacher(task.model(), torch.float32), unmeasured, config, Budget(6, LONG), told=said.append)
+    finetune(model, Teacher(task.model(), torch.float32), unmeasured, config, Budget(6, LONG), on_message=said.append)
     assert unexplained(task, model) < 0.7 * before
     assert said == ["Distilling features at bn1, bn2"]
     # Nothing of it is left on the student.

@@ -448,6 +448,6 @@ def test_labels_whose_loss_fails_are_left_aside_and_it_is_said(task: Classificat
     failing = copy.copy(task)
     failing.__class__ = Failing
     said: list[str] = []
-    report = finetune(untrained(5), teacher, failing, CONFIG, Budget(3, LONG), told=said.append)
+    report = finetune(untrained(5), teacher, failing, CONFIG, Budget(3, LONG), on_message=said.append)
     assert report.improved
     assert said == ["Labels are not learned from: the task's loss raised ValueError: class 255"]

@@ -18,7 +18,7 @@ from autocompress.errors import CompressionError
 from autocompress.graph.builder import Ranges, exported
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery.bias_correction import FloatOutputs, correct
-from autocompress.recovery.ptq_stages import RUNGS, Rung, best_rung, climb
+from autocompress.recovery.ptq_stages import RUNGS, PtqStage, best_stage, run_stages
 from autocompress.tasks import ClassificationTask
 from tests import networks
 
@@ -154,14 +154,14 @@ def test_rungs_are_climbed_until_the_metric_is_met(
     def score(tried: nn.Module) -> float:
         return nearness(tried, inputs, agreement["outputs"])
 
-    rungs = climb(model, inputs, score, steps=150, stage=stages.append)
+    rungs = run_stages(model, inputs, score, steps=150, stage=stages.append)
     assert tuple(rung.name for rung in rungs) == RUNGS and len(stages) == 3
     plain, equal, rounded = (rung.metric for rung in rungs)
     assert equal > plain + 0.1 and rounded > equal
     assert score(model) < plain
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert [r.name for r in climb(model, inputs, score, plain, steps=150)] == ["bias_correction"]
-    assert [r.name for r in climb(model, inputs, score, equal - 1e-6, steps=150)] == list(RUNGS[:2])
+    assert [r.name for r in run_stages(model, inputs, score, plain, steps=150)] == ["bias_correction"]
+    assert [r.name for r in run_stages(model, inputs, score, equal - 1e-6, steps=150)] == list(RUNGS[:2])
     # The exporter stores the very codes that were learned.
     x = next(task.validation(32))[0]
     graph = exported(rungs[-1].model, x, Ranges(activation_ranges(rungs[-1].model)), "onnxruntime").model
@@ -173,19 +173,19 @@ def test_rungs_are_climbed_until_the_metric_is_met(
 
 
 def test_the_first_rung_that_is_good_enough_is_taken_else_the_best() -> None:
-    rungs = [Rung(name, nn.Identity(), metric, 0.0) for name, metric in zip(RUNGS, (0.7, 0.8, 0.8), strict=True)]
-    assert best_rung(rungs, 0.75).name == "equalization"
-    assert best_rung(rungs, 0.6).name == "bias_correction"
-    assert best_rung(rungs, 0.9).name == "equalization"
+    rungs = [PtqStage(name, nn.Identity(), metric, 0.0) for name, metric in zip(RUNGS, (0.7, 0.8, 0.8), strict=True)]
+    assert best_stage(rungs, 0.75).name == "equalization"
+    assert best_stage(rungs, 0.6).name == "bias_correction"
+    assert best_stage(rungs, 0.9).name == "equalization"
 
 
 def test_a_model_without_int8_and_data_that_say_nothing(inputs: Tensor, task: ClassificationTask) -> None:
     with pytest.raises(CompressionError, match="no int8 layer"):
-        climb(task.model(), inputs, lambda model: 1.0)
+        run_stages(task.model(), inputs, lambda model: 1.0)
     broken = made(task.model(), inputs)
     with torch.no_grad():
         broken.get_parameter("fc.weight")[0, 0] = torch.nan
     with pytest.raises(CompressionError, match=r"'fc.weight' holds NaN"):
-        climb(broken, inputs, lambda model: 1.0)
+        run_stages(broken, inputs, lambda model: 1.0)
     with pytest.raises(CompressionError, match=r"nothing but zeros.*'conv1'"):
-        climb(made(task.model(), inputs), torch.zeros_like(inputs), lambda model: 1.0)
+        run_stages(made(task.model(), inputs), torch.zeros_like(inputs), lambda model: 1.0)

@@ -16,9 +16,9 @@ from autocompress.errors import ConfigError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import reconstruction as module
-from autocompress.recovery.oneshot import OneShot
 from autocompress.recovery.recalibration import fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
+from autocompress.recovery.training_free import TrainingFreeCompressor
 from autocompress.tasks.cifar_models import ResNet
 
 
@@ -94,7 +94,7 @@ def test_a_reconstructed_network_is_nearer_to_the_original(name: str) -> None:
     inventory = take_inventory(model, inputs[:2])
     off = []
     for reconstruct in (False, True):
-        made = OneShot(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct)
+        made = TrainingFreeCompressor(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct)
         with torch.no_grad():
             off.append(float((made.model(POLICIES[name])(others) - model(others)).square().mean()))
     assert off[1] < 0.9 * off[0], off
@@ -119,7 +119,9 @@ def test_nothing_is_fitted_where_nothing_changed() -> None:
 def test_one_pass_fits_moves_statistics_and_observes(name: str) -> None:
     model = small()
     inputs = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    made = OneShot(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs]).model(POLICIES[name])
+    made = TrainingFreeCompressor(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs]).model(
+        POLICIES[name]
+    )
     # The last batch-norm reads what every change before it has moved, and no channel of its own was removed.
     assert not torch.equal(made.layer3[0].bn2.running_mean, model.layer3[0].bn2.running_mean)
     again = copy.deepcopy(made)
@@ -135,7 +137,7 @@ def test_one_pass_fits_moves_statistics_and_observes(name: str) -> None:
 def test_compressed_networks_keep_the_layout_that_is_fast() -> None:
     model = small().to(memory_format=torch.channels_last)
     inputs = torch.randn(8, 3, 32, 32)
-    shots = OneShot(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs])
+    shots = TrainingFreeCompressor(model, take_inventory(model, inputs[:2]), {}, inputs[:2], [inputs])
     for policy in POLICIES.values():
         weights = [p for p in shots.model(policy).parameters() if p.dim() == 4]
         assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
@@ -227,10 +229,10 @@ def test_linear_layers_over_maps_are_fitted_along_their_last_axis(monkeypatch: p
 def test_one_sample_is_not_fitted_to_and_none_is_said() -> None:
     model, inputs = small(), torch.randn(1, 3, 32, 32)
     inventory = take_inventory(model, torch.randn(2, 3, 32, 32))
-    made = OneShot(model, inventory, {}, inputs, [inputs]).model(POLICIES["pruned"])
+    made = TrainingFreeCompressor(model, inventory, {}, inputs, [inputs]).model(POLICIES["pruned"])
     assert bool(made(inputs).isfinite().all())
     with pytest.raises(ConfigError, match="no calibration data"):
-        OneShot(model, inventory, {}, inputs, [])
+        TrainingFreeCompressor(model, inventory, {}, inputs, [])
 
 
 def test_both_forms_of_the_fit_agree() -> None:
@@ -300,7 +302,7 @@ def test_one_shot_factorizes_by_what_layers_give(factorization: str) -> None:
     policy = CompressionPolicy(layers={"0": LayerPolicy(rank_ratio=0.12, factorization=factorization)})
     off = []
     for reconstruct in (False, True):
-        made = OneShot(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct).model(policy)
+        made = TrainingFreeCompressor(model, inventory, {}, inputs[:2], [inputs], reconstruct=reconstruct).model(policy)
         with torch.no_grad():
             off.append(float((made(others) - model(others)).square().mean()))
     assert off[1] < 0.7 * off[0], off

@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.model.inventory import Group, take_inventory
+from autocompress.model.inventory import ChannelGroup, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.space.rank_choices import nearest_choice
 from autocompress.space.search_space import (
@@ -48,18 +48,20 @@ def test_every_shipped_space_loads_and_binds() -> None:
 
 def test_heads_are_offered_in_any_number_or_not_at_all() -> None:
     inventory = make_inventory()
-    heads = Group("qkv", 3, ("qkv",), ("proj",), {"proj": 8}, heads={"qkv": (0, 1, 2) * 24, "proj": (0, 1, 2) * 8})
+    heads = ChannelGroup(
+        "qkv", 3, ("qkv",), ("proj",), {"proj": 8}, heads={"qkv": (0, 1, 2) * 24, "proj": (0, 1, 2) * 8}
+    )
     inventory = replace(inventory, groups={**inventory.groups, "qkv": heads})
 
-    def offered(**pruning: Any) -> SearchSpace:
+    def allowed_choices(**pruning: Any) -> SearchSpace:
         file = SpaceFile.model_validate({"pruning": {"ratios": [0, 0.25, 0.5, 0.75], **pruning}})
         return SearchSpace(file, inventory, "fp32", int8=True)
 
     # 3, 2 (of 2.25 and of 1.5, to even) and 1 (of 0.75).
-    assert offered().parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
-    assert offered(round_to=16).parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
-    assert "prune/qkv" not in offered(heads=False).parameters
-    assert "prune/c0" in offered(heads=False).parameters
+    assert allowed_choices().parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
+    assert allowed_choices(round_to=16).parameters["prune/qkv"] == (0, 1 / 3, 2 / 3)
+    assert "prune/qkv" not in allowed_choices(heads=False).parameters
+    assert "prune/c0" in allowed_choices(heads=False).parameters
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
@@ -286,9 +288,9 @@ def test_a_narrowed_space_offers_what_is_left_and_no_more() -> None:
 
 def test_narrowing_changes_the_hash_and_leaves_that_of_a_whole_space_alone() -> None:
     space = bound(**EVERYTHING)
-    offered = {"prune/c0": (0.0, 0.5)}
-    assert space.narrowed(offered).hash not in (space.hash, space.narrowed({"prune/c1": (0.0, 0.5)}).hash)
-    assert space.narrowed(offered).hash == bound(**EVERYTHING).narrowed(dict(offered)).hash
+    allowed_choices = {"prune/c0": (0.0, 0.5)}
+    assert space.narrowed(allowed_choices).hash not in (space.hash, space.narrowed({"prune/c1": (0.0, 0.5)}).hash)
+    assert space.narrowed(allowed_choices).hash == bound(**EVERYTHING).narrowed(dict(allowed_choices)).hash
     same = {"prune/c0": space.every["prune/c0"], "prune/nobody": (0.0,)}
     assert space.narrowed({}).hash == space.narrowed(same).hash == space.hash
 
@@ -319,9 +321,11 @@ def test_2_4_sparsity_is_offered_where_the_device_skips_zeros() -> None:
     without = SearchSpace(file, inventory, "fp16", int8=True)
     assert not any(name.startswith("sparsity/") for name in without.parameters)
     space = SearchSpace(file, inventory, "fp16", int8=True, sparse=True)
-    offered = {name: choices for name, choices in space.parameters.items() if name.startswith("sparsity/")}
+    allowed_choices = {name: choices for name, choices in space.parameters.items() if name.startswith("sparsity/")}
     # Not for what is excluded, nor for layers that have no low-rank form: depthwise ones, and the head here.
-    assert set(offered) == {f"sparsity/c{i}" for i in range(1, 5)} and set(offered.values()) == {("none", "2:4")}
+    assert set(allowed_choices) == {f"sparsity/c{i}" for i in range(1, 5)} and set(allowed_choices.values()) == {
+        ("none", "2:4")
+    }
     policy = space.policy({"sparsity/c1": "2:4", "dtype/c1": "int8"})
     assert policy.layers["c1"] == LayerPolicy("int8", 1.0, "2:4") and policy.sparse_layers == ("c1",)
     assert space.narrowed({"sparsity/c2": ("none",)}).parameters.keys() == space.parameters.keys() - {"sparsity/c2"}

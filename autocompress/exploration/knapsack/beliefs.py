@@ -1,6 +1,6 @@
 """What a sampler believes of losses and costs: beliefs before the first trial, and how trials change them.
 
-`LossBelief` chooses, by how well each foresees the trials it has not seen, the link to an additive loss, how far to
+`LossModel` chooses, by how well each foresees the trials it has not seen, the link to an additive loss, how far to
 trust the sensitivities, and how far effects stray from them. `CostBelief` corrects predicted costs by measured ones: a
 factor of everything, a constant, and a difference for each choice. Neither chooses what to try.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from autocompress.exploration.knapsack.additive_model import AdditiveModel, Effects, Posterior, Prior, Scales
 from autocompress.exploration.knapsack.choice_graph import Graph
-from autocompress.exploration.knapsack.loss_transforms import LINKS, POWERS, Link
+from autocompress.exploration.knapsack.loss_transforms import LINKS, POWERS, LossTransform
 from autocompress.exploration.knapsack.problem import Array, Choice, Index
 
 # Deviations from a prior mean, as fractions of it: of one choice on its own, of a parameter as a whole, and at least.
@@ -67,18 +67,18 @@ def positions(graph: Graph) -> Array:
 
 @dataclass(frozen=True)
 class LossFit:
-    """One choice of link, prior (a position in `LossBelief.models`) and scales."""
+    """One choice of link, prior (a position in `LossModel.models`) and scales."""
 
-    link: Link
+    link: LossTransform
     prior: int
     noise: float
     scales: Scales
 
 
-_BEFORE = LossFit(Link("survival"), 0, 0.2, Scales())
+_BEFORE = LossFit(LossTransform("survival"), 0, 0.2, Scales())
 
 
-class LossBelief:
+class LossModel:
     """Losses of all choices, from sensitivities and from trials.
 
     Args:
@@ -209,22 +209,22 @@ class LossBelief:
         score = model.fit(loss, noise, fit.scales, rows).log_score()
         return float((score + np.log(fit.link.slope(shares[rows]) / factor)).sum())
 
-    def effects(self, rng: np.random.Generator | None, temper: float) -> Effects:
-        """Return losses in the unit of `fit.link`: expected ones, moved by `temper` towards a draw."""
+    def effects(self, rng: np.random.Generator | None, thompson_scale: float) -> Effects:
+        """Return losses in the unit of `fit.link`: expected ones, moved by `thompson_scale` towards a draw."""
         if self.posterior is None:
             prior = self.model.prior
             mean = Effects(prior.mean, np.zeros(len(prior.pairs)), 0.0)
-            if rng is not None and temper:
+            if rng is not None and thompson_scale:
                 stray = prior.own_sd * rng.standard_normal(prior.mean.shape)
                 stray = stray + prior.common_sd * rng.standard_normal((len(prior.mean), 1))
-                mean = Effects(prior.mean + temper * stray, mean.pairs, 0.0)
+                mean = Effects(prior.mean + thompson_scale * stray, mean.pairs, 0.0)
         else:
             mean = self.posterior.mean()
-            if rng is not None and temper:
+            if rng is not None and thompson_scale:
                 draw = self.posterior.draw(rng)
                 mean = Effects(
-                    mean.effects + temper * (draw.effects - mean.effects),
-                    mean.pairs + temper * (draw.pairs - mean.pairs),
+                    mean.effects + thompson_scale * (draw.effects - mean.effects),
+                    mean.pairs + thompson_scale * (draw.pairs - mean.pairs),
                     0.0,
                 )
         effects = self.factor * np.where(self.chosen, np.maximum(mean.effects, 0.0), 0.0)
@@ -327,7 +327,7 @@ class CostBelief:
         self.model.replace(position, row, float(self.predicted(row[None])[0]))
 
     def update(self, measured: Array, telling: Index) -> None:
-        """Condition on the measured cost of every row, NaN where none was; `telling` as in `LossBelief.update`."""
+        """Condition on the measured cost of every row, NaN where none was; `telling` as in `LossModel.update`."""
         known = np.isfinite(measured)
         # The unit comes from the dearer half: small predictions may be far off, or negative.
         predicted = self.model.prior_totals

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autocompress.errors import ConfigError, nearest
-from autocompress.exploration.knapsack.problem import Array, Choice, Costs, Edge, Index, Table, Weights
+from autocompress.exploration.knapsack.problem import Array, Choice, Costs, Edge, Index, LossCostTables, Table
 
 
 class Graph:
@@ -159,7 +159,7 @@ class Graph:
         *,
         pair_scale: float = 1.0,
         fixed_cost: float | None = None,
-    ) -> Weights:
+    ) -> LossCostTables:
         """Return the figures of the graph for one vector of losses (and of costs, where they differ from `costs`).
 
         Args:
@@ -202,7 +202,7 @@ class Graph:
         kept = tuple(
             Edge(i, j, lost, spent) for (i, j), (lost, spent) in sorted(edges.items()) if lost.any() or spent.any()
         )
-        return Weights(loss, cost, kept, 0.0, self.costs.fixed_ms if fixed_cost is None else fixed_cost)
+        return LossCostTables(loss, cost, kept, 0.0, self.costs.fixed_ms if fixed_cost is None else fixed_cost)
 
     def _table(self, first: str, second: str, table: Table) -> Array:
         found = np.array(table, dtype=np.float64)
@@ -247,7 +247,7 @@ class Graph:
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
-    def spell(self, chosen: Index) -> Index:
+    def to_positions(self, chosen: Index) -> Index:
         """Return the position of each parameter's choice, -1 where it is switched off."""
         found = np.full(len(self.names), -1, np.int64)
         state = chosen[self._alone]
@@ -270,7 +270,7 @@ class Graph:
                 chosen[target] = self.off[target]
         return None if (chosen < 0).any() else chosen
 
-    def settle(self, positions: Index) -> Index | None:
+    def apply_switches(self, positions: Index) -> Index | None:
         """Return one position per parameter with -1 for what is switched off; None where equals differ."""
         found = positions.copy()
         for node in self._merged:
@@ -283,14 +283,14 @@ class Graph:
                 found[list(self.members[target])] = -1
         return found
 
-    def tidy(self, chosen: Index) -> Index | None:
+    def canonicalise(self, chosen: Index) -> Index | None:
         """Return one position per parameter for states changed at will; None where they exclude each other."""
-        settled = self.read(np.maximum(self.spell(chosen), 0))
-        return None if settled is None or not self.allowed(settled) else self.spell(settled)
+        settled = self.read(np.maximum(self.to_positions(chosen), 0))
+        return None if settled is None or not self.allowed(settled) else self.to_positions(settled)
 
     def changed(self, chosen: Index, changes: Sequence[tuple[int, int]]) -> list[Index]:
         """Return one position per parameter for each change of one node's state, without those that are not allowed."""
-        row = self.spell(chosen)
+        row = self.to_positions(chosen)
         found = []
         for node, state in changes:
             if self._plain[node]:
@@ -301,13 +301,13 @@ class Graph:
                 continue
             states = chosen.copy()
             states[node] = state
-            if (tidied := self.tidy(states)) is not None:
+            if (tidied := self.canonicalise(states)) is not None:
                 found.append(tidied)
         return found
 
     def allowed(self, chosen: Index) -> bool:
         """Whether no state and no pair of states is excluded, by the costs."""
-        positions = self.spell(chosen)
+        positions = self.to_positions(chosen)
         on = positions >= 0
         if np.isinf(self.flat_cost[self.offsets[:-1][on] + positions[on]]).any():
             return False

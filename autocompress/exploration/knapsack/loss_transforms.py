@@ -20,7 +20,7 @@ MOST = 0.97
 
 
 @dataclass(frozen=True)
-class Link:
+class LossTransform:
     """One link.
 
     Attributes:
@@ -67,4 +67,4 @@ class Link:
 
 
 POWERS = (1.0, 0.7, 0.5)
-LINKS = tuple(Link(shape, power) for shape in ("linear", "survival", "odds") for power in POWERS)
+LINKS = tuple(LossTransform(shape, power) for shape in ("linear", "survival", "odds") for power in POWERS)

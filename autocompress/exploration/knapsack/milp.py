@@ -18,7 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from autocompress.errors import ConfigError
 from autocompress.exploration.knapsack.choice_graph import Graph
-from autocompress.exploration.knapsack.problem import Array, Choice, Index, Problem, Weights
+from autocompress.exploration.knapsack.problem import Array, Choice, Index, LossCostTables, Problem
 from autocompress.exploration.knapsack.relaxation import Relaxation
 
 # Columns HiGHS is given; beyond, building the model alone takes seconds.
@@ -85,7 +85,7 @@ def spread(
     for budget in budgets:
         chosen, status, bound = solver.solve(budget, gap=gap, time_limit_s=time_limit_s)
         loss, cost = weights.totals(chosen)
-        found.append(Allocation(graph.named(graph.spell(chosen)), loss, cost, status, bound))
+        found.append(Allocation(graph.named(graph.to_positions(chosen)), loss, cost, status, bound))
     return found
 
 
@@ -96,7 +96,7 @@ class Solver:
         ConfigError: No combination of choices is allowed.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: LossCostTables) -> None:
         self.weights = weights
         self.relaxation = Relaxation(weights)
         self.cheapest = self.relaxation.cheapest()
@@ -181,7 +181,7 @@ class _Model:
     A pair's columns sum to those of its choices, so they are whole where the choices are.
     """
 
-    def __init__(self, weights: Weights, allowed: Array) -> None:
+    def __init__(self, weights: LossCostTables, allowed: Array) -> None:
         self.weights = weights
         nodes, states = np.nonzero(allowed)
         self._nodes, self._states = nodes, states

@@ -1,7 +1,7 @@
 """What a knapsack solver needs to know: parameters, their choices, and what each costs and loses.
 
-`Costs` and `Problem` are plain data that a caller fills; `graph.Graph` is their array form, its figures are `Weights`.
-Solves nothing; knows nothing of models, engines or Optuna.
+`Costs` and `Problem` are plain data that a caller fills; `choice_graph.Graph` is their array form, its figures are
+`LossCostTables`. Solves nothing; knows nothing of models, engines or Optuna.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Free:
+class Switch:
     """While `parameter` takes `choice`, what `parameters` choose matters not: a removed block has no layers."""
 
     parameter: str
@@ -57,7 +57,7 @@ class Costs:
     ms: Mapping[str, Mapping[Choice, float]]
     pairs: Sequence[Pair] = ()
     equal: Sequence[Sequence[str]] = ()
-    free: Sequence[Free] = ()
+    free: Sequence[Switch] = ()
     fixed_ms: float = 0.0
 
     @property
@@ -92,7 +92,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossCostTables:
     """The figures of a graph: what may change between two solutions of one problem.
 
     Attributes:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.exploration.knapsack.additive_model import Effects
-from autocompress.exploration.knapsack.beliefs import CostBelief, LossBelief, flattened, refit_size
+from autocompress.exploration.knapsack.beliefs import CostBelief, LossModel, flattened, refit_size
 from autocompress.exploration.knapsack.choice_graph import Graph
 from autocompress.exploration.knapsack.hypervolume import behind_front, hypervolume_gain
 from autocompress.exploration.knapsack.milp import Solver
-from autocompress.exploration.knapsack.problem import Array, Choice, Index, Weights
+from autocompress.exploration.knapsack.problem import Array, Choice, Index, LossCostTables
 from autocompress.exploration.knapsack.relaxation import Relaxation
 from autocompress.exploration.knapsack.uniform_rows import uniform_rows
 
@@ -43,11 +43,11 @@ class Tuning:
     """How bold proposals are.
 
     Attributes:
-        temper: Share of a Thompson draw's deviation that is believed; 0 is greedy, 1 a full draw.
+        thompson_scale: Share of a Thompson draw's deviation that is believed; 0 is greedy, 1 a full draw.
         error: Standard deviation of a measured quality.
     """
 
-    temper: float = 0.3
+    thompson_scale: float = 0.3
     error: float = 0.002
 
 
@@ -84,7 +84,7 @@ class Planner:
         self._floor = floor
         pairs = {(graph.position(p.first), graph.position(p.second)) for p in graph.costs.pairs}
         pairs |= {(graph.position(a), graph.position(b)) for a, b in interactions}
-        self._losses = LossBelief(graph, losses, sorted(pairs), _CAPACITY)
+        self._losses = LossModel(graph, losses, sorted(pairs), _CAPACITY)
         # What the knapsack is solved for has to be a sum; what is chosen among need not.
         self._sums = CostBelief(graph, _CAPACITY)
         self._costs = self._sums if exact is None else CostBelief(graph, _CAPACITY, exact)
@@ -92,7 +92,7 @@ class Planner:
         self._quality, self._cost = np.zeros(0), np.zeros(0)
         self._dirty = False
         start = graph.read(np.zeros(len(graph.names), np.int64))
-        self.reference = None if start is None else graph.spell(start)
+        self.reference = None if start is None else graph.to_positions(start)
         # Everything that was ever seen counts for the front, whatever the models have room for.
         self._front: list[tuple[float, float, bytes]] = []
         self._front_rows: dict[bytes, Index] = {}
@@ -196,8 +196,8 @@ class Planner:
         self._learn()
         tried = known - (set() if self.reference is None else {self.reference.tobytes()})
         first = not tried
-        temper = 0.0 if first and len(self._losses.models) > 1 else self.tuning.temper
-        effects = self._losses.effects(rng, temper)
+        thompson_scale = 0.0 if first and len(self._losses.models) > 1 else self.tuning.thompson_scale
+        effects = self._losses.effects(rng, thompson_scale)
         if not first and len(tried) <= _UNIFORM:
             even = self._uniform(rng, self._promise(effects, budget, pending), known)
             if even is not None:
@@ -210,7 +210,7 @@ class Planner:
             pool = self._middle(weights, relaxation)
         else:
             pool = self._along(rng, weights, relaxation)
-        rows = [self.graph.spell(chosen) for chosen in pool]
+        rows = [self.graph.to_positions(chosen) for chosen in pool]
         if first and budget is None:
             found = next((row for row in rows if row.tobytes() not in known), None)
         else:
@@ -229,14 +229,14 @@ class Planner:
         at = int(np.argmax(values))
         return rows[at] if values[at] > 0 else None
 
-    def _weigh(self, effects: Effects) -> Weights:
+    def _weigh(self, effects: Effects) -> LossCostTables:
         flat_cost, factor, fixed = self._sums.flat()
         flat_loss = flattened(self.graph, effects.effects)
         return self.graph.weigh(
             flat_loss, flat_cost, self._losses.interactions(effects), pair_scale=factor, fixed_cost=fixed
         )
 
-    def _middle(self, weights: Weights, relaxation: Relaxation) -> list[Index]:
+    def _middle(self, weights: LossCostTables, relaxation: Relaxation) -> list[Index]:
         """Return, alone in a list, the solution whose budget is as many times the least as the most is of it."""
         cheapest, dearest = relaxation.cheapest(), relaxation.minimise(0.0)[0]
         low, high = weights.totals(cheapest)[1], weights.totals(dearest)[1]
@@ -244,7 +244,7 @@ class Planner:
         budget = max((max(low, 1e-3 * high) * high) ** 0.5, solver.cheapest_cost)
         return [solver.solve(budget, gap=_POLISH_GAP, time_limit_s=0)[0]]
 
-    def _along(self, rng: np.random.Generator, weights: Weights, relaxation: Relaxation) -> list[Index]:
+    def _along(self, rng: np.random.Generator, weights: LossCostTables, relaxation: Relaxation) -> list[Index]:
         """Return solutions along the whole front."""
         path = relaxation.path(_PATH)
         costs = np.array([weights.totals(chosen)[1] for chosen in path])
@@ -254,7 +254,7 @@ class Planner:
             found.append(relaxation.fill(path[max(below, 0)], float(budget)))
         return found
 
-    def _within(self, rng: np.random.Generator, weights: Weights, budget: float, *, first: bool) -> list[Index]:
+    def _within(self, rng: np.random.Generator, weights: LossCostTables, budget: float, *, first: bool) -> list[Index]:
         """Return solutions within a budget, and within some less: predicted costs may be too low."""
         solver = Solver(weights)
         spare = (
@@ -286,7 +286,7 @@ class Planner:
         for _ in range(changes):
             node = int(rng.integers(len(chosen)))
             chosen[node] = rng.integers(len(self.graph.local[node]))
-        return self.graph.tidy(chosen)
+        return self.graph.canonicalise(chosen)
 
     def _climb(
         self, rng: np.random.Generator, rows: Sequence[Index], promise: _Promise, known: set[bytes], *, steps: int

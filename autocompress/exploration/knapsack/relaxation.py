@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from autocompress.exploration.knapsack.problem import Array, Index, Weights
+from autocompress.exploration.knapsack.problem import Array, Index, LossCostTables
 
 # Largest table of an elimination: 2 MB of floats. Wider graphs are minimised by coordinate descent, without a bound.
 _WIDEST = 250_000
@@ -45,7 +45,7 @@ class Relaxation:
         exact: Whether `minimise` finds the true minimum.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: LossCostTables) -> None:
         self.weights = weights
         count = len(weights.loss)
         self._sizes = [int(np.flatnonzero(np.isfinite(row)).max()) + 1 for row in weights.loss]

@@ -57,7 +57,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         predict: What choices cost together, for every parameter and choice of `costs`, where more is known than sums:
             `costs` then propose, and `predict` tells which proposal is best. In the unit of `costs`, and always the
             same of the same; NaN or infinity where nothing is known. Called a few hundred times for a proposal.
-        temper: Boldness: share of a posterior draw's deviation that is believed, from 0 (greedy) to 1 (Thompson).
+        thompson_scale: Share of a posterior draw's deviation that is believed, from 0 (greedy) to 1 (Thompson).
 
     Raises:
         ConfigError: The costs contradict themselves.
@@ -76,17 +76,17 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         interactions: Sequence[tuple[str, str]] = (),
         cost_of: Callable[[FrozenTrial], float | None] | None = None,
         predict: Callable[[Mapping[str, Choice]], float] | None = None,
-        temper: float = Tuning.temper,
+        thompson_scale: float = Tuning.thompson_scale,
     ) -> None:
         if budget is not None and not budget > 0:
             raise ConfigError(f"The sampler's budget is {budget}; it must be above 0.")
-        if not 0 <= temper <= 1:
-            raise ConfigError(f"The sampler's temper is {temper}; it is between 0 and 1.")
+        if not 0 <= thompson_scale <= 1:
+            raise ConfigError(f"The sampler's thompson_scale is {thompson_scale}; it is between 0 and 1.")
         self._graph = Graph(costs)
         # Contradictions are told now, not at the first proposal.
         self._graph.weigh(self._graph.flatten(losses or {}))
         self._losses, self._budget, self._floor, self._reference = losses, budget, floor, reference
-        self._tuning = Tuning(temper=temper, error=error)
+        self._tuning = Tuning(thompson_scale=thompson_scale, error=error)
         self._interactions, self._cost_of, self._predict = tuple(interactions), cost_of, predict
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._distributions: dict[str, BaseDistribution] = {
@@ -243,7 +243,7 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         row[self._single] = 0
         if (row < 0).all() or (not trial.state.is_finished() and (row < 0).any()):
             return None
-        settled = self._graph.settle(row) if (row >= 0).all() else None
+        settled = self._graph.apply_switches(row) if (row >= 0).all() else None
         return row if settled is None else settled
 
 

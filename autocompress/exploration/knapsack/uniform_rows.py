@@ -38,7 +38,7 @@ def uniform_rows(graph: Graph, rng: np.random.Generator) -> list[Index]:
             for i in members:
                 row[i] = round(place * (len(graph.choices[i]) - 1) / max(count - 1, 1))
         chosen = graph.read(row)
-        settled = None if chosen is None else graph.tidy(chosen)
+        settled = None if chosen is None else graph.canonicalise(chosen)
         if settled is not None:
             found[settled.tobytes()] = settled
     return list(found.values())

@@ -1,9 +1,9 @@
 """Predicted latency in the search: what cannot meet the limit is not built, and what is built lands just inside it.
 
 A network that is well inside its latency limit has been compressed more than it had to be, one that is over it is of no
-use: both cost a build. `Screen` moves what a sampler proposes to just inside the limit, by predictions that take a
-millisecond; `FittedSampler` puts it between any Optuna sampler and its study, so that the study learns of what was
-measured. A predictor that is not trusted changes nothing. Owns no figures: those that count are measured.
+use: both cost a build. `LatencyFilter` moves a sampler's proposals to just inside the limit, by predictions that take a
+millisecond; `LatencyLimitedSampler` puts it between any Optuna sampler and its study, so that the study learns of what
+was measured. An unreliable predictor changes nothing. Owns no figures: those that count are measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.exploration.latency_limit.local_search import Choices, Fitting
-from autocompress.exploration.latency_limit.machine_speed import Pace
+from autocompress.exploration.latency_limit.local_search import Choices, LocalSearch
+from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.exploration.pareto import Constraints
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.layer_times import LayerTime
@@ -72,7 +72,7 @@ def cautious(prediction: Prediction) -> float:
     return prediction.ratio + _CAUTION * (prediction.high - prediction.ratio) / 1.96
 
 
-class Screen:
+class LatencyFilter:
     """Judge and change proposals by their predicted latency.
 
     Args:
@@ -98,11 +98,11 @@ class Screen:
         self.taken: set[CompressionPolicy] = set()
         self.blocks: Sequence[str] = ()
         self.best: tuple[Choices, TrialRecord] | None = None
-        self.finishing = False
+        self.polish_best = False
         self.reachable = True
         self._constraints = constraints
         self._seen: list[TrialRecord] = []
-        self._pace = 0, constraints.pace(())
+        self._machine_speed = 0, constraints.machine_speed(())
         # What the predictor was told, and what ratios were multiplied by then; what it has not been told yet.
         self._told: dict[CompressionPolicy, tuple[Measurement, float]] = {}
         self._new: dict[CompressionPolicy, TrialRecord] = {}
@@ -130,20 +130,20 @@ class Screen:
             self._learn()
 
     @property
-    def pace(self) -> Pace:
+    def machine_speed(self) -> MachineSpeed:
         """The machine's, going by what was measured so far. Ratios are learned, and predicted, at its usual one."""
-        if self._pace[0] != len(self._seen):
-            self._pace = len(self._seen), self._constraints.pace(self._seen)
-        return self._pace[1]
+        if self._machine_speed[0] != len(self._seen):
+            self._machine_speed = len(self._seen), self._constraints.machine_speed(self._seen)
+        return self._machine_speed[1]
 
     def _learn(self) -> None:
         """Tell the predictor what is new, and what is known otherwise than it was told."""
-        pace, observations, times = self.pace, [], []
+        machine_speed, observations, times = self.machine_speed, [], []
         fresh = {policy: record.measurement for policy, record in self._new.items()}
         known = {policy: found for policy, (found, _) in self._told.items()}
         for policy, found in {**known, **fresh}.items():
             assert found is not None
-            level = pace.level(found)
+            level = machine_speed.normalise(found)
             if policy not in fresh and abs(level / self._told[policy][1] - 1) <= _STALE:
                 continue
             # A network that is measured again was profiled beside its first measurement.
@@ -169,19 +169,22 @@ class Screen:
     def limit(self) -> float | None:
         """The ratio to the baseline, at the usual pace, that meets the latency limit at every pace of the machine."""
         latency = self._constraints.latency
-        return None if latency is None else self.pace.limit(latency)
+        return None if latency is None else self.machine_speed.limit(latency)
 
     @property
-    def trusted(self) -> bool:
+    def can_filter(self) -> bool:
         """Whether there is a limit, and predictions are good enough to act on."""
-        return self.limit is not None and self.believed
+        return self.limit is not None and self.is_reliable
 
     @property
-    def believed(self) -> bool:
+    def is_reliable(self) -> bool:
         """Whether predictions are good enough to act on."""
         if not self.predictor.ready:
             return False
-        errors = [abs(predicted / (self.pace.level(found) * found.ratio) - 1) for found, predicted in self._errors]
+        errors = [
+            abs(predicted / (self.machine_speed.normalise(found) * found.ratio) - 1)
+            for found, predicted in self._errors
+        ]
         if len(errors) == _RECENT and fmean(errors) > TRUSTED:
             return False
         return self._error() <= TRUSTED
@@ -219,15 +222,15 @@ class Screen:
 
     def impossible(self, choices: Mapping[str, Choice]) -> bool:
         """Whether the whole predicted interval lies above the limit; never when predictions are not trusted."""
-        if not self.trusted:
+        if not self.can_filter:
             return False
         found, limit = self.predict(self.space.policy(choices)), self.limit
         return found is not None and limit is not None and found.low > limit
 
-    def aim(self) -> tuple[float, float]:
+    def target_ratio(self) -> tuple[float, float]:
         """Return the lowest and the highest cautiously predicted ratio that is just inside the limit."""
         assert self.limit is not None
-        known = [self.pace.level(found) * found.ratio_high / expected for found, expected in self._misses]
+        known = [self.machine_speed.normalise(found) * found.ratio_high / expected for found, expected in self._misses]
         known += _ASSUMED if len(known) < _ENOUGH else ()
         miss = min(max(float(np.quantile(known, _INSIDE)), _LEAST_MISS), _MOST_MISS)
         return self.limit * (1 / miss - _NEAR), self.limit / miss
@@ -237,38 +240,38 @@ class Screen:
     def fit(self, choices: Mapping[str, Choice]) -> Choices | None:
         """Return choices near these whose predicted latency is just inside the limit; None when none is new.
 
-        What saves nothing is undone, the most severe choices first; what has to be added is spread evenly. `trusted`
+        What saves nothing is undone, the most severe choices first; what has to be added is spread evenly. `can_filter`
         must hold. Where no network reaches the limit, the fastest is returned and `reachable` turns false.
         """
         limit = self.limit
         assert limit is not None
-        bottom, top = self.aim()
-        fitting = Fitting(choices, self.space, self._ratio, self._rng, self.blocks)
+        bottom, top = self.target_ratio()
+        search = LocalSearch(choices, self.space, self._ratio, self._rng, self.blocks)
         self.reachable = True
-        if fitting.ratio > top:
-            fitting.tighten(top)
-            fastest = self.predict(self.space.policy(fitting.choices))
+        if search.ratio > top:
+            search.compress(top)
+            fastest = self.predict(self.space.policy(search.choices))
             self.reachable = fastest is not None and fastest.low <= limit
-        elif fitting.ratio < bottom:
-            fitting.loosen(top)
-        return self._settled(fitting, bottom, top)
+        elif search.ratio < bottom:
+            search.relax(top)
+        return self._settled(search, bottom, top)
 
-    def _settled(self, fitting: Fitting, bottom: float, top: float) -> Choices | None:
+    def _settled(self, search: LocalSearch, bottom: float, top: float) -> Choices | None:
         """Bring a fitting as near to `top` as it gets; return its choices, or None when they are not new."""
-        fitting.polish(bottom, top)
-        fitting.exchange(bottom, top)
-        fitting.renew(bottom, top, self.taken)
-        policy = self.space.policy(fitting.choices)
+        search.polish(bottom, top)
+        search.swap(bottom, top)
+        search.perturb(bottom, top, self.taken)
+        policy = self.space.policy(search.choices)
         if policy in self.taken:
             return None
         self.taken.add(policy)
-        return fitting.choices
+        return search.choices
 
     def improve(self) -> Choices | None:
         """Return choices like the best network's that use what it left of the limit; None where that is too little.
 
         Predictions of networks that are alike are equally wrong, so they are corrected by what was measured of the best
-        one. `trusted` must hold.
+        one. `can_filter` must hold.
         """
         limit = self.limit
         if limit is None or self.best is None:
@@ -277,7 +280,7 @@ class Screen:
         expected, measured = self.predict(record.policy), record.measurement
         if expected is None or measured is None:
             return None
-        taken = self.pace.level(measured) * measured.ratio_high
+        taken = self.machine_speed.normalise(measured) * measured.ratio_high
         if taken > limit * (1 - _WORTH):
             return None
         off = taken / expected.ratio
@@ -288,13 +291,13 @@ class Screen:
 
         top = limit * (1 - _LEAVE)
         bottom = top - _NEAR * limit
-        fitting = Fitting(choices, self.space, corrected, self._rng, self.blocks)
-        fitting.loosen(top)
-        return self._settled(fitting, bottom, top)
+        search = LocalSearch(choices, self.space, corrected, self._rng, self.blocks)
+        search.relax(top)
+        return self._settled(search, bottom, top)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Proposal:
     """What became of a sampler's proposal.
 
     Attributes:
@@ -310,65 +313,71 @@ class Drawn:
     hopeless: bool
 
 
-class FittedSampler(optuna.samplers.BaseSampler):
-    """Another sampler whose proposals go through a `Screen` before they become a trial's.
+class LatencyLimitedSampler(optuna.samplers.BaseSampler):
+    """Another sampler whose proposals go through a `LatencyFilter` before they become a trial's.
 
     Args:
         inner: Any sampler.
-        screen: What it goes through.
+        latency_filter: What it goes through.
 
     Attributes:
         waiting: Proposals from elsewhere that go before the sampler's own.
     """
 
-    def __init__(self, inner: optuna.samplers.BaseSampler, screen: Screen) -> None:
-        self._inner, self._screen = inner, screen
+    def __init__(self, inner: optuna.samplers.BaseSampler, latency_filter: LatencyFilter) -> None:
+        self._inner, self._latency_filter = inner, latency_filter
         self.waiting: deque[Choices] = deque()
-        self._drawn: tuple[int, Drawn] | None = None
+        self._proposal: tuple[int, Proposal] | None = None
 
-    def drawn(self, number: int) -> Drawn | None:
+    def proposal(self, number: int) -> Proposal | None:
         """Return how the choices of a trial came about; None when its choices were queued."""
-        return self._drawn[1] if self._drawn is not None and self._drawn[0] == number else None
+        return self._proposal[1] if self._proposal is not None and self._proposal[0] == number else None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return every parameter: they are fitted together."""
-        return {name: CategoricalDistribution(offered) for name, offered in self._screen.space.parameters.items()}
+        return {
+            name: CategoricalDistribution(offered) for name, offered in self._latency_filter.space.parameters.items()
+        }
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the choices of a trial."""
         found = self._screened(study, trial, search_space)
-        self._drawn = trial.number, found
+        self._proposal = trial.number, found
         return dict(found.choices)
 
-    def _screened(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Drawn:
-        screen = self._screen
-        if (screen.finishing or improves(trial.number)) and screen.trusted and screen.best is not None:
-            improved = screen.improve()
+    def _screened(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Proposal:
+        latency_filter = self._latency_filter
+        if (
+            (latency_filter.polish_best or improves(trial.number))
+            and latency_filter.can_filter
+            and latency_filter.best is not None
+        ):
+            improved = latency_filter.improve()
             if improved is not None:
-                return Drawn(screen.best[0], improved, 0, hopeless=False)
+                return Proposal(latency_filter.best[0], improved, 0, hopeless=False)
         exploring = explores(trial.number)
         screened_out, impossible, proposed = 0, False, Choices()
         for attempt in range(_DRAWS):
             counted = bool(self.waiting)
             proposed = self.waiting.popleft() if self.waiting else self._propose(study, trial, space)
-            if not screen.trusted:
-                return Drawn(proposed, proposed, 0, hopeless=False)
-            impossible = screen.impossible(proposed)
+            if not latency_filter.can_filter:
+                return Proposal(proposed, proposed, 0, hopeless=False)
+            impossible = latency_filter.impossible(proposed)
             screened_out += impossible and not counted
             if exploring and not impossible and not counted:
-                return Drawn(proposed, proposed, screened_out, hopeless=False)
+                return Proposal(proposed, proposed, screened_out, hopeless=False)
             if exploring and attempt < _DRAWS - 1 and not counted:
                 continue
-            fitted = screen.fit(proposed)
+            fitted = latency_filter.fit(proposed)
             if fitted is not None:
-                return Drawn(proposed, fitted, screened_out if screen.reachable else 0, hopeless=False)
-            if not screen.reachable:
+                return Proposal(proposed, fitted, screened_out if latency_filter.reachable else 0, hopeless=False)
+            if not latency_filter.reachable:
                 break
         # Where nothing reaches the limit, what comes closest is found by trying.
-        hopeless = impossible and screen.reachable
-        return Drawn(proposed, proposed, screened_out if screen.reachable else 0, hopeless=hopeless)
+        hopeless = impossible and latency_filter.reachable
+        return Proposal(proposed, proposed, screened_out if latency_filter.reachable else 0, hopeless=hopeless)
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> Choices:
         found = self._inner.sample_relative(study, trial, self._inner.infer_relative_search_space(study, trial))

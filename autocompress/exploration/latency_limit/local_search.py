@@ -23,7 +23,7 @@ _PREDICTIONS, _KEPT = 150, 20
 _DOUBT = 0.2
 
 
-class Fitting:
+class LocalSearch:
     """One proposal on its way to the limit.
 
     Args:
@@ -76,7 +76,7 @@ class Fitting:
     def _take(self, choices: Choices) -> None:
         self.choices, self.ratio = choices, self._ratio(choices)
 
-    def tighten(self, top: float) -> None:
+    def compress(self, top: float) -> None:
         """Compress more, evenly, until the ratio is at or below `top`; as far as it goes where it cannot be."""
         kinds = {name.partition("/")[0] for name in self._steps}
         # A kind that makes the network slower, as int8 on some engines, is left alone.
@@ -93,7 +93,7 @@ class Fitting:
         strongest = {name: steps[-1] for name, steps in self._steps.items() if name.startswith(f"{kind}/")}
         return {**self.choices, **strongest}
 
-    def loosen(self, top: float) -> None:
+    def relax(self, top: float) -> None:
         """Undo the most severe choices as long as the ratio stays at or below `top`."""
         moves = [
             (self._weight(name, steps[number + 1]), name, steps[number])
@@ -134,7 +134,7 @@ class Fitting:
         while before != self.choices and self._left(_KEPT):
             before = self.choices
             if self.ratio < bottom:
-                self.loosen(top)
+                self.relax(top)
             self._undo(bottom, top)
 
     def _undo(self, bottom: float, top: float) -> None:
@@ -156,7 +156,7 @@ class Fitting:
             else:
                 self._saves[name, self.choices[name]] = ratio - self.ratio
 
-    def exchange(self, bottom: float, top: float) -> None:
+    def swap(self, bottom: float, top: float) -> None:
         """Undo one step for another that is no more severe, at random, while that comes nearer to `top` from below."""
         for _ in range(_PREDICTIONS):
             undone = [name for name in self._steps if self._at(name)]
@@ -171,7 +171,7 @@ class Fitting:
             if self.ratio < self._ratio(choices) <= top:
                 self._take(choices)
 
-    def renew(self, bottom: float, top: float, taken: Container[CompressionPolicy]) -> None:
+    def perturb(self, bottom: float, top: float, taken: Container[CompressionPolicy]) -> None:
         """Walk at random along the limit, further and further below it, until the network is none of those taken."""
         names = [name for name, steps in self._steps.items() if len(steps) > 1]
         tries = 0

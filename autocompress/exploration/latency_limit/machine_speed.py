@@ -2,9 +2,9 @@
 
 A ratio to the baseline of the same minute is not quite free of the minute. Where the uncompressed network waits for
 memory and the compressed one does not, neighbours slow the first one alone: over one search of VGG-11 the baseline went
-from 0.82 to 0.98 ms and back, candidates hardly changed, and 0.20x in one minute was 0.17x in another. `Pace` learns
-from predicted networks how much of that there is; what is to be inside a limit can then be asked to be so at every pace
-the machine may have, going by those that the run has seen.
+from 0.82 to 0.98 ms and back, candidates hardly changed, and 0.20x in one minute was 0.17x in another. `MachineSpeed`
+learns from predicted networks how much of that there is; what is to be inside a limit can then be asked to be so at
+every speed the machine may have, going by those that the run has seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OUTLIER = 0.1
 
 
 @dataclass(frozen=True)
-class Pace:
+class MachineSpeed:
     """How fast the machine has been, and how ratios went with it.
 
     Attributes:
@@ -66,32 +66,32 @@ class Pace:
         known = [(np.log(m.baseline_ms / usual), np.log(m.ratio / p)) for p, m in measured if p]
         return cls(usual, edges, _exponent(np.array(known)) if known else 0.0)
 
-    def level(self, measurement: Measurement) -> float:
+    def normalise(self, measurement: Measurement) -> float:
         """Return what a measured ratio is multiplied by to be that of the usual pace."""
         return float((self.usual_ms / measurement.baseline_ms) ** self.exponent)
 
     def limit(self, latency: Limit) -> float:
         """Return the ratio that a network may have at the usual pace, so that it meets a limit at every pace."""
-        paces = np.array(self.edges_ms)
-        ratios = (paces / self.usual_ms) ** self.exponent
-        return latency.value / float(np.max(ratios if latency.relative else ratios * paces))
+        machine_speeds = np.array(self.edges_ms)
+        ratios = (machine_speeds / self.usual_ms) ** self.exponent
+        return latency.value / float(np.max(ratios if latency.relative else ratios * machine_speeds))
 
     def bound(self, measurement: Measurement, latency: Limit, upper: float) -> float:
         """Return a ratio, or ms for a limit in ms: `upper`, an end of the measured interval, at the worst pace.
 
         It is never below what was measured.
         """
-        paces = np.array([*self.edges_ms, measurement.baseline_ms]) / measurement.baseline_ms
-        return upper * float(np.max(paces ** (self.exponent + (0 if latency.relative else 1))))
+        machine_speeds = np.array([*self.edges_ms, measurement.baseline_ms]) / measurement.baseline_ms
+        return upper * float(np.max(machine_speeds ** (self.exponent + (0 if latency.relative else 1))))
 
 
 def _exponent(known: np.ndarray) -> float:
     """Return the slope of ``(n, 2)`` log baselines and log ratios over predicted ones, by a Gaussian prior around 0."""
-    pace, off = known.T
+    machine_speed, off = known.T
     middle = np.median(off)
     off = np.clip(off, middle - _OUTLIER, middle + _OUTLIER)
-    pace, off = pace - pace.mean(), off - off.mean()
+    machine_speed, off = machine_speed - machine_speed.mean(), off - off.mean()
     # Pace and noise together: with few measurements that is cautious, with many it hardly matters.
     variance = max(float(off @ off) / len(off), _LEAST_ERROR**2)
-    slope = float(pace @ off) / (float(pace @ pace) + variance / _EXPONENT**2)
+    slope = float(machine_speed @ off) / (float(machine_speed @ machine_speed) + variance / _EXPONENT**2)
     return min(max(slope, -1.0), 1.0)

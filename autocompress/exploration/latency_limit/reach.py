@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from autocompress.config import RunConfig
 from autocompress.errors import AutoCompressError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.evaluation.untrained import UntrainedNetworks
 from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy
@@ -95,12 +95,12 @@ def predicted_reach(space: SearchSpace, ratio: Ratio) -> Reach:
 
 
 def measured_reach(
-    pipeline: Pipeline, config: RunConfig, space: SearchSpace, ratio: Ratio, budget: float | None = None
+    evaluator: CandidateEvaluator, config: RunConfig, space: SearchSpace, ratio: Ratio, budget: float | None = None
 ) -> Reach:
     """Return the reach by building and measuring the most compressed network.
 
     Args:
-        pipeline: Its baseline has been measured.
+        evaluator: Its baseline has been measured.
         config: Engine, threads, batch size.
         space: What may be chosen.
         ratio: Predicts what a network takes over what the uncompressed one does.
@@ -110,14 +110,14 @@ def measured_reach(
         What is predicted, where the engine refuses these networks.
     """
     networks = UntrainedNetworks(
-        pipeline.base, pipeline.data.reference, pipeline.inventory, pipeline.graphs,
-        config=config, capabilities=pipeline.capabilities,
+        evaluator.base, evaluator.data.reference, evaluator.inventory, evaluator.graphs,
+        config=config, capabilities=evaluator.capabilities,
     )  # fmt: skip
     found: list[Reach] = []
     for policy in most_compressed(space, ratio):
         if found and (budget is None or found[0].ratio <= budget):
             break
-        with suppress(AutoCompressError), TemporaryDirectory(dir=pipeline.run.path, prefix=".reach-") as folder:
+        with suppress(AutoCompressError), TemporaryDirectory(dir=evaluator.run.path, prefix=".reach-") as folder:
             file = networks.write(policy, Path(folder) / "network.onnx")
-            found.append(Reach(policy, pipeline.measure(file, Protocol.quick()).ratio, measured=True))
+            found.append(Reach(policy, evaluator.measure(file, Protocol.quick()).ratio, measured=True))
     return min(found, key=lambda reach: reach.ratio, default=predicted_reach(space, ratio))

@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx
 import pytest
-from autocompress.engines.tensorrt.engine import TensorRTEngine, TensorRTRTXEngine
 from onnx import TensorProto, helper
 
 from autocompress.engines import EngineFile, EngineOptions, get_engine
 from autocompress.engines.tensorrt.compute_capability import ComputeCapability
 from autocompress.engines.tensorrt.cuda import Gpu
+from autocompress.engines.tensorrt.engine import TensorRTEngine, TensorRTRTXEngine
 from autocompress.engines.tensorrt.library import FLAVOURS
 from autocompress.engines.tensorrt.runner import check_gpu, check_version, description_of
 from autocompress.errors import (

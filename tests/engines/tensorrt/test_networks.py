@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from autocompress.engines.tensorrt.engine import TensorRTRTXEngine
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from autocompress.compress import CompressionContext, apply_policy, rewrite
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.engines.base import EngineOptions
+from autocompress.engines.tensorrt.engine import TensorRTRTXEngine
 from autocompress.errors import UnsupportedDtypeError
 from autocompress.graph.export import save_onnx, to_onnx
 from autocompress.graph.qdq import InputQuantization, insert_qdq

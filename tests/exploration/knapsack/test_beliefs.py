@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.exploration.knapsack.beliefs import LossBelief
+from autocompress.exploration.knapsack.beliefs import LossModel
 from autocompress.exploration.knapsack.choice_graph import Graph
 from autocompress.exploration.knapsack.problem import Costs, Index
 
@@ -32,8 +32,8 @@ def drawn(count: int, seed: int = 0) -> list[Index]:
 def test_rows_exchanged_leave_the_kernel_that_adding_makes() -> None:
     of, rows = graph(), drawn(12)
     given = losses(of, np.full(PARAMETERS, 0.1))
-    added = LossBelief(of, given, [(0, 4)], 400)
-    exchanged = LossBelief(of, given, [(0, 4)], 400)
+    added = LossModel(of, given, [(0, 4)], 400)
+    exchanged = LossModel(of, given, [(0, 4)], 400)
     for row in rows:
         added.add(row)
     for row in drawn(12, seed=1):
@@ -56,7 +56,7 @@ def test_rows_exchanged_leave_the_kernel_that_adding_makes() -> None:
 
 def test_every_entry_of_the_kernel_is_what_two_rows_have_in_common() -> None:
     of, rows = graph(), drawn(6)
-    belief = LossBelief(of, losses(of, np.linspace(0.05, 0.4, PARAMETERS)), [], 400)
+    belief = LossModel(of, losses(of, np.linspace(0.05, 0.4, PARAMETERS)), [], 400)
     for row in rows:
         belief.add(row)
     for model in belief.models:
@@ -76,7 +76,7 @@ def test_every_entry_of_the_kernel_is_what_two_rows_have_in_common() -> None:
 def test_trials_mend_what_sensitivities_had_wrong() -> None:
     of = graph()
     truth = np.array([0.3, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.3])
-    belief = LossBelief(of, losses(of, np.full(PARAMETERS, 0.1)), [], 400)
+    belief = LossModel(of, losses(of, np.full(PARAMETERS, 0.1)), [], 400)
     rows = np.array(drawn(60))
     probe = np.array(drawn(40, seed=3))
 

@@ -11,7 +11,7 @@ from autocompress.errors import ConfigError
 from autocompress.exploration.knapsack import milp
 from autocompress.exploration.knapsack.choice_graph import Graph
 from autocompress.exploration.knapsack.milp import Solver, solve, spread
-from autocompress.exploration.knapsack.problem import Choice, Costs, Free, Pair, Problem
+from autocompress.exploration.knapsack.problem import Choice, Costs, Pair, Problem, Switch
 
 
 def made_up(
@@ -29,7 +29,7 @@ def made_up(
     free = []
     if block:
         ms["block"], losses["block"] = {"keep": 0.0, "remove": 0.0}, {"keep": 0.0, "remove": 0.1}
-        free = [Free("block", "remove", ("p1", "p2"))]
+        free = [Switch("block", "remove", ("p1", "p2"))]
     return Problem(
         Costs(ms, pairs, free=free, fixed_ms=0.5), losses, {("p0", "p2"): rng.uniform(0, 0.02, (choices, choices))}
     )
@@ -62,7 +62,7 @@ def test_no_allocation_within_the_budget_loses_less(seed: int, part: float) -> N
 
 def test_a_removed_block_switches_its_layers_off_with_their_pairs() -> None:
     ms = {"block": {"keep": 0.0, "remove": 0.0}, "a": {0: 3.0, 1: 2.0}, "b": {0: 1.0, 1: 0.5}}
-    costs = Costs(ms, [Pair("a", "b", [[1.0, 1.0], [1.0, 1.0]])], free=[Free("block", "remove", ("a",))])
+    costs = Costs(ms, [Pair("a", "b", [[1.0, 1.0], [1.0, 1.0]])], free=[Switch("block", "remove", ("a",))])
     found = solve(Problem(costs, {"block": {"remove": 0.5}, "b": {1: 0.1}, "a": {1: 0.2}}), 1.0)
     assert found.choices == {"block": "remove", "a": 0, "b": 0}
     assert (found.loss, found.cost_ms) == (0.5, 1.0)
@@ -90,14 +90,14 @@ def test_single_changes_are_what_changing_at_will_gives() -> None:
     ms["f"][2] = np.inf
     ms["block"] = {"keep": 0.0, "remove": 0.0}
     pairs = [Pair("a", "b", [[0, 0, 0], [0, np.inf, 0], [0, 0, 0]])]
-    graph = Graph(Costs(ms, pairs, equal=[("c", "d")], free=[Free("block", "remove", ("e",))]))
+    graph = Graph(Costs(ms, pairs, equal=[("c", "d")], free=[Switch("block", "remove", ("e",))]))
     for kept in ("keep", "remove"):
-        row = graph.settle(np.array([0, 1, 0, 0, 1, 0, ("keep", "remove").index(kept)]))
+        row = graph.apply_switches(np.array([0, 1, 0, 0, 1, 0, ("keep", "remove").index(kept)]))
         assert row is not None
         chosen = graph.read(np.maximum(row, 0))
         assert chosen is not None
         changes = [(node, state) for node, offered in enumerate(graph.local) for state in range(len(offered))]
-        slow = [graph.tidy(np.r_[chosen[:node], state, chosen[node + 1 :]]) for node, state in changes]
+        slow = [graph.canonicalise(np.r_[chosen[:node], state, chosen[node + 1 :]]) for node, state in changes]
         expected = [graph.named(found) for found in slow if found is not None]
         assert [graph.named(found) for found in graph.changed(chosen, changes)] == expected
         # Without the excluded choice of `f` and that of `a` which excludes what `b` has.
@@ -135,8 +135,8 @@ def test_a_budget_below_the_cheapest_says_what_the_cheapest_costs() -> None:
         (Costs({"a": {0: 1.0}, "b": {1: 1.0}}, [Pair("a", "b", [[np.inf]])]), "contradict each other"),
         (Costs({"a": {0: 1.0}}, [Pair("a", "c", [[1.0]])]), "Unknown parameter 'c'"),
         (Costs({"a": {0: 1.0}, "b": {1: 1.0}}, [Pair("a", "b", [[1.0, 2.0]])]), r"shape \(1, 2\); it needs \(1, 1\)"),
-        (Costs({"a": {0: 1.0}, "b": {1: 1.0}}, free=[Free("a", "gone", ("b",))]), "no choice 'gone'"),
-        (Costs({"a": {0: 1.0, 1: 1.0}}, free=[Free("a", 1, ("a",))]), "switches it itself"),
+        (Costs({"a": {0: 1.0}, "b": {1: 1.0}}, free=[Switch("a", "gone", ("b",))]), "no choice 'gone'"),
+        (Costs({"a": {0: 1.0, 1: 1.0}}, free=[Switch("a", 1, ("a",))]), "switches it itself"),
     ],
 )
 def test_a_contradiction_is_named(costs: Costs, said: str) -> None:

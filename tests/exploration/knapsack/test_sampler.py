@@ -17,7 +17,7 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveS
 from optuna.trial import TrialState
 
 from autocompress.errors import ConfigError
-from autocompress.exploration.knapsack.problem import Choice, Costs, Free, Pair
+from autocompress.exploration.knapsack.problem import Choice, Costs, Pair, Switch
 from autocompress.exploration.knapsack.sampler import COST_ATTRIBUTE, KnapsackSampler
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
@@ -120,7 +120,7 @@ def test_nothing_is_tried_twice_until_everything_has_been() -> None:
 
 def test_a_switched_off_parameter_makes_no_new_proposal() -> None:
     costs = Costs(
-        {"block": {"keep": 0.0, "remove": 0.0}, "a": {0: 2.0, 1: 1.5, 2: 1.0}}, free=[Free("block", "remove", ("a",))]
+        {"block": {"keep": 0.0, "remove": 0.0}, "a": {0: 2.0, 1: 1.5, 2: 1.0}}, free=[Switch("block", "remove", ("a",))]
     )
     study = front_study(KnapsackSampler(costs, seed=0))
 
@@ -385,7 +385,7 @@ def test_a_study_it_cannot_serve_is_refused() -> None:
     ("arguments", "said"),
     [
         ({"budget": 0.0}, "budget is 0.0"),
-        ({"temper": 2.0}, "temper is 2.0"),
+        ({"thompson_scale": 2.0}, "thompson_scale is 2.0"),
         ({"losses": {"prune/9": {0.0: 1.0}}}, "'prune/9'"),
         ({"losses": {"prune/0": {0.3: 1.0}}}, "no choice 0.3"),
         ({"costs": Costs({})}, "nothing to allocate"),

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from autocompress.exploration.knapsack.choice_graph import Graph
-from autocompress.exploration.knapsack.problem import Costs, Free, Pair
+from autocompress.exploration.knapsack.problem import Costs, Pair, Switch
 from autocompress.exploration.knapsack.proposals import Planner
 from autocompress.exploration.knapsack.sampler import COST_ATTRIBUTE, KnapsackSampler
 from autocompress.exploration.knapsack.uniform_rows import uniform_rows
@@ -43,7 +43,7 @@ def test_what_is_excluded_or_switched_off_makes_no_row_of_its_own() -> None:
     ms: dict[str, Any] = {name: {0: 1.0, 1: 0.5} for name in ("cut/a", "cut/b")}
     pair = Pair("cut/a", "cut/b", [[0, 0], [0, np.inf]])
     assert rows_of(Costs(ms, pairs=[pair])) == [[0, 0]]
-    free = Costs({"block/a": {0: 1.0, 1: 0.0}, "cut/a": {0: 1.0, 1: 0.5}}, free=[Free("block/a", 1, ("cut/a",))])
+    free = Costs({"block/a": {0: 1.0, 1: 0.0}, "cut/a": {0: 1.0, 1: 0.5}}, free=[Switch("block/a", 1, ("cut/a",))])
     assert rows_of(free) == [[0, 0], [0, 1], [1, -1]]
 
 

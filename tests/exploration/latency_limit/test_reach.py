@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.config import RunConfig
 from autocompress.errors import BuildError
-from autocompress.evaluation.evaluator import Pipeline
+from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.additive_costs import macs_ratio
 from autocompress.exploration.latency_limit.reach import Reach, measured_reach, most_compressed, predicted_reach
 from autocompress.measurement.client import EngineWorker
@@ -94,10 +94,10 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
 
 
-def _pipeline(model: nn.Module, inputs: Tensor, run: RunDirectory, worker: EngineWorker) -> Pipeline:
+def _pipeline(model: nn.Module, inputs: Tensor, run: RunDirectory, worker: EngineWorker) -> CandidateEvaluator:
     torch.manual_seed(0)
     task = LabelFreeTask(UnlabelledTask(model.eval(), inputs, inputs[:4], name="tiny"))
-    found = Pipeline(task, CONFIG, run, worker)
+    found = CandidateEvaluator(task, CONFIG, run, worker)
     found.open_baseline()
     return found
 
@@ -108,13 +108,13 @@ def test_what_cannot_be_compressed_shows_in_what_is_measured(
     shape: tuple[int, ...], worker: EngineWorker, run: RunDirectory
 ) -> None:
     recurrent = len(shape) == 2
-    pipeline = _pipeline(Recurrent() if recurrent else plain(), torch.randn(24, *shape), run, worker)
-    dtype = pipeline.baseline.policy.dense_dtype if pipeline.baseline else "fp32"
-    space = bind(configured_space(CONFIG), pipeline.base, pipeline.inventory, dtype, pipeline.capabilities)
-    arithmetic = macs_ratio(pipeline.graphs.layout)
-    reach = measured_reach(pipeline, CONFIG, space, arithmetic)
+    evaluator = _pipeline(Recurrent() if recurrent else plain(), torch.randn(24, *shape), run, worker)
+    dtype = evaluator.baseline.policy.dense_dtype if evaluator.baseline else "fp32"
+    space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, dtype, evaluator.capabilities)
+    arithmetic = macs_ratio(evaluator.graphs.layout)
+    reach = measured_reach(evaluator, CONFIG, space, arithmetic)
     assert reach.measured and arithmetic(reach.policy) < 0.5
-    said = pipeline.left_alone() or ""
+    said = evaluator.left_alone() or ""
     if recurrent:
         # Arithmetic knows nothing of the LSTM.
         assert reach.ratio > 0.7 and "of the time (rnn: LSTM" in said
@@ -122,32 +122,32 @@ def test_what_cannot_be_compressed_shows_in_what_is_measured(
     else:
         assert reach.ratio < 0.7 and said == ""
     assert not list(run.path.glob(".reach-*"))
-    pipeline.close()
+    evaluator.close()
 
 
 @pytest.mark.usefixtures("brief")
 def test_what_the_engine_refuses_is_predicted(
     worker: EngineWorker, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
-    space = bind(configured_space(CONFIG), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+    evaluator = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
+    space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
 
     def refuse(*_: object, **__: object) -> None:
         raise BuildError("no")
 
-    monkeypatch.setattr(pipeline, "measure", refuse)
-    arithmetic = macs_ratio(pipeline.graphs.layout)
-    reach = measured_reach(pipeline, CONFIG, space, arithmetic)
+    monkeypatch.setattr(evaluator, "measure", refuse)
+    arithmetic = macs_ratio(evaluator.graphs.layout)
+    reach = measured_reach(evaluator, CONFIG, space, arithmetic)
     assert (reach.measured, reach.ratio) == (False, arithmetic(reach.policy))
-    pipeline.close()
+    evaluator.close()
 
 
 @pytest.mark.usefixtures("brief")
 def test_int8_that_is_slower_is_no_reason_to_call_a_limit_out_of_reach(
     worker: EngineWorker, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
-    space = bind(configured_space(CONFIG), pipeline.base, pipeline.inventory, "fp32", pipeline.capabilities)
+    evaluator = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
+    space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
     took = iter([2.0, 0.3])
     asked: list[float] = []
 
@@ -155,12 +155,12 @@ def test_int8_that_is_slower_is_no_reason_to_call_a_limit_out_of_reach(
         asked.append(next(took))
         return SimpleNamespace(ratio=asked[-1])
 
-    monkeypatch.setattr(pipeline, "measure", measured)
-    arithmetic = macs_ratio(pipeline.graphs.layout)
-    reach = measured_reach(pipeline, CONFIG, space, arithmetic, 0.5)
+    monkeypatch.setattr(evaluator, "measure", measured)
+    arithmetic = macs_ratio(evaluator.graphs.layout)
+    reach = measured_reach(evaluator, CONFIG, space, arithmetic, 0.5)
     assert (reach.ratio, reach.measured, asked) == (0.3, True, [2.0, 0.3]) and not reach.policy.int8_layers
     assert reach.describe(0.5) is None
     # One that is inside the limit is enough.
     took = iter([0.4])
-    assert measured_reach(pipeline, CONFIG, space, arithmetic, 0.5).ratio == 0.4 and len(asked) == 3
-    pipeline.close()
+    assert measured_reach(evaluator, CONFIG, space, arithmetic, 0.5).ratio == 0.4 and len(asked) == 3
+    evaluator.close()

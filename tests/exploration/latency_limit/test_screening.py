@@ -10,14 +10,20 @@ import optuna
 import pytest
 
 from autocompress.config import SAMPLERS, RunConfig
-from autocompress.exploration.latency_limit.latency_filter import TRUSTED, Drawn, FittedSampler, Screen, cautious
+from autocompress.exploration.latency_limit.latency_filter import (
+    TRUSTED,
+    LatencyFilter,
+    LatencyLimitedSampler,
+    Proposal,
+    cautious,
+)
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.samplers import make_sampler
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.predictor import Observation, Prediction
 from autocompress.space.search_space import Choice
 from tests.exploration.conftest import BASELINE, Bench, figures, knowledge, make_measurement, record
-from tests.exploration.known import RATIOS, Known, ratio, screen
+from tests.exploration.known import RATIOS, Known, latency_filter, ratio
 
 
 def measured(policy: CompressionPolicy, found: float, predicted: float | None = None, base: float = 11.5) -> Any:
@@ -30,12 +36,12 @@ def measured(policy: CompressionPolicy, found: float, predicted: float | None = 
 @pytest.mark.parametrize("change", [{"ready": False}, {"error": TRUSTED + 0.01}])
 def test_a_predictor_that_knows_too_little_screens_nothing(change: dict[str, Any], bench: Bench) -> None:
     known = Known()
-    made = screen(bench, known)
-    assert made.trusted and made.impossible({})
+    made = latency_filter(bench, known)
+    assert made.can_filter and made.impossible({})
     for name, value in change.items():
         setattr(known, name, value)
-    made = screen(bench, known)
-    assert not made.trusted and not made.impossible({})
+    made = latency_filter(bench, known)
+    assert not made.can_filter and not made.impossible({})
 
 
 def test_singular_figures_are_no_reason_to_stop(bench: Bench) -> None:
@@ -46,54 +52,56 @@ def test_singular_figures_are_no_reason_to_stop(bench: Bench) -> None:
         def predict(self, policy: CompressionPolicy) -> Prediction:
             raise ValueError("singular matrix")
 
-    made = screen(bench, Singular())
-    assert not made.trusted and made.predict(CompressionPolicy()) is None and made.expect(CompressionPolicy()) is None
+    made = latency_filter(bench, Singular())
+    assert (
+        not made.can_filter and made.predict(CompressionPolicy()) is None and made.expect(CompressionPolicy()) is None
+    )
 
 
 def test_a_table_that_does_not_fit_this_machine_is_found_out_and_may_come_round(bench: Bench) -> None:
-    made = screen(bench)
+    made = latency_filter(bench)
     for number in range(8):
-        assert made.trusted
+        assert made.can_filter
         made.observe(measured(CompressionPolicy(pruning={"c0": 0.1 + number / 100}), 0.5, predicted=0.6))
-    assert not made.trusted
+    assert not made.can_filter
     for number in range(8):
         made.observe(measured(CompressionPolicy(pruning={"c0": 0.5 + number / 100}), 0.5, predicted=0.51))
-    assert made.trusted
+    assert made.can_filter
 
 
 def test_only_what_is_certain_is_impossible(bench: Bench) -> None:
     choices: dict[str, Choice] = {"prune/c4": 0.25}
-    above = ratio(screen(bench), choices)
-    assert screen(bench, Known(width=0.05), f"{above / 1.1:.4f}x").impossible(choices)
-    assert not screen(bench, Known(width=0.05), f"{above / 1.02:.4f}x").impossible(choices)
+    above = ratio(latency_filter(bench), choices)
+    assert latency_filter(bench, Known(width=0.05), f"{above / 1.1:.4f}x").impossible(choices)
+    assert not latency_filter(bench, Known(width=0.05), f"{above / 1.02:.4f}x").impossible(choices)
 
 
 def test_a_limit_in_milliseconds_follows_the_baseline_of_the_last_measurements(bench: Bench) -> None:
-    made = screen(bench, target="5.75ms")
+    made = latency_filter(bench, target="5.75ms")
     assert made.limit == pytest.approx(0.5)
     for number in range(3):
         # The whole machine is half as fast now: the same time is a smaller ratio.
         made.observe(measured(CompressionPolicy(pruning={"c0": (number + 1) / 10}), 0.4, base=23))
     assert made.limit == pytest.approx(0.25)
-    assert screen(bench, target="0.5x").limit == 0.5
-    assert Screen(Known(), bench.space(), Constraints.of(RunConfig(), BASELINE), random.Random()).limit is None  # type: ignore[arg-type]
+    assert latency_filter(bench, target="0.5x").limit == 0.5
+    assert LatencyFilter(Known(), bench.space(), Constraints.of(RunConfig(), BASELINE), random.Random()).limit is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("off", "aim"), [(1.04, 0.96), (0.97, 1.03), (1.5, 0.8)])
-def test_aim_follows_how_far_the_last_measurements_were_off(off: float, aim: float, bench: Bench) -> None:
-    made = screen(bench)
+def test_aim_follows_how_far_the_last_measurements_were_off(off: float, target_ratio: float, bench: Bench) -> None:
+    made = latency_filter(bench)
     for number in range(10):
         policy = CompressionPolicy(pruning={"c0": (number + 1) / 20})
         expected = made.expect(policy)
         assert expected is not None
         made.observe(measured(policy, off * cautious(expected)))
-    bottom, top = made.aim()
-    assert top / 0.5 == pytest.approx(aim, abs=0.01) and 0.47 * aim < bottom < top
+    bottom, top = made.target_ratio()
+    assert top / 0.5 == pytest.approx(target_ratio, abs=0.01) and 0.47 * target_ratio < bottom < top
 
 
 def test_networks_are_learned_with_their_own_noise_and_in_batches_once_many_are_known(bench: Bench) -> None:
     known = Known()
-    made = screen(bench, known)
+    made = latency_filter(bench, known)
     found = replace(make_measurement(5.75), ratio_low=0.49, ratio_high=0.51)
     made.observe(record(1, 0.9, 5, measurement=found))
     assert known.learned == [Observation(record(1, 0.9, 5).policy, 0.5, pytest.approx(0.02 / 3.92))]
@@ -107,7 +115,7 @@ def test_networks_are_learned_with_their_own_noise_and_in_batches_once_many_are_
 
 def test_the_times_of_a_trials_layers_are_learned(bench: Bench) -> None:
     known = Known()
-    made = screen(bench, known)
+    made = latency_filter(bench, known)
     found = replace(record(1, 0.9, 5), layer_ms={"c1": 0.5, "nowhere": 1.0})
     made.observe(found)
     assert found.measurement is not None
@@ -121,7 +129,7 @@ def test_the_times_of_a_trials_layers_are_learned(bench: Bench) -> None:
 
 def test_what_the_best_network_left_of_the_limit_is_used(bench: Bench) -> None:
     known = Known()
-    made = screen(bench, known, target="0.7x")
+    made = latency_filter(bench, known, target="0.7x")
     choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
     policy = made.space.policy(choices)
     assert made.improve() is None  # there is no best one yet
@@ -138,58 +146,58 @@ def test_what_the_best_network_left_of_the_limit_is_used(bench: Bench) -> None:
 
 
 def test_every_third_trial_starts_from_the_best_network(bench: Bench) -> None:
-    made = screen(bench, target="0.7x")
+    made = latency_filter(bench, target="0.7x")
     choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
     made.best = choices, measured(made.space.policy(choices), 0.5)
     found = trials(made, "random", 11)[1]
     # The eighth explores.
-    assert [number for number, (_, drawn) in enumerate(found) if drawn.proposed == choices] == [1, 4, 10]
+    assert [number for number, (_, proposal) in enumerate(found) if proposal.proposed == choices] == [1, 4, 10]
 
 
 def test_in_the_end_every_trial_does(bench: Bench) -> None:
-    made = screen(bench, target="0.7x")
+    made = latency_filter(bench, target="0.7x")
     choices: dict[str, Any] = {f"prune/c{number}": 0.5 for number in range(5)}
     made.best = choices, measured(made.space.policy(choices), 0.5)
-    made.finishing = True
-    assert all(drawn.proposed == choices for _, drawn in trials(made, "random", 8)[1])
+    made.polish_best = True
+    assert all(proposal.proposed == choices for _, proposal in trials(made, "random", 8)[1])
     # With nothing left below the limit, the sampler goes on.
     made.best = choices, measured(made.space.policy(choices), 0.69)
-    assert not any(drawn.proposed == choices for _, drawn in trials(made, "random", 4)[1])
+    assert not any(proposal.proposed == choices for _, proposal in trials(made, "random", 4)[1])
 
 
-def trials(made: Screen, sampler: str, count: int) -> tuple[optuna.Study, list[tuple[dict[str, Any], Drawn]]]:
+def trials(made: LatencyFilter, sampler: str, count: int) -> tuple[optuna.Study, list[tuple[dict[str, Any], Proposal]]]:
     study = optuna.create_study(
         direction="maximize", sampler=make_sampler(sampler, 0, count, knowledge(made.space, 0.5))
     )
-    fitted = study.sampler = FittedSampler(study.sampler, made)
+    fitted = study.sampler = LatencyLimitedSampler(study.sampler, made)
     found = []
     for _ in range(count):
         trial = study.ask()
         choices = {n: trial.suggest_categorical(n, offered) for n, offered in made.space.parameters.items()}
-        drawn = fitted.drawn(trial.number)
-        assert drawn is not None and drawn.choices == choices == trial.params
+        proposal = fitted.proposal(trial.number)
+        assert proposal is not None and proposal.choices == choices == trial.params
         trial.set_constraint("latency", ratio(made, choices) / 0.5 - 1)
         study.tell(trial, figures(made.space.policy(choices))[0])
-        found.append((choices, drawn))
+        found.append((choices, proposal))
     return study, found
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_may_propose_and_the_study_learns_what_was_run(sampler: str, bench: Bench) -> None:
-    made = screen(bench)
+    made = latency_filter(bench)
     study, found = trials(made, sampler, 20)
     assert all(ratio(made, choices) <= 0.5 for choices, _ in found)
-    assert sum(drawn.proposed != choices for choices, drawn in found) >= 10
-    assert sum(drawn.screened_out for _, drawn in found) >= 3
+    assert sum(proposal.proposed != choices for choices, proposal in found) >= 10
+    assert sum(proposal.screened_out for _, proposal in found) >= 3
     if sampler == "nsga2":
         # Fitted trials are members of their generation: without that, none would ever follow the first.
         assert {t.system_attrs.get("NSGAIISampler:generation", 0) for t in study.trials} == {0, 1, 2}
 
 
 def test_one_trial_in_eight_runs_as_proposed_unless_that_cannot_meet_the_limit(bench: Bench) -> None:
-    made = screen(bench, target="0.7x")
+    made = latency_filter(bench, target="0.7x")
     found = trials(made, "random", 32)[1]
-    as_proposed = [number for number, (choices, drawn) in enumerate(found) if drawn.proposed == choices]
+    as_proposed = [number for number, (choices, proposal) in enumerate(found) if proposal.proposed == choices]
     exploring = [number for number in range(32) if number % 8 == 7]
     assert set(exploring) <= set(as_proposed) and len(as_proposed) < 16
     assert min(ratio(made, found[number][0]) for number in exploring) < 0.6
@@ -197,44 +205,44 @@ def test_one_trial_in_eight_runs_as_proposed_unless_that_cannot_meet_the_limit(b
 
 
 def test_without_trust_proposals_pass_as_they_are(bench: Bench) -> None:
-    made = screen(bench, Known(error=0.5))
+    made = latency_filter(bench, Known(error=0.5))
     found = trials(made, "random", 10)[1]
-    assert all(drawn.proposed == choices and drawn.screened_out == 0 for choices, drawn in found)
+    assert all(proposal.proposed == choices and proposal.screened_out == 0 for choices, proposal in found)
     assert max(ratio(made, choices) for choices, _ in found) > 0.5
 
 
 def test_what_waits_goes_first(bench: Bench) -> None:
-    made = screen(bench)
-    sampler = FittedSampler(make_sampler("random", 0, 10), made)
+    made = latency_filter(bench)
+    sampler = LatencyLimitedSampler(make_sampler("random", 0, 10), made)
     waiting: dict[str, Choice] = dict.fromkeys(made.space.parameters, 0.25)
     sampler.waiting.append(waiting)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     trial = study.ask()
     for name, offered in made.space.parameters.items():
         trial.suggest_categorical(name, offered)
-    drawn = sampler.drawn(0)
-    assert drawn is not None and drawn.proposed == waiting and not sampler.waiting
+    proposal = sampler.proposal(0)
+    assert proposal is not None and proposal.proposed == waiting and not sampler.waiting
     # It was counted when it was put aside.
-    assert drawn.screened_out == 0
-    assert sampler.drawn(1) is None
+    assert proposal.screened_out == 0
+    assert sampler.proposal(1) is None
 
 
 def test_with_nothing_new_inside_the_limit_nothing_is_built(bench: Bench) -> None:
-    made = screen(bench, target="0.85x", pruning={"ratios": [0, 0.5], "include": ["c0", "c2"]})
+    made = latency_filter(bench, target="0.85x", pruning={"ratios": [0, 0.5], "include": ["c0", "c2"]})
     found = trials(made, "random", 12)[1]
-    built = [choices for choices, drawn in found if not drawn.hopeless]
+    built = [choices for choices, proposal in found if not proposal.hopeless]
     assert built and all(ratio(made, choices) <= 0.85 for choices in built)
-    assert any(drawn.hopeless for _, drawn in found)
+    assert any(proposal.hopeless for _, proposal in found)
 
 
 def test_where_nothing_reaches_the_limit_the_sampler_goes_on(bench: Bench) -> None:
-    found = trials(screen(bench, target="0.1x"), "random", 8)[1]
-    assert not any(drawn.hopeless or drawn.screened_out for _, drawn in found)
+    found = trials(latency_filter(bench, target="0.1x"), "random", 8)[1]
+    assert not any(proposal.hopeless or proposal.screened_out for _, proposal in found)
     assert set(found[0][0].values()) == {0.75} and len({tuple(choices.values()) for choices, _ in found}) >= 5
 
 
 def test_a_space_of_one_kind_for_all_layers_is_fitted_too(bench: Bench) -> None:
-    made = screen(bench, uniform=True, dtype={"choices": ["dense", "int8"]}, **RATIOS)
+    made = latency_filter(bench, uniform=True, dtype={"choices": ["dense", "int8"]}, **RATIOS)
     fitted = made.fit({})
     assert fitted is not None and set(fitted) == {"prune/*", "dtype/*"}
     assert ratio(made, fitted) == pytest.approx(0.5) or ratio(made, fitted) < 0.5

@@ -12,16 +12,16 @@ from autocompress.compress import rewrite
 from autocompress.errors import CompressionError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import OneShot, oneshot
+from autocompress.recovery import TrainingFreeCompressor, compressor
 from tests import networks
 
 POLICY = CompressionPolicy(pruning={"stem": 0.5})
 
 
-def made(model: nn.Module) -> OneShot:
+def made(model: nn.Module) -> TrainingFreeCompressor:
     inputs = networks.images(48, 16)
     base = rewrite(model.eval())
-    return OneShot(base, take_inventory(base, inputs[:2]), {}, inputs[:2], [inputs])
+    return TrainingFreeCompressor(base, take_inventory(base, inputs[:2]), {}, inputs[:2], [inputs])
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.0, "same outputs for every sample"), (math.nan, "NaN or infinite")])
@@ -30,7 +30,7 @@ def test_features_that_have_become_zero_or_nan_are_refused(
 ) -> None:
     found = made(networks.randomize(networks.Residual()))
     assert found.model(POLICY) is not None
-    real = oneshot.apply_policy
+    real = compressor.apply_policy
 
     def broken(*given: object) -> nn.Module:
         model = real(*given)  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def test_features_that_have_become_zero_or_nan_are_refused(
             model.get_submodule("fc").weight.fill_(value)  # type: ignore[operator]
         return model
 
-    monkeypatch.setattr(oneshot, "apply_policy", broken)
-    monkeypatch.setattr(oneshot.Reconstruction, "apply", lambda *_: 0)
+    monkeypatch.setattr(compressor, "apply_policy", broken)
+    monkeypatch.setattr(compressor.Reconstruction, "apply", lambda *_: 0)
     with pytest.raises(CompressionError, match=said):
         found.model(POLICY)
 

@@ -18,7 +18,7 @@ from autocompress.model.inventory import Inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery.recalibration import batch_norms, fast_dtype, recalibrate
 from autocompress.recovery.reconstruction import Reconstruction
-from autocompress.runs.time_ledger import Ledger
+from autocompress.runs.time_ledger import TimeLedger
 from autocompress.tasks.reading import first_samples
 
 _BATCH = 256
@@ -28,7 +28,7 @@ _CHECKED = 16
 _WORDS = 300
 
 
-class OneShot:
+class TrainingFreeCompressor:
     """Makes the compressed forms of one network.
 
     Args:
@@ -63,14 +63,14 @@ class OneShot:
             whole = _rows(base(self.data[:_CHECKED]))
         self._tells_apart = not bool((whole == whole[:1]).all())
 
-    def model(self, policy: CompressionPolicy, ledger: Ledger | None = None) -> nn.Module:
+    def model(self, policy: CompressionPolicy, ledger: TimeLedger | None = None) -> nn.Module:
         """Return the model that `policy` makes, in eval mode.
 
         Raises:
             CompressionError: The policy does not fit the model, or what it makes does not run.
         """
         try:
-            return self._model(policy, ledger or Ledger())
+            return self._model(policy, ledger or TimeLedger())
         except AutoCompressError:
             raise
         except Exception as error:  # whatever the user's forward raises for shapes that it was not written for
@@ -78,14 +78,14 @@ class OneShot:
                 f"The compressed network does not run: {type(error).__name__}: {str(error)[:_WORDS]}"
             ) from error
 
-    def _model(self, policy: CompressionPolicy, ledger: Ledger) -> nn.Module:
+    def _model(self, policy: CompressionPolicy, ledger: TimeLedger) -> nn.Module:
         context, scores = self._context, self._context.channel_scores
-        with ledger.spend("apply"):
+        with ledger.charge("apply"):
             if self._reconstruction is not None:
                 context = replace(context, layer_outputs=self._reconstruction.outputs(policy, scores))
             # What was cut or factorized has lost the layout that convolutions and pooling are fast in.
             model = apply_policy(self._base, policy, context).to(memory_format=layout_of(self._base))
-        with ledger.spend("proxy"), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with ledger.charge("proxy"), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             changed = not policy.is_structural_identity
             if changed and self._reconstruction is not None:
                 # One pass serves all three.
