@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_pruning.dependency import ChannelGroup as TracedGroup
+from torch_pruning.dependency import Group as TracedGroup
 from torch_pruning.dependency import Dependency
 
 from autocompress.catalogue import Method

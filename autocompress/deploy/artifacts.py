@@ -22,7 +22,9 @@ from autocompress.runs.records import Measurement
 
 _DEFAULT_ENGINE = "openvino"
 # Which engines open a bare file of this suffix.
-_OPENED_BY = {".onnx": ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"), ".xml": ("openvino",)}
+_OPENED_BY = {
+    suffix: tuple(name for name, engine in ENGINES.items() if suffix in engine.opens) for suffix in (".onnx", ".xml")
+}
 
 # What OpenVINO's files call dtypes.
 _XML_DTYPES = {

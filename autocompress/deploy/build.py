@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from autocompress.compress.reload import load_compressed
+from autocompress.engines import engine_class
 from autocompress.engines.artifact import write_engine
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.options import with_sparse_weights
@@ -147,5 +148,5 @@ def _build_trial(
 
 
 def with_default_dtype(options: EngineOptions, engine: str, dtype: str | None) -> EngineOptions:
-    """Return options with a dtype: the one asked for, else fp16 for TensorRT, where it costs nothing, and fp32."""
-    return replace(options, dtype=dtype or ("fp16" if engine.startswith("tensorrt") else "fp32"))
+    """Return options with a dtype: the one asked for, else fp16 on a GPU, where it costs nothing, and fp32."""
+    return replace(options, dtype=dtype or ("fp16" if engine_class(engine).uses_gpu else "fp32"))

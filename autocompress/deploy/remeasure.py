@@ -16,7 +16,7 @@ import numpy as np
 from autocompress import environment
 from autocompress.deploy.summary import alternatives, interval_of, trial_number
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
-from autocompress.engines import runs_on_gpu
+from autocompress.engines import engine_class
 from autocompress.engines.artifact import read_artifact, write_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError, VerificationError
@@ -76,7 +76,7 @@ def measure_run(
     chosen = _chosen(run, records, trials)
     baseline = TrialRecord.from_dict(run.read("baseline/record.json"))
     config = run.config()
-    device = device_fingerprint(gpu=runs_on_gpu(config.engine))
+    device = device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
     moved = bool(differences(run.read("env.json").get("device", {}), device))
     found: list[Remeasured] = []
     with EngineWorker(log_file=run.path / "measure.log") as worker:

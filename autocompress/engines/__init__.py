@@ -1,32 +1,38 @@
-"""Inference engines: model to file to Runner, and the graph work that precedes it.
+"""Inference runtimes, one file or folder each: model to file to Runner.
 
-Importing this package loads no runtime and no torch.
+Importing this package loads no runtime and no torch. A module with `ENGINE_CLASSES` is found by itself.
 """
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Iterator
 from importlib import import_module
 
 from autocompress.engines.base import Engine, EngineFile, EngineOptions, Runner
 from autocompress.errors import ConfigError, nearest
 
-__all__ = ["ENGINES", "Engine", "EngineFile", "EngineOptions", "Runner", "get_engine", "runs_on_gpu"]
-
-# Name to "module:class"; adding an engine is one module and one line here.
-ENGINES = {
-    "openvino": "autocompress.engines.openvino:OpenVINOEngine",
-    "onnxruntime": "autocompress.engines.onnxruntime:ONNXRuntimeEngine",
-    "tensorrt": "autocompress.engines.tensorrt.engine:TensorRTEngine",
-    "tensorrt-rtx": "autocompress.engines.tensorrt.engine:TensorRTRTXEngine",
-}
+__all__ = ["ENGINES", "Engine", "EngineFile", "EngineOptions", "Runner", "engine_class", "get_engine"]
 
 
-_ON_GPU = frozenset({"tensorrt", "tensorrt-rtx"})
+def _engine_classes() -> Iterator[type[Engine]]:
+    for info in pkgutil.iter_modules(__path__, f"{__name__}."):
+        yield from getattr(import_module(info.name), "ENGINE_CLASSES", ())
 
 
-def runs_on_gpu(name: str) -> bool:
-    """Return `Engine.uses_gpu` of an engine without loading it."""
-    return name in _ON_GPU
+# By the name that users write.
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in _engine_classes()}
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return what an engine is, without loading its runtime.
+
+    Raises:
+        ConfigError: No such engine.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"Unknown engine {name!r}.{nearest(name, ENGINES)}")
+    return ENGINES[name]
 
 
 def get_engine(name: str) -> Engine:
@@ -36,8 +42,4 @@ def get_engine(name: str) -> Engine:
         ConfigError: No such engine.
         MissingDependencyError: Its package is not installed.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"Unknown engine {name!r}.{nearest(name, ENGINES)}")
-    module, _, cls = ENGINES[name].partition(":")
-    engine: Engine = getattr(import_module(module), cls)()
-    return engine
+    return engine_class(name)()

@@ -1,7 +1,7 @@
 """The `Engine` and `Runner` interfaces: an ONNX file becomes an engine file, which becomes something that runs.
 
 Engines run in the child process of `measurement`, which imports numpy and the runtime alone: nothing in this package
-imports torch. Adding an engine is one new module, registered in `engines.__init__`.
+imports torch. Adding an engine is one new module with `ENGINE_CLASSES`; it is found by itself.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
 from autocompress.engines.kernel_attribution import KernelTime
+from autocompress.engines.rules import QdqRules
 from autocompress.errors import ConfigError, UnavailableError
 from autocompress.policy import DENSE_DTYPES
 
@@ -156,12 +157,20 @@ class Engine(abc.ABC):
         suffix: Of its engine files, ``".xml"``.
         extra: The package extra that installs the runtime.
         uses_gpu: Whether it runs on the GPU, whose energy and clocks then matter.
+        opens: Suffixes of bare files that it opens.
+        qdq_rules: How it wants its Q/DQ.
+        kernels_in_order: Whether `kernel_times` gives kernels in the order in which they ran, and the engine converts a
+            tensor (to another layout, to int8 and back) next to the kernel that reads it. What such a conversion costs
+            is decided by that layer and what it reads.
     """
 
-    name: str
-    suffix: str
-    extra: str
-    uses_gpu: bool = False
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    extra: ClassVar[str]
+    uses_gpu: ClassVar[bool] = False
+    opens: ClassVar[tuple[str, ...]] = (".onnx",)
+    qdq_rules: ClassVar[QdqRules] = QdqRules()
+    kernels_in_order: ClassVar[bool] = False
 
     @abc.abstractmethod
     def version(self) -> str:

@@ -11,10 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-# Engines whose kernels are told in the order in which they ran, and which convert a tensor (to another layout, to int8
-# and back) next to the kernel that reads it. What such a conversion costs is decided by that layer and what it reads.
-IN_ORDER = frozenset({"onnxruntime"})
-
 
 @dataclass(frozen=True)
 class KernelTime:

@@ -22,6 +22,7 @@ from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, 
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.onnxruntime_profile import EVENTS, OPTIMISED, Overhead, kernel_times, measure_overhead
 from autocompress.engines.ports import Port, unpacked
+from autocompress.engines.rules import MONOTONE, QdqRules
 from autocompress.environment import cpu_name
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
@@ -55,6 +56,12 @@ class ONNXRuntimeEngine(Engine):
     name = "onnxruntime"
     suffix = ".onnxruntime.onnx"
     extra = "onnxruntime"
+    # DQ-Conv-Q is fused into QLinearConv only where the bias is int32 as well.
+    qdq_rules = QdqRules(
+        hoist=MONOTONE, int32_bias=True, unsigned_only=True, share_residual=True, quantize_results=True,
+        clip_dense=True, pools_in_layout=True, int8_lstm=True,
+    )  # fmt: skip
+    kernels_in_order = True
 
     def __init__(self) -> None:
         self._overhead: Overhead | None = None
@@ -293,3 +300,6 @@ def _fix_batch(path: Path, axis: str, options: EngineOptions) -> None:
     fixed = path.with_name(f"fixed-{path.name}")
     _session(path, options, axis, save=fixed)
     fixed.replace(path)
+
+
+ENGINE_CLASSES = (ONNXRuntimeEngine,)

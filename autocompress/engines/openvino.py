@@ -21,6 +21,7 @@ from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, 
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.openvino_profile import kernel_times
 from autocompress.engines.ports import Port, unpacked
+from autocompress.engines.rules import MONOTONE, QdqRules
 from autocompress.errors import BuildError, UnsupportedDtypeError
 
 _DEVICE = "CPU"
@@ -98,6 +99,10 @@ class OpenVINOEngine(Engine):
     name = "openvino"
     suffix = ".xml"
     extra = "openvino"
+    opens = (".xml", ".onnx")
+    qdq_rules = QdqRules(
+        hoist=MONOTONE, shifted_codes=True, uneven_bias=True, dense_behind_reductions=True, whole_attention=True
+    )
 
     def version(self) -> str:
         """Return the runtime's version, as ``"2026.4.1"``."""
@@ -275,3 +280,6 @@ def _properties(options: EngineOptions) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
         "ENABLE_HYPER_THREADING": True,
     }
+
+
+ENGINE_CLASSES = (OpenVINOEngine,)

@@ -24,7 +24,7 @@ import numpy as np
 
 from autocompress.compress import rewrite
 from autocompress.config import RunConfig
-from autocompress.engines import runs_on_gpu
+from autocompress.engines import engine_class
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.errors import BuildError, EngineError, UnavailableError
@@ -125,7 +125,7 @@ class Profiler:
         self._observer.stage("Measuring the uncompressed model")
         self.dense_dtype, self._baseline = self._fastest(wanted)
         self.space = bind(configured_space(config), self._base, self.inventory, self.dense_dtype, self._capabilities)
-        device = device_fingerprint(gpu=runs_on_gpu(config.engine))
+        device = device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
         self.path = table_path(config.engine, device, folder, threads=config.threads, batch_size=config.batch_size)
         self.table, moved = LatencyTable.resume(
             self.path, device, config.engine, described["version"],

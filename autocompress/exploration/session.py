@@ -14,7 +14,7 @@ from typing import Any
 from autocompress import environment
 from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
-from autocompress.engines import runs_on_gpu
+from autocompress.engines import engine_class
 from autocompress.engines.artifact import read_artifact
 from autocompress.errors import EngineError, ExportError
 from autocompress.evaluation.evaluator import CandidateEvaluator
@@ -112,7 +112,8 @@ class SearchSession:
     def execute(self) -> TrialRecord:
         """Run every stage; return the best record, the baseline's where nothing is better."""
         self.run.write(
-            "env.json", {**environment.describe(), "device": device_fingerprint(gpu=runs_on_gpu(self.config.engine))}
+            "env.json",
+            {**environment.describe(), "device": device_fingerprint(gpu=engine_class(self.config.engine).uses_gpu)},
         )
         if self.evaluator.device_absent:
             self._open_ahead()

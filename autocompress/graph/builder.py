@@ -18,7 +18,8 @@ from autocompress.compress.quantization import ActivationRange, activation_range
 from autocompress.compress.recurrent import int8_lstms
 from autocompress.compress.smoothing import divisors, undivided
 from autocompress.config import QuantizationConfig
-from autocompress.engines.kernel_attribution import IN_ORDER, KernelTime
+from autocompress.engines import engine_class
+from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.errors import ExportError
 from autocompress.files import write_bytes, write_json
 from autocompress.graph.export import save_onnx, to_onnx
@@ -110,7 +111,7 @@ class GraphBuilder:
 
         All kernels together are taken to add up to the latency: a profiler counts whole microseconds and slows the
         network down. A kernel of several layers is no layer's. One of none is neither, but where the engine makes its
-        tensors ready right before they are read (`IN_ORDER`) it is the next layer's.
+        tensors ready right before they are read (`Engine.kernels_in_order`) it is the next layer's.
         """
         total = sum(kernel.time_ms for kernel in kernels)
         found: dict[str, float] = {}
@@ -118,7 +119,7 @@ class GraphBuilder:
         for kernel in kernels:
             names = {name for node in kernel.nodes if (name := self.layer_of(node)) is not None}
             time_ms = max(0.0, kernel.time_ms) * latency_ms / total
-            if not names and self._engine in IN_ORDER:
+            if not names and engine_class(self._engine).kernels_in_order:
                 waiting += time_ms
             elif len(names) == 1 and time_ms > 0:
                 name = names.pop()

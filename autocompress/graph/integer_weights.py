@@ -6,15 +6,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
-from autocompress.graph.qdq_rules import PlacementRules
 
 # Smallest step of a channel as a share of the layer's largest. OpenVINO multiplies and divides by steps in fp32.
 _SMALLEST_STEP = 1e-4
 
 
 def store_in_int8(
-    graph: ir.Graph, node: ir.Node, name: str, given: float, rules: PlacementRules
+    graph: ir.Graph, node: ir.Node, name: str, given: float, rules: QdqRules
 ) -> NDArray[np.float32] | None:
     """Store a layer's weight and, where the rules say so, its bias as integers; `given` is the step of its input.
 

@@ -70,7 +70,7 @@ class Layout:
         inventory: Of the model.
         wiring: Whose result each layer reads, as `graph.template.GraphTemplate.wiring`.
         structure: Digest of the whole graph, as `GraphTemplate.structure`.
-        placement: How the engine's int8 networks are made, as `PlacementRules.identity`: a table of networks that were
+        placement: How the engine's int8 networks are made, as `QdqRules.identity`: a table of networks that were
             made in another way says nothing of those that are made now.
     """
 

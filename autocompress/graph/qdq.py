@@ -1,4 +1,4 @@
-"""QuantizeLinear/DequantizeLinear pairs, put where an engine's rules (`placement.RULES`) want them.
+"""QuantizeLinear/DequantizeLinear pairs, put where an engine's rules (`engines.rules`) want them.
 
 In an ONNX graph precision is expressed by Q/DQ alone. A pair stands on the input of every int8 layer, and its weight is
 stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates. Numpy and onnx-ir only.
@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
 from autocompress.graph.export import every_layer_node
 from autocompress.graph.integer_weights import constant, make_uneven, share, store_in_int8
 from autocompress.graph.qdq_rules import (
     RULES,
-    PlacementRules,
     is_stored_weight,
     multiplies_activations,
     reason_to_stay_dense,
@@ -43,7 +43,7 @@ class InputQuantization:
 
 @dataclass(frozen=True)
 class ResultQuantization:
-    """Quantization of what one layer gives, for engines that want it (`PlacementRules.quantize_results`).
+    """Quantization of what one layer gives, for engines that want it (`QdqRules.quantize_results`).
 
     Attributes:
         whole: Of all values.
@@ -98,7 +98,7 @@ class _Placing:
     """
 
     graph: ir.Graph
-    rules: PlacementRules
+    rules: QdqRules
     int8: frozenset[int]
     pairs: dict[tuple[str, float, bool, bool], ir.Value] = field(default_factory=dict)
     biases: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -290,7 +290,7 @@ def _keep_dense(placing: _Placing) -> None:
             _clip_to_codes(placing.graph, node, pair)
 
 
-def _made_above(value: ir.Value, rules: PlacementRules) -> ir.Node | None:
+def _made_above(value: ir.Value, rules: QdqRules) -> ir.Node | None:
     """Return the node that made a tensor, that before the ops which pairs move across."""
     node = value.producer()
     while node is not None and node.op_type in rules.hoist and (above := node.inputs[0]) is not None:
@@ -298,7 +298,7 @@ def _made_above(value: ir.Value, rules: PlacementRules) -> ir.Node | None:
     return node
 
 
-def _quantized_below(value: ir.Value, rules: PlacementRules) -> bool:
+def _quantized_below(value: ir.Value, rules: QdqRules) -> bool:
     """Return whether all that reads a tensor, across the ops that pairs move across, is quantization."""
     readers = [use.node for use in value.uses()]
     return bool(readers) and all(

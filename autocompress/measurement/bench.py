@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress.engines import EngineFile, runs_on_gpu
+from autocompress.engines import EngineFile, engine_class
 from autocompress.engines.base import Array
 from autocompress.errors import BuildError
 from autocompress.measurement.measure import Taken, measure_timers
@@ -176,7 +176,7 @@ class Bench:
         self, files: Sequence[EngineFile], inputs: Path, protocol: Protocol
     ) -> tuple[list[Taken], list[Taken]]:
         once = protocol.occasion()
-        gpu = runs_on_gpu(files[0].engine)
+        gpu = engine_class(files[0].engine).uses_gpu
         workers = self._ready(1 if gpu else len(files), restart=protocol.restart)
         found = _in_one(workers[0], files, inputs, once) if gpu else self._alone(workers, files, inputs, once)
         if protocol.restart:

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.engines import get_engine
+from autocompress.engines import engine_class, get_engine
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import AutoCompressError, DeviceNotFoundError, MissingDependencyError
 from autocompress.measurement.client import EngineWorker
@@ -82,7 +82,7 @@ def examine(engine: str, settings: Mapping[str, Any] | None = None) -> Iterator[
             return
         yield Check("device", OK, told["device"])
         yield Check("dtypes", OK, ", ".join(told["capabilities"]))
-        if engine.startswith("tensorrt") and not ahead:
+        if engine_class(engine).uses_gpu and not ahead:
             yield from _clocks()
         with tempfile.TemporaryDirectory(prefix="autocompress-doctor-") as folder:
             yield from _networks(worker, engine, told["capabilities"], settings, Path(folder), ahead=ahead)
@@ -123,7 +123,7 @@ def _networks(
     tries = [(dtype, "plain") for dtype in dense]
     if "int8" in offered:
         graphs["int8"] = _write(folder / "int8.onnx", quantized=True)
-        tries.append(("fp16" if "fp16" in dense and engine.startswith("tensorrt") else dense[0], "int8"))
+        tries.append(("fp16" if "fp16" in dense and engine_class(engine).uses_gpu else dense[0], "int8"))
     inputs = np.random.default_rng(1).standard_normal((1, 3, _SIZE, _SIZE)).astype(np.float32)
     for dtype, kind in tries:
         name = dtype if kind == "plain" else f"int8 in {dtype}"

@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.dependency import index_mapping
-from torch_pruning.dependency.group import ChannelGroup as TracedGroup
+from torch_pruning.dependency.group import Group as TracedGroup
 
 from autocompress.errors import CompressionError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from autocompress.config import ANY_TABLE, NO_TABLE, RunConfig
-from autocompress.engines import runs_on_gpu
+from autocompress.engines import engine_class
 from autocompress.engines.tensorrt.options import TensorRTOptions
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.graph.builder import GraphBuilder
@@ -162,7 +162,7 @@ def open_profile(graphs: GraphBuilder, config: RunConfig, folder: Path | None = 
         ConfigError: There is no table, or it is damaged, or knows nothing of this model.
         ExportError: The model's structure cannot be read off a graph.
     """
-    layout, device = graphs.layout, device_fingerprint(gpu=runs_on_gpu(config.engine))
+    layout, device = graphs.layout, device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
     threads, batch_size = config.threads, config.batch_size
     path = find_table(config.engine, device, layout.hash, folder, threads=threads, batch_size=batch_size)
     if path is None:
@@ -233,7 +233,7 @@ def open_predictor(
     if config.table == NO_TABLE:
         return None
     layout = graphs.layout
-    device = device_fingerprint(gpu=runs_on_gpu(config.engine))
+    device = device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
     named = config.table != ANY_TABLE
     path: Path | None = Path(config.table)
     if not named:

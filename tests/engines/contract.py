@@ -32,7 +32,7 @@ class EngineContract:
         return engine.build(graphs.convnet(tmp_path / "model.onnx"), FP32, tmp_path / "model.onnx")
 
     def test_is_registered_and_says_what_it_is(self, engine: Engine) -> None:
-        assert ENGINES[engine.name].endswith(f":{type(engine).__name__}")
+        assert ENGINES[engine.name] is type(engine)
         assert engine.version()[0].isdigit()
         assert engine.device()
         assert engine.suffix.startswith(".")

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
 from autocompress.graph import qdq
 from autocompress.graph.export import save_onnx, to_onnx
@@ -249,7 +250,7 @@ def test_the_bias_of_a_dead_channel_survives(engine: str, size: float, tmp_path:
 def test_signed_only_engines_get_int8_activations_of_the_same_reach(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = {"strict": qdq.PlacementRules(hoist=frozenset(), int32_bias=False, signed_only=True)}
+    rules = {"strict": QdqRules(hoist=frozenset(), int32_bias=False, signed_only=True)}
     monkeypatch.setattr(qdq, "RULES", rules)
     model = inserted(exported, "strict")
     # Without hoisting, the pair stands right above its layer.

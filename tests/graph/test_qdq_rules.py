@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from autocompress.engines import get_engine
 from autocompress.engines.base import EngineFile, EngineOptions
+from autocompress.engines.rules import QdqRules
 from autocompress.graph import qdq
 from autocompress.graph.export import every_layer_node, save_onnx, to_onnx
 from autocompress.graph.qdq import InputQuantization, ResultQuantization, insert_qdq
-from autocompress.graph.qdq_rules import RULES, PlacementRules
+from autocompress.graph.qdq_rules import RULES
 from tests import networks
 
 CODES = InputQuantization(0.05, signed=True)
@@ -262,7 +263,7 @@ def test_every_engine_has_its_rules() -> None:
     from autocompress.engines import ENGINES
 
     assert set(RULES) == set(ENGINES)
-    assert all(isinstance(rules, PlacementRules) for rules in RULES.values())
+    assert all(isinstance(rules, QdqRules) for rules in RULES.values())
 
 
 # -- ONNX Runtime -----------------------------------------------------------------------------------------------------

@@ -96,5 +96,5 @@ class FaultyRunner(Runner):
 
 
 if __name__ == "__main__":
-    ENGINES["faulty"] = "__main__:FaultyEngine"
+    ENGINES["faulty"] = FaultyEngine
     child.main(*sys.argv[1:2])

@@ -12,9 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from autocompress.engines import EngineFile, EngineOptions
+from autocompress.engines import EngineFile, EngineOptions, engine_class
 from autocompress.errors import BuildError
-from autocompress.measurement import bench as bench_module
 from autocompress.measurement.bench import Bench, _once, neighbour
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.protocol import Protocol
@@ -165,7 +164,7 @@ def test_on_a_gpu_all_files_are_in_one_process(
     started: list[EngineWorker] = []
     another = worker._another
     monkeypatch.setattr(worker, "_another", lambda: started.append(another()) or started[-1])
-    monkeypatch.setattr(bench_module, "runs_on_gpu", lambda engine: True)
+    monkeypatch.setattr(engine_class(built.engine), "uses_gpu", True)
     found = worker.measure([built, built], graphs.images(1), BRIEF)[1]
     assert len(started) == 2 and len(found.occasions) == 2
     assert all(set(one.states) == {QUIET} for one in found.occasions)

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from autocompress.engines.base import Array, Engine, EngineFile, EngineOptions, Runner, Settings
 from autocompress.engines.kernel_attribution import KernelTime
+from autocompress.engines.rules import MONOTONE, QdqRules
 from autocompress.engines.tensorrt import compute_capability as table
 from autocompress.engines.tensorrt.builder import Built, NetworkBuilder
 from autocompress.engines.tensorrt.compute_capability import ComputeCapability
@@ -44,6 +45,10 @@ class TensorRTEngine(Engine):
     suffix = flavour.suffix
     extra = flavour.extra
     uses_gpu = True
+    qdq_rules = QdqRules(
+        hoist=MONOTONE, signed_only=True, hoist_concat=True, share_residual=True, least_channels=16,
+        dense_depthwise=True, whole_attention=True,
+    )  # fmt: skip
 
     def version(self) -> str:
         """Return the library's version."""
@@ -285,3 +290,6 @@ class _BuildingRunner(Runner):
     def time_run(self, clock: Callable[[], int]) -> int:
         """Run once and return the GPU's nanoseconds."""
         return self._opened.time_run(clock)
+
+
+ENGINE_CLASSES = (TensorRTEngine, TensorRTRTXEngine)
