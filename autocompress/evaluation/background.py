@@ -34,7 +34,7 @@ class BackgroundTask:
     def start(self) -> None:
         """Start it, unless it was started before."""
         if self._work is not None and self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "aside")
+            self._pool = ThreadPoolExecutor(1, "background")
             self._future = self._pool.submit(self._work)
 
     def join(self) -> None:

@@ -12,7 +12,7 @@ from autocompress.compress import rewrite
 from autocompress.errors import CompressionError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
-from autocompress.recovery import TrainingFreeCompressor, compressor
+from autocompress.recovery import TrainingFreeCompressor, training_free
 from tests import networks
 
 POLICY = CompressionPolicy(pruning={"stem": 0.5})
@@ -30,7 +30,7 @@ def test_features_that_have_become_zero_or_nan_are_refused(
 ) -> None:
     found = made(networks.randomize(networks.Residual()))
     assert found.model(POLICY) is not None
-    real = compressor.apply_policy
+    real = training_free.apply_policy
 
     def broken(*given: object) -> nn.Module:
         model = real(*given)  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def test_features_that_have_become_zero_or_nan_are_refused(
             model.get_submodule("fc").weight.fill_(value)  # type: ignore[operator]
         return model
 
-    monkeypatch.setattr(compressor, "apply_policy", broken)
-    monkeypatch.setattr(compressor.Reconstruction, "apply", lambda *_: 0)
+    monkeypatch.setattr(training_free, "apply_policy", broken)
+    monkeypatch.setattr(training_free.Reconstruction, "apply", lambda *_: 0)
     with pytest.raises(CompressionError, match=said):
         found.model(POLICY)
 
