@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_pruning.dependency import Group as TracedGroup
 from torch_pruning.dependency import Dependency
+from torch_pruning.dependency import Group as TracedGroup
 
 from autocompress.catalogue import Method
 from autocompress.compress.base import CompressionContext, Transform, check_names

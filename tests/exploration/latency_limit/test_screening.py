@@ -88,7 +88,7 @@ def test_a_limit_in_milliseconds_follows_the_baseline_of_the_last_measurements(b
 
 
 @pytest.mark.parametrize(("off", "target_ratio"), [(1.04, 0.96), (0.97, 1.03), (1.5, 0.8)])
-def test_the_target_follows_how_far_the_last_measurements_were_off(off: float, target_ratio: float, bench: Bench) -> None:
+def test_the_target_follows_how_far_measurements_were_off(off: float, target_ratio: float, bench: Bench) -> None:
     made = latency_filter(bench)
     for number in range(10):
         policy = CompressionPolicy(pruning={"c0": (number + 1) / 20})
