@@ -28,7 +28,6 @@ PACKAGES = (
     "optuna",
     "pandas",
     "pydantic",
-    "ray",
     "scikit-learn",
     "scipy",
     "tensorrt",

@@ -26,7 +26,6 @@ ALIASES = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "cuda": "cuda-bindings",
-    "ray": "ray",
 }
 
 

@@ -84,19 +84,6 @@ def device_fingerprint(*, gpu: bool = False) -> dict[str, Any]:
     }
 
 
-def measurement_fingerprint(
-    engine: str, engine_version: str, *, threads: int = 1, batch_size: int = 1, gpu: bool = False
-) -> dict[str, Any]:
-    """Return the device's fingerprint together with how an engine runs on it, as JSON."""
-    return {
-        **device_fingerprint(gpu=gpu),
-        "engine": engine,
-        "engine_version": engine_version,
-        "threads": threads,
-        "batch_size": batch_size,
-    }
-
-
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Say what differs between two fingerprints, one sentence part each; empty when latencies carry over.
 

@@ -14,10 +14,8 @@ from rich.text import Text
 
 from autocompress import quantities
 from autocompress.engines.base import EngineFile
-from autocompress.policy import CompressionPolicy
 from autocompress.report.certainty import held, occasions, other_states
 from autocompress.report.run_view import RunView
-from autocompress.report.sections import low_rank, natural
 from autocompress.runs.records import PREDICTED, Measurement
 
 if TYPE_CHECKING:
@@ -197,29 +195,6 @@ def _benchmark_notes(files: Sequence[EngineFile], measurements: Sequence[Measure
     for file, found in zip(files, measurements, strict=True):
         lines += [f"noise, {file.path.name}: {reason}" for reason in found.noise if reason not in shared]
     return lines
-
-
-def policy_table(policy: CompressionPolicy, layers: Sequence[str] = ()) -> Table:
-    """Return what is done to every group, layer and block of a policy.
-
-    `layers` names the model's layers, so that those left alone are shown, in dim.
-    """
-    table = _table(policy.describe())
-    table.add_column("name", overflow="fold")
-    table.add_column("channels removed", no_wrap=True)
-    table.add_column("rank kept", justify="right", no_wrap=True)
-    table.add_column("dtype", no_wrap=True)
-    for block in sorted(policy.removed_blocks, key=natural):
-        table.add_row(Text(block), Text("whole block removed", style="red"), "", "")
-    for name in sorted({*layers, *policy.pruning, *policy.layers} - {*policy.removed_blocks}, key=natural):
-        ratio, layer = policy.pruning.get(name, 0.0), policy.layer(name)
-        bar = Text("█" * max(round(_BAR * ratio), 1) + f" {ratio:.0%}" if ratio else "", style="blue")
-        group = name not in layers and name not in policy.layers
-        dtype = "" if group else "int8" if layer.dtype == "int8" else policy.dense_dtype
-        dtype += " 2:4" if layer.sparsity == "2:4" else ""
-        rank = low_rank(layer)
-        table.add_row(Text(name), bar, rank, dtype, style="dim" if not ratio and layer.is_identity else "")
-    return table
 
 
 def _table(title: str) -> Table:

@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.report.result_panel import result_panel
 from autocompress.report.run_view import read_run
-from autocompress.report.tables import benchmark_table, front_table, policy_table
+from autocompress.report.tables import benchmark_table, front_table
 from autocompress.runs.directory import RunDirectory
 
 
@@ -156,24 +155,3 @@ def test_benchmark_table_tells_verdict_noise_and_energy(tmp_path: Path, make_mea
     text = printed(benchmark_table(files, throughput), 160)
     assert "12,346" in text and "3 streams" in text and "time per sample" in text
     assert max(map(len, printed(benchmark_table(files, throughput)).splitlines())) <= 80
-
-
-def test_policy_table() -> None:
-    policy = CompressionPolicy(
-        "bf16",
-        {"conv2": 0.5},
-        {
-            "conv10": LayerPolicy("int8"),
-            "conv2": LayerPolicy("int8", 0.25),
-            "conv3": LayerPolicy(rank_ratio=0.125, factorization="spatial_svd"),
-        },
-        ("block1",),
-    )
-    lines = printed(policy_table(policy, ["conv1", "conv2", "conv10"])).splitlines()
-    rows = [line.split()[0] for line in lines if line.strip().startswith(("conv", "block"))]
-    assert rows == ["block1", "conv1", "conv2", "conv3", "conv10"]
-    assert "12% spatial_svd" in next(line for line in lines if line.strip().startswith("conv3 "))
-    pruned = next(line for line in lines if line.strip().startswith("conv2 "))
-    assert "50%" in pruned and "25%" in pruned and "int8" in pruned
-    assert "bf16" in next(line for line in lines if line.strip().startswith("conv1 "))
-    assert "whole block removed" in "\n".join(lines)

@@ -160,10 +160,6 @@ class AdditiveModel:
         """Let another observation take the place of one; arguments as of `add`."""
         self._fill(position, row, offset, equal)
 
-    def drop_last(self, count: int) -> None:
-        """Forget the last rows."""
-        self.count -= count
-
     def _grow(self) -> None:
         size = min(2 * len(self.rows), self.capacity)
         more = size - len(self.rows)
