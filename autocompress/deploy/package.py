@@ -97,8 +97,10 @@ def deploy(
             script, text = folder / run_script.NAME, TextTokens.read(run.path)
             if text is not None:
                 shutil.copyfile(text.file, folder / TOKENIZER_NAME)
-            script.write_text(run_script.run_script(manifest, _ports(folder, measured_file), text))
-            own = [script, *([folder / TOKENIZER_NAME] if text is not None else [])]
+            own = [folder / TOKENIZER_NAME] if text is not None else []
+            if run_script.has_script(manifest.engine):
+                script.write_text(run_script.run_script(manifest, _ports(folder, measured_file), text))
+                own.append(script)
             manifest = replace(manifest, files={**manifest.files, **{p.name: describe_file(p) for p in own}})
         # The copies are checked as anyone will who receives them, from disk.
         manifest.check_files(folder)

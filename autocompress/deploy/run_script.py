@@ -188,6 +188,11 @@ _SEVERAL = {
 }
 
 
+def has_script(engine: str) -> bool:
+    """Return whether there is a script for an engine; the others are deployed without."""
+    return engine in _BODIES
+
+
 def run_script(manifest: Manifest, ports: Sequence[Port], text: TextTokens | None = None) -> str:
     """Return the script for a manifest's engine file.
 
