@@ -40,8 +40,8 @@ _SAMPLES = 2**17
 
 
 @dataclass(frozen=True)
-class ActivationRange:
-    """Quantization of one tensor: ``real = scale * code``.
+class QuantizationRange:
+    """Quantization of one tensor: ``real = scale * code``, or ``scale * (code - 128)`` where signed codes are uint8.
 
     Attributes:
         scale: Step, in the tensor's unit.
@@ -91,9 +91,9 @@ class ActivationQuantizer(nn.Module):
             hold_divisor(self, len(state_dict[f"{prefix}divisor"]))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def range(self) -> ActivationRange:
+    def range(self) -> QuantizationRange:
         """Return the current quantization."""
-        return ActivationRange(float(self.scale), bool(self.signed))
+        return QuantizationRange(float(self.scale), bool(self.signed))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` quantized and dequantized, same shape; unchanged while observing or off."""
@@ -288,7 +288,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Int8Layer]]:
             yield name, module
 
 
-def activation_ranges(model: nn.Module) -> dict[str, ActivationRange]:
+def activation_ranges(model: nn.Module) -> dict[str, QuantizationRange]:
     """Return the input quantization of every int8 layer, by name."""
     return {name: layer.input_quantizer.range() for name, layer in quantized_layers(model)}
 

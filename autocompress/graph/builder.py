@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import ActivationRange, activation_ranges, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, quantization_mode
 from autocompress.compress.recurrent import int8_lstms
 from autocompress.compress.smoothing import divisors, undivided
 from autocompress.config import QuantizationConfig
@@ -26,7 +26,7 @@ from autocompress.graph.export import save_onnx, to_onnx
 from autocompress.graph.input_division import divide_inputs
 from autocompress.graph.int8_lstm import quantize_lstms
 from autocompress.graph.layout import Layout
-from autocompress.graph.qdq import InputQuantization, ResultQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.graph.qdq_rules import RULES
 from autocompress.graph.result_ranges import ResultRange, result_ranges
 from autocompress.graph.roundings import Roundings
@@ -63,7 +63,7 @@ class Ranges(NamedTuple):
         norms: Layer to the batch-norm that is folded into it, where results have ranges.
     """
 
-    inputs: Mapping[str, ActivationRange] = MappingProxyType({})
+    inputs: Mapping[str, QuantizationRange] = MappingProxyType({})
     results: Mapping[str, ResultRange] = MappingProxyType({})
     norms: Mapping[str, str] = MappingProxyType({})
 
@@ -242,26 +242,13 @@ def write_model(
 
 def _quantized(graph: ir.Model, model: nn.Module, ranges: Ranges, engine: str) -> Graph:
     divide_inputs(graph, {name: divisor.float().numpy() for name, divisor in divisors(model).items()})
-    layers = {name: _expressed(found) for name, found in ranges.inputs.items()}
-    results = {
-        name: ResultQuantization(_expressed(found.whole), _expressed(found.rectified))
-        for name, found in ranges.results.items()
-    }
-    placed = insert_qdq(graph, layers, engine, results)
+    placed = insert_qdq(graph, ranges.inputs, engine, ranges.results)
     lstms = {name: [(i.numpy(), h.numpy()) for i, h in lstm.stacked()] for name, lstm in int8_lstms(model)}
     dense = {**placed.dense, **quantize_lstms(graph, lstms, engine)}
     roundings = Roundings(
-        {name: (_simulated(found.quantization), found.rectified) for name, found in placed.results.items()},
-        {name: _simulated(found) for name, found in placed.shared.items()},
+        {name: (found.quantization, found.rectified) for name, found in placed.results.items()},
+        placed.shared,
         {name: torch.from_numpy(added) for name, added in placed.biases.items()},
         ranges.norms,
     )
     return Graph(graph, dense, roundings)
-
-
-def _expressed(found: ActivationRange) -> InputQuantization:
-    return InputQuantization(found.scale, found.signed)
-
-
-def _simulated(found: InputQuantization) -> ActivationRange:
-    return ActivationRange(found.scale, found.signed)

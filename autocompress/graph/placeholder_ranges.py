@@ -12,13 +12,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import ActivationRange, quantized_layers
+from autocompress.compress.quantization import QuantizationRange, quantized_layers
 from autocompress.graph.builder import Ranges
 from autocompress.graph.result_ranges import ResultRange
 from autocompress.model.channel_tracing import CONVOLUTIONS
 
 _SCALE = 0.05
-_RESULT = ResultRange(ActivationRange(_SCALE, signed=True), ActivationRange(_SCALE, signed=False))
+_RESULT = ResultRange(QuantizationRange(_SCALE, signed=True), QuantizationRange(_SCALE, signed=False))
 
 
 class AssumedRanges:
@@ -37,7 +37,7 @@ class AssumedRanges:
     def __call__(self, model: nn.Module) -> Ranges:
         """Return ranges for each int8 layer of a compressed form of the model."""
         names = [name for name, _ in quantized_layers(model)]
-        return Ranges({n: ActivationRange(_SCALE, self._signed(n)) for n in names}, dict.fromkeys(names, _RESULT))
+        return Ranges({n: QuantizationRange(_SCALE, self._signed(n)) for n in names}, dict.fromkeys(names, _RESULT))
 
     def _signed(self, name: str) -> bool:
         if name in self._layers:

@@ -1,7 +1,7 @@
 """QuantizeLinear/DequantizeLinear pairs, put where an engine's rules (`engines.rules`) want them.
 
 In an ONNX graph precision is expressed by Q/DQ alone. A pair stands on the input of every int8 layer, and its weight is
-stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates. Numpy and onnx-ir only.
+stored in int8 behind a DequantizeLinear. The scales are the caller's; nothing here calibrates.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
 from autocompress.graph.export import every_layer_node
@@ -26,32 +27,7 @@ from autocompress.graph.qdq_rules import (
     shortcut_of,
     upper_bound,
 )
-
-
-@dataclass(frozen=True)
-class InputQuantization:
-    """Quantization of one tensor: ``real = scale * code``, or ``scale * (code - 128)`` where signed codes are uint8.
-
-    Attributes:
-        scale: Step, in the tensor's unit.
-        signed: Codes in [-128, 127], else [0, 255].
-    """
-
-    scale: float
-    signed: bool
-
-
-@dataclass(frozen=True)
-class ResultQuantization:
-    """Quantization of what one layer gives, for engines that want it (`QdqRules.quantize_results`).
-
-    Attributes:
-        whole: Of all values.
-        rectified: Of what a ReLU leaves of them.
-    """
-
-    whole: InputQuantization
-    rectified: InputQuantization
+from autocompress.graph.result_ranges import ResultRange
 
 
 @dataclass(frozen=True)
@@ -63,7 +39,7 @@ class Rounding:
         rectified: Whether what a ReLU leaves of it is rounded, not all of it.
     """
 
-    quantization: InputQuantization
+    quantization: QuantizationRange
     rectified: bool
 
 
@@ -80,7 +56,7 @@ class Placed:
 
     dense: dict[str, str] = field(default_factory=dict)
     results: Mapping[str, Rounding] = field(default_factory=dict)
-    shared: Mapping[str, InputQuantization] = field(default_factory=dict)
+    shared: Mapping[str, QuantizationRange] = field(default_factory=dict)
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -106,9 +82,9 @@ class _Placing:
 
 def insert_qdq(
     model: ir.Model,
-    layers: Mapping[str, InputQuantization],
+    layers: Mapping[str, QuantizationRange],
     engine: str,
-    results: Mapping[str, ResultQuantization] | None = None,
+    results: Mapping[str, ResultRange] | None = None,
 ) -> Placed:
     """Express int8 for the named layers in the graph, in place; return what became of them.
 
@@ -151,8 +127,8 @@ def insert_qdq(
 
 
 def _quantize_layer(
-    placing: _Placing, name: str, nodes: Sequence[ir.Node], quantization: InputQuantization
-) -> InputQuantization:
+    placing: _Placing, name: str, nodes: Sequence[ir.Node], quantization: QuantizationRange
+) -> QuantizationRange:
     """Quantize what a layer reads, its weight and, where the rules say so, its bias, in every node that computes it.
 
     Returns the quantization of what it reads.
@@ -160,7 +136,7 @@ def _quantize_layer(
     graph, rules, (node, *repeats) = placing.graph, placing.rules, nodes
     codes = quantization
     if rules.signed_only and not codes.signed:
-        codes = InputQuantization(codes.scale * 255 / 127, signed=True)
+        codes = QuantizationRange(codes.scale * 255 / 127, signed=True)
     codes = _quantize_input(placing, node, codes)
     stored = [(index, node.inputs[index]) for index in (1, 2) if len(node.inputs) > index]
     added = store_in_int8(graph, node, name, codes.scale, rules)
@@ -189,7 +165,7 @@ def _shares(placing: _Placing, node: ir.Node) -> bool:
     return any(id(use.node) not in placing.int8 for use in dequantized.uses())
 
 
-def _quantize_input(placing: _Placing, node: ir.Node, quantization: InputQuantization) -> InputQuantization:
+def _quantize_input(placing: _Placing, node: ir.Node, quantization: QuantizationRange) -> QuantizationRange:
     """Put what an int8 layer reads behind a pair; return its quantization."""
     rules, consumer, index = placing.rules, node, 0
     tensor = node.inputs[0]
@@ -223,7 +199,7 @@ def _quantize_input(placing: _Placing, node: ir.Node, quantization: InputQuantiz
 
 
 def _paired(
-    placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization: InputQuantization, *, shifted: bool
+    placing: _Placing, tensor: ir.Value, consumer: ir.Node, quantization: QuantizationRange, *, shifted: bool
 ) -> ir.Value:
     """Return `tensor` behind a pair, the one it has already or a new one before `consumer`.
 
@@ -240,7 +216,7 @@ def _paired(
     return placing.pairs[key]
 
 
-def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantization | None) -> Rounding | None:
+def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultRange | None) -> Rounding | None:
     """Have all that reads an int8 convolution's result read it from one pair; return what that pair does."""
     if node.op_type != "Conv":
         return None
@@ -254,7 +230,7 @@ def _quantize_result(placing: _Placing, node: ir.Node, wanted: ResultQuantizatio
         # One reader's own pair serves the others, too.
         (use, *_) = pairs[0].outputs[0].uses()
         (dequantized,) = use.node.outputs
-        found = next(InputQuantization(*key[1:3]) for key, made in placing.pairs.items() if made is dequantized)
+        found = next(QuantizationRange(*key[1:3]) for key, made in placing.pairs.items() if made is dequantized)
     elif wanted is not None and uses:
         found = wanted.whole if value is node.outputs[0] else _bounded(wanted.rectified, value)
         dequantized = _pair(placing.graph, value, uses[0][0], found, shifted=placing.rules.unsigned_only)
@@ -335,13 +311,13 @@ def _clip_to_codes(graph: ir.Graph, node: ir.Node, pair: ir.Node, below: float =
     node.replace_input_with(0, clip.outputs[0])
 
 
-def _bounded(quantization: InputQuantization, tensor: ir.Value) -> InputQuantization:
+def _bounded(quantization: QuantizationRange, tensor: ir.Value) -> QuantizationRange:
     """Return the quantization with no unsigned codes above what a Clip lets through: engines drop it only then."""
     producer = tensor.producer()
     most = None if producer is None else upper_bound(producer)
     if quantization.signed or most is None or most <= 0:
         return quantization
-    return InputQuantization(min(quantization.scale, most / 255), signed=False)
+    return QuantizationRange(min(quantization.scale, most / 255), signed=False)
 
 
 def _share_residuals(graph: ir.Graph) -> None:
@@ -370,7 +346,7 @@ def _pair(
     graph: ir.Graph,
     tensor: ir.Value,
     before: ir.Node,
-    quantization: InputQuantization,
+    quantization: QuantizationRange,
     *,
     shifted: bool,
 ) -> ir.Value:

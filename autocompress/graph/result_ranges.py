@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.calibration import calibration
-from autocompress.compress.quantization import ActivationQuantizer, ActivationRange, quantized_layers
+from autocompress.compress.quantization import ActivationQuantizer, QuantizationRange, quantized_layers
 from autocompress.config import QuantizationConfig
 from autocompress.errors import CompressionError
 from autocompress.model.channel_tracing import CONVOLUTIONS
@@ -32,8 +32,8 @@ class ResultRange(NamedTuple):
         rectified: Of its positive values, unsigned: of what a ReLU leaves.
     """
 
-    whole: ActivationRange
-    rectified: ActivationRange
+    whole: QuantizationRange
+    rectified: QuantizationRange
 
 
 def result_ranges(
@@ -119,5 +119,5 @@ def _range(name: str, whole: ActivationQuantizer, rectified: ActivationQuantizer
         rectified.finish(name)
     except CompressionError:
         # Nothing is positive: a ReLU leaves zeros, which any step holds.
-        return ResultRange(found, ActivationRange(found.scale, signed=False))
+        return ResultRange(found, QuantizationRange(found.scale, signed=False))
     return ResultRange(found, rectified.range())

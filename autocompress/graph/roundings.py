@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.quantization import ActivationRange
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.graph.result_ranges import ending
 from autocompress.model.channel_tracing import CONVOLUTIONS
 
@@ -32,8 +32,8 @@ class Roundings:
         norms: Layer to the batch-norm that is folded into it.
     """
 
-    results: Mapping[str, tuple[ActivationRange, bool]] = field(default_factory=dict)
-    shared: Mapping[str, ActivationRange] = field(default_factory=dict)
+    results: Mapping[str, tuple[QuantizationRange, bool]] = field(default_factory=dict)
+    shared: Mapping[str, QuantizationRange] = field(default_factory=dict)
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ def _round_result(model: nn.Module, name: str, roundings: Roundings) -> Callable
     return layer.register_forward_hook(hook).remove
 
 
-def _round_shared(module: nn.Module, found: ActivationRange) -> Callable[[], None]:
+def _round_shared(module: nn.Module, found: QuantizationRange) -> Callable[[], None]:
     def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         given[0].copy_(found.rounded(given[0]))
 

@@ -11,9 +11,9 @@ from autocompress.compress.calibration import calibration
 from autocompress.compress.lowrank import LowRank
 from autocompress.compress.quantization import (
     ActivationQuantizer,
-    ActivationRange,
     QuantConv2d,
     Quantization,
+    QuantizationRange,
     QuantLinear,
     activation_ranges,
     calibrate,
@@ -68,7 +68,7 @@ def quantized(*batches: Tensor) -> nn.Module:
     return model
 
 
-def observed(*batches: Tensor) -> ActivationRange:
+def observed(*batches: Tensor) -> QuantizationRange:
     quantizer = ActivationQuantizer(calibration(QuantizationConfig()))
     quantizer.mode = "observe"
     for batch in batches:

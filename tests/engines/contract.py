@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines import ENGINES, Engine, EngineFile, EngineOptions
 from autocompress.errors import BuildError, UnavailableError, UnsupportedDtypeError
 from autocompress.graph.export import save_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from tests.engines import graphs
 
 FP32 = EngineOptions()
@@ -244,7 +245,7 @@ class EngineContract:
         if "int8" not in engine.capabilities():
             pytest.skip("no int8 here")
         graph = ir.load(graphs.residual(tmp_path / "plain.onnx"))
-        insert_qdq(graph, {name: InputQuantization(0.05, signed=False) for name in ("left", "right")}, engine.name)
+        insert_qdq(graph, {name: QuantizationRange(0.05, signed=False) for name in ("left", "right")}, engine.name)
         save_onnx(graph, tmp_path / "model.onnx")
         built = engine.build(tmp_path / "model.onnx", FP32, tmp_path / "model")
         (left,) = (k for k in engine.kernel_times(built, graphs.images(1), 0) if "n_left" in k.nodes)

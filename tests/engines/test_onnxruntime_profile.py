@@ -11,12 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines import EngineFile, EngineOptions
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.onnxruntime import ONNXRuntimeEngine, ONNXRuntimeRunner
 from autocompress.engines.onnxruntime_profile import measure_overhead, overhead_of
 from autocompress.graph.export import save_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from tests.engines import graphs
 
 pytest.importorskip("onnxruntime")
@@ -84,7 +85,7 @@ def test_kernels_say_where_they_ran_and_whose_op_they_are(tmp_path: Path) -> Non
 
 def test_int8_kernels_are_the_runtimes_own(tmp_path: Path) -> None:
     graph = ir.load(graphs.residual(tmp_path / "plain.onnx"))
-    insert_qdq(graph, {name: InputQuantization(0.05, signed=False) for name in ("left", "right")}, "onnxruntime")
+    insert_qdq(graph, {name: QuantizationRange(0.05, signed=False) for name in ("left", "right")}, "onnxruntime")
     save_onnx(graph, tmp_path / "model.onnx")
     file = EngineFile("onnxruntime", tmp_path / "model.onnx", EngineOptions())
     kernels = ONNXRuntimeEngine().kernel_times(file, graphs.images(1), 0)

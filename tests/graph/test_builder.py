@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy
-from autocompress.compress.quantization import ActivationRange, activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.config import QuantizationConfig
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.errors import ExportError
@@ -173,7 +173,7 @@ def test_quantizers_are_left_out_of_an_export_and_come_back(exports: list[nn.Mod
 def test_a_range_of_a_layer_that_is_not_there_is_an_error() -> None:
     base = networks.randomize(networks.Residual())
     with pytest.raises(ExportError, match="nowhere"):
-        builder(base).build(base, Ranges({"nowhere": ActivationRange(0.1, signed=True)}))
+        builder(base).build(base, Ranges({"nowhere": QuantizationRange(0.1, signed=True)}))
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy
-from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
 from autocompress.graph import qdq
 from autocompress.graph.export import save_onnx, to_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
 
@@ -51,7 +51,7 @@ class Everything(nn.Module):
         return self.fc(functional.relu(self.tokens(x))[:, 0])
 
 
-Exported = tuple[nn.Module, Mapping[str, InputQuantization], ir.Model]
+Exported = tuple[nn.Module, Mapping[str, QuantizationRange], ir.Model]
 
 
 def export(model: nn.Module, names: tuple[str, ...], x: Tensor) -> Exported:
@@ -60,7 +60,7 @@ def export(model: nn.Module, names: tuple[str, ...], x: Tensor) -> Exported:
     calibrate(made, [networks.images(16, x.shape[-1], seed=9)])
     with quantization_mode(made, "off"):
         graph = to_onnx(made, x)
-    return made, {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(made).items()}, graph
+    return made, {n: QuantizationRange(r.scale, r.signed) for n, r in activation_ranges(made).items()}, graph
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_layers_that_read_one_tensor_share_one_pair(exported: Exported) -> None:
 
 def test_layers_with_other_scales_get_pairs_of_their_own(exported: Exported, tmp_path: Path) -> None:
     model, ranges, graph = exported
-    changed = {**ranges, "right": InputQuantization(2 * ranges["right"].scale, ranges["right"].signed)}
+    changed = {**ranges, "right": QuantizationRange(2 * ranges["right"].scale, ranges["right"].signed)}
     edited = copy_of(graph)
     insert_qdq(edited, changed, "onnxruntime")
     assert len(ops(edited, "QuantizeLinear")) == len(LAYERS)
@@ -264,4 +264,4 @@ def test_signed_only_engines_get_int8_activations_of_the_same_reach(
 
 def test_a_layer_that_is_not_in_the_graph(exported: Exported) -> None:
     with pytest.raises(ExportError, match="'nowhere'"):
-        insert_qdq(copy_of(exported[2]), {"nowhere": InputQuantization(1.0, signed=True)}, "openvino")
+        insert_qdq(copy_of(exported[2]), {"nowhere": QuantizationRange(1.0, signed=True)}, "openvino")

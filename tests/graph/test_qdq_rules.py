@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines import get_engine
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.rules import QdqRules
 from autocompress.graph import qdq
 from autocompress.graph.export import every_layer_node, save_onnx, to_onnx
-from autocompress.graph.qdq import InputQuantization, ResultQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.graph.qdq_rules import RULES
+from autocompress.graph.result_ranges import ResultRange
 from tests import networks
 
-CODES = InputQuantization(0.05, signed=True)
+CODES = QuantizationRange(0.05, signed=True)
 
 
 class Residual(nn.Module):
@@ -229,7 +231,7 @@ def test_bias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_signed_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    unsigned, reach = InputQuantization(0.05, signed=False), {}
+    unsigned, reach = QuantizationRange(0.05, signed=False), {}
     for rule in (True, False):
         monkeypatch.setattr(qdq, "RULES", {"tensorrt": replace(RULES["tensorrt"], signed_only=rule)})
         model = to_onnx(networks.randomize(Residual()), networks.images(1, 8))
@@ -268,8 +270,8 @@ def test_every_engine_has_its_rules() -> None:
 
 # -- ONNX Runtime -----------------------------------------------------------------------------------------------------
 
-RESULT = ResultQuantization(InputQuantization(0.05, signed=True), InputQuantization(0.03, signed=False))
-UNSIGNED = InputQuantization(0.05, signed=False)
+RESULT = ResultRange(QuantizationRange(0.05, signed=True), QuantizationRange(0.03, signed=False))
+UNSIGNED = QuantizationRange(0.05, signed=False)
 
 
 class Apart(nn.Module):
@@ -297,7 +299,7 @@ def fused(model: ir.Model, x: Tensor, folder: Path) -> list[str]:
 
 
 def for_onnxruntime(
-    model: nn.Module, x: Tensor, layers: dict[str, InputQuantization], *, results: bool = True
+    model: nn.Module, x: Tensor, layers: dict[str, QuantizationRange], *, results: bool = True
 ) -> tuple[ir.Model, dict[str, str]]:
     graph = to_onnx(networks.randomize(model), x)
     ranges = dict.fromkeys(layers, RESULT) if results else {}
@@ -307,7 +309,7 @@ def for_onnxruntime(
 @pytest.mark.parametrize("layer", ["first", "second", "third"])
 def test_an_int8_convolution_alone_is_computed_in_int8(layer: str, tmp_path: Path) -> None:
     x = networks.images(1, 8)
-    layers = {layer: InputQuantization(0.05, signed=layer == "first")}
+    layers = {layer: QuantizationRange(0.05, signed=layer == "first")}
     graph, dense = for_onnxruntime(Apart(), x, layers)
     assert dense == {} and fused(graph, x, tmp_path).count("QLinearConv") == 1
     without, _ = for_onnxruntime(Apart(), x, layers, results=False)
@@ -469,7 +471,7 @@ def test_signed_codes_apart_from_their_convolution_are_shifted_for_openvino() ->
     x, network = networks.images(1, 8), networks.randomize(Around())
     layers = {name: CODES for name, _ in network.named_children()}
     # A step of its own for what the pool reads, so that no pair serves two.
-    layers["pooled"] = InputQuantization(0.04, signed=True)
+    layers["pooled"] = QuantizationRange(0.04, signed=True)
     graph = to_onnx(network, x)
     nodes = every_layer_node(graph, layers)
     insert_qdq(graph, layers, "openvino")
@@ -536,7 +538,7 @@ def test_behind_reductions_openvino_computes_wrongly_a_layer_stays_dense(
     torch.manual_seed(0)
     x, model = torch.randn(1, 8, 16), Reduced(reduction, scaled).eval()
     graph = to_onnx(model, x)
-    placed = insert_qdq(graph, {"fc": InputQuantization(0.05, True)}, "openvino")
+    placed = insert_qdq(graph, {"fc": QuantizationRange(0.05, True)}, "openvino")
     assert bool(placed.dense) is (reduction == "max" or scaled != "no")
     save_onnx(graph, tmp_path / "model.onnx")
     engine = get_engine("openvino")

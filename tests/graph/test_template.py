@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.compress.smoothing import divisors, undivided
 from autocompress.graph.export import save_onnx, to_onnx
 from autocompress.graph.input_division import divide_inputs
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.graph.template import GraphTemplate
 from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -199,7 +199,7 @@ def test_int8_layers_are_found_in_the_edited_graph(engine: str, tmp_path: Path) 
     )
     model = base.apply(policy)
     calibrate(model, [networks.images(16, seed=9)])
-    layers = {name: InputQuantization(r.scale, r.signed) for name, r in activation_ranges(model).items()}
+    layers = {name: QuantizationRange(r.scale, r.signed) for name, r in activation_ranges(model).items()}
     assert len(layers) == 8  # two whole layers, chains of three and of two, the first factor of the linear layer
     edited = base.template(2).bind(model, policy.removed_blocks)
     assert edited is not None

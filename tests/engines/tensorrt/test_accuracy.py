@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.config import TaskConfig
 from autocompress.graph.export import save_onnx, to_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.tasks import load_task
@@ -34,7 +34,7 @@ def test_int8_by_tensorrts_rules_is_as_accurate_as_simulated(tmp_path: Path) -> 
     inputs, targets = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
     with quantization_mode(made, "off"):
         graph = to_onnx(made, inputs)
-    layers = {n: InputQuantization(r.scale, r.signed) for n, r in ranges.items()}
+    layers = {n: QuantizationRange(r.scale, r.signed) for n, r in ranges.items()}
     dense = insert_qdq(graph, layers, "tensorrt").dense
     assert len(dense) < len(names)
     save_onnx(graph, tmp_path / "model.onnx")

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines.tensorrt.half import ISLAND_OPS, to_half
 from autocompress.errors import BuildError
 from autocompress.graph.export import save_onnx, to_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from tests import networks
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -109,7 +110,7 @@ def test_codes_follow_their_rounded_scale(size: float, tmp_path: Path) -> None:
     with torch.no_grad():
         model.conv2.weight *= size  # with 1e-4 the steps are subnormal in fp16
     exported = to_onnx(model, networks.images(1, 8))
-    insert_qdq(exported, {"conv2": InputQuantization(0.05, signed=True)}, "openvino")
+    insert_qdq(exported, {"conv2": QuantizationRange(0.05, signed=True)}, "openvino")
     before = _weight(exported, "")
     to_half(exported, "fp16")
     after = _weight(exported, "_fp16")

@@ -14,13 +14,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy, rewrite
-from autocompress.compress.quantization import activation_ranges, calibrate, quantization_mode
+from autocompress.compress.quantization import QuantizationRange, activation_ranges, calibrate, quantization_mode
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.engines.base import EngineOptions
 from autocompress.engines.tensorrt.engine import TensorRTRTXEngine
 from autocompress.errors import UnsupportedDtypeError
 from autocompress.graph.export import save_onnx, to_onnx
-from autocompress.graph.qdq import InputQuantization, insert_qdq
+from autocompress.graph.qdq import insert_qdq
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.tasks.cifar_models import ResNet
@@ -96,7 +96,7 @@ def compressed(name: str, folder: Path, *, int8: bool, sparse: bool = False) -> 
     calibrate(made, [networks.images(4, size, seed=1)])
     with quantization_mode(made, "off"):
         graph = to_onnx(made, x[:1])
-    layers = {n: InputQuantization(r.scale, r.signed) for n, r in activation_ranges(made).items()}
+    layers = {n: QuantizationRange(r.scale, r.signed) for n, r in activation_ranges(made).items()}
     dense = insert_qdq(graph, layers, "tensorrt-rtx").dense
     assert len(layers) > len(dense) or not int8
     path = folder / f"{name}.onnx"
