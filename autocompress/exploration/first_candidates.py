@@ -173,8 +173,8 @@ class FirstCandidates:
             return True
         self._on_message(
             f"The limit looks out of reach: the most compressed network that the search space is expected to give "
-            f"takes {cost:.3g}x of the uncompressed one, and {budget:.3g}x was asked. Within reach is {cost:.3g}x to "
-            "1x; a wider --space may go further."
+            f"takes {cost:.3g}x of the uncompressed one, and {budget:.3g}x was asked. Within reach is about "
+            f"{cost:.3g}x to 1x: a mixture may come a little lower, and a wider --space further."
         )
         return False
 

@@ -55,7 +55,7 @@ class Foreknowledge:
     def __init__(
         self, task: Task, evaluator: CandidateEvaluator, config: RunConfig, plan: TimePlan, observer: Observer
     ) -> None:
-        self._task, self._pipeline, self._config, self._plan, self._observer = task, evaluator, config, plan, observer
+        self._task, self._evaluator, self._config, self._plan, self._observer = task, evaluator, config, plan, observer
         self.losses: Mapping[str, Mapping[Choice, float]] | None = None
 
     def gather(
@@ -73,7 +73,7 @@ class Foreknowledge:
             None for the other samplers, which learn all from trials.
         """
         assert baseline.accuracy is not None
-        evaluator, config, knapsack = self._pipeline, self._config, self._config.sampler == "knapsack"
+        evaluator, config, knapsack = self._evaluator, self._config, self._config.sampler == "knapsack"
         sensitivities = SensitivityPass(
             evaluator.base, evaluator.inventory, evaluator.scores, self._task, space,
             quantization=config.quantization, compressor=evaluator.compressor,
@@ -111,7 +111,7 @@ class Foreknowledge:
         self, space: SearchSpace, baseline: TrialRecord, predictor: LatencyPredictor | None, limits: Constraints
     ) -> Ratio:
         """Return what predicts the cost of a network, in shares of the uncompressed one's; say what is out of reach."""
-        layout = self._pipeline.graphs.layout
+        layout = self._evaluator.graphs.layout
         if limits.latency is None and limits.size_bytes is not None:
             ratio: Ratio = size_ratio(layout, 4 if baseline.policy.dense_dtype == "fp32" else 2)
         elif predictor is not None and predictor.ready and predictor.leave_one_out().mape <= TRUSTED:
@@ -119,7 +119,7 @@ class Foreknowledge:
             ratio = predicted_ratio(copy.deepcopy(predictor))
         else:
             ratio = macs_ratio(layout)
-            if limits.latency is not None and self._pipeline.forecast is None:
+            if limits.latency is not None and self._evaluator.forecast is None:
                 return self._measured(space, ratio, limits)
         self._say(predicted_reach(space, ratio), limits)
         return ratio
@@ -130,7 +130,7 @@ class Foreknowledge:
             reach = predicted_reach(space, ratio)
         else:
             self._observer.stage("Measuring how far compression can go")
-            reach = measured_reach(self._pipeline, self._config, space, ratio, limits.budget)
+            reach = measured_reach(self._evaluator, self._config, space, ratio, limits.budget)
         self._say(reach, limits)
         return reach.calibrated(ratio)
 
@@ -140,7 +140,7 @@ class Foreknowledge:
 
     def block_order(self, space: SearchSpace) -> list[str]:
         """Return removable blocks, the one whose removal changes the outputs least first."""
-        evaluator = self._pipeline
+        evaluator = self._evaluator
         blocks = [name for name in evaluator.inventory.blocks if f"block/{name}" in space.parameters]
         if self.losses is not None:
             known = self.losses

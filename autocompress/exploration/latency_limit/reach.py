@@ -51,8 +51,8 @@ class Reach:
         how = "measured without its weights" if self.measured else "predicted"
         return (
             f"The limit looks out of reach: the most compressed network of the search space takes about "
-            f"{self.ratio:.2g}x of the uncompressed one ({how}), and {budget:.2g}x was asked. Within reach is "
-            f"{self.ratio:.2g}x to 1x; a wider --space may go further"
+            f"{self.ratio:.2g}x of the uncompressed one ({how}), and {budget:.2g}x was asked. Within reach is about "
+            f"{self.ratio:.2g}x to 1x: a mixture may come a little lower, and a wider --space further"
         )
 
     def calibrated(self, ratio: Ratio) -> Ratio:
@@ -65,9 +65,10 @@ class Reach:
 
 
 def most_compressed(space: SearchSpace, ratio: Ratio) -> list[CompressionPolicy]:
-    """Return the policies of the smallest network in int8 and of the smallest one without; one where int8 is no choice.
+    """Return the policies of the smallest networks: with and without int8, with and without low ranks.
 
-    int8 takes longer than dense where an engine has no kernel for it.
+    The two of least cost by `ratio`, with and without int8, come first. int8 takes longer than dense where an engine
+    has no kernel for it, and a chain of factors longer than its layer where layers are small.
     """
 
     def harshest(dtype: str, *kinds: str) -> CompressionPolicy:
@@ -80,12 +81,11 @@ def most_compressed(space: SearchSpace, ratio: Ratio) -> list[CompressionPolicy]
                 choices[name] = max(offered, key=lambda choice: severity(name, choice))
         return space.policy(choices)
 
-    # Channels and ranks in one layer may take more than channels alone.
-    found = (
-        min((harshest(dtype, "prune", "block", *ranks) for ranks in ((), ("rank",))), key=ratio)
+    pairs = [
+        sorted((harshest(dtype, "prune", "block", *ranks) for ranks in ((), ("rank",))), key=ratio)
         for dtype in ("int8", "dense")
-    )
-    return list(dict.fromkeys(found))
+    ]
+    return list(dict.fromkeys(policy for same in zip(*pairs, strict=True) for policy in same))
 
 
 def predicted_reach(space: SearchSpace, ratio: Ratio) -> Reach:
@@ -97,14 +97,14 @@ def predicted_reach(space: SearchSpace, ratio: Ratio) -> Reach:
 def measured_reach(
     evaluator: CandidateEvaluator, config: RunConfig, space: SearchSpace, ratio: Ratio, budget: float | None = None
 ) -> Reach:
-    """Return the reach by building and measuring the most compressed network.
+    """Return the reach by building and measuring the most compressed networks.
 
     Args:
         evaluator: Its baseline has been measured.
         config: Engine, threads, batch size.
         space: What may be chosen.
         ratio: Predicts what a network takes over what the uncompressed one does.
-        budget: The limit in that unit. Where the network in int8 is above it, the one without int8 is measured as well.
+        budget: The limit in that unit. Networks are measured until one is inside it; without a limit one is enough.
 
     Returns:
         What is predicted, where the engine refuses these networks.
@@ -115,7 +115,7 @@ def measured_reach(
     )  # fmt: skip
     found: list[Reach] = []
     for policy in most_compressed(space, ratio):
-        if found and (budget is None or found[0].ratio <= budget):
+        if found and (budget is None or found[-1].ratio <= budget):
             break
         with suppress(AutoCompressError), TemporaryDirectory(dir=evaluator.run.path, prefix=".reach-") as folder:
             file = networks.write(policy, Path(folder) / "network.onnx")

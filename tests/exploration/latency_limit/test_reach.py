@@ -49,12 +49,23 @@ def plain() -> nn.Module:
 
 def test_the_most_compressed_network_has_the_harshest_of_every_kind() -> None:
     parts = {
-        "pruning": {"ratios": [0, 0.75, 0.5]}, "dtype": {"choices": ["dense", "int8"]}, "blocks": {"remove": True}
+        "pruning": {"ratios": [0, 0.75, 0.5]}, "dtype": {"choices": ["dense", "int8"]}, "blocks": {"remove": True},
+        "rank": {"ratios": [1, 0.5]},
     }  # fmt: skip
     space = SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "fp32", int8=True)
-    policy, dense = most_compressed(space, lambda policy: figures(policy)[1])
+    policy, dense, *ranked = most_compressed(space, lambda policy: figures(policy)[1])
     assert set(policy.pruning.values()) == {0.75} and policy.int8_layers and policy.removed_blocks == ("b0", "b1")
     assert dense.pruning == policy.pruning and not dense.int8_layers
+    assert [bool(p.int8_layers) for p in ranked] == [True, False]
+    assert all(any(layer.rank_ratio < 1 for layer in p.layers.values()) for p in ranked)
+
+
+def test_where_ranks_pay_by_arithmetic_they_come_first_but_not_alone() -> None:
+    parts = {"pruning": {"ratios": [0, 0.5]}, "rank": {"ratios": [1, 0.5]}}
+    space = SearchSpace(SpaceFile.model_validate(parts), make_inventory(), "fp32", int8=False)
+    factorized = lambda policy: sum(layer.rank_ratio < 1 for layer in policy.layers.values())  # noqa: E731
+    first, second = most_compressed(space, lambda policy: -factorized(policy))
+    assert factorized(first) > 0 and factorized(second) == 0 and first.pruning == second.pruning
 
 
 @pytest.mark.parametrize("measured", [False, True])
@@ -94,7 +105,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Protocol, "again", lambda occasions=3: BRIEF)
 
 
-def _pipeline(model: nn.Module, inputs: Tensor, run: RunDirectory, worker: EngineWorker) -> CandidateEvaluator:
+def _evaluator(model: nn.Module, inputs: Tensor, run: RunDirectory, worker: EngineWorker) -> CandidateEvaluator:
     torch.manual_seed(0)
     task = LabelFreeTask(UnlabelledTask(model.eval(), inputs, inputs[:4], name="tiny"))
     found = CandidateEvaluator(task, CONFIG, run, worker)
@@ -108,7 +119,7 @@ def test_what_cannot_be_compressed_shows_in_what_is_measured(
     shape: tuple[int, ...], worker: EngineWorker, run: RunDirectory
 ) -> None:
     recurrent = len(shape) == 2
-    evaluator = _pipeline(Recurrent() if recurrent else plain(), torch.randn(24, *shape), run, worker)
+    evaluator = _evaluator(Recurrent() if recurrent else plain(), torch.randn(24, *shape), run, worker)
     dtype = evaluator.baseline.policy.dense_dtype if evaluator.baseline else "fp32"
     space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, dtype, evaluator.capabilities)
     arithmetic = macs_ratio(evaluator.graphs.layout)
@@ -129,7 +140,7 @@ def test_what_cannot_be_compressed_shows_in_what_is_measured(
 def test_what_the_engine_refuses_is_predicted(
     worker: EngineWorker, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
+    evaluator = _evaluator(plain(), torch.randn(24, 3, 16, 16), run, worker)
     space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
 
     def refuse(*_: object, **__: object) -> None:
@@ -146,9 +157,9 @@ def test_what_the_engine_refuses_is_predicted(
 def test_int8_that_is_slower_is_no_reason_to_call_a_limit_out_of_reach(
     worker: EngineWorker, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator = _pipeline(plain(), torch.randn(24, 3, 16, 16), run, worker)
+    evaluator = _evaluator(plain(), torch.randn(24, 3, 16, 16), run, worker)
     space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, "fp32", evaluator.capabilities)
-    took = iter([2.0, 0.3])
+    took = iter([2.0, 0.9, 1.5, 0.3])
     asked: list[float] = []
 
     def measured(*_: object, **__: object) -> SimpleNamespace:
@@ -158,9 +169,9 @@ def test_int8_that_is_slower_is_no_reason_to_call_a_limit_out_of_reach(
     monkeypatch.setattr(evaluator, "measure", measured)
     arithmetic = macs_ratio(evaluator.graphs.layout)
     reach = measured_reach(evaluator, CONFIG, space, arithmetic, 0.5)
-    assert (reach.ratio, reach.measured, asked) == (0.3, True, [2.0, 0.3]) and not reach.policy.int8_layers
+    assert (reach.ratio, reach.measured, asked) == (0.3, True, [2.0, 0.9, 1.5, 0.3]) and not reach.policy.int8_layers
     assert reach.describe(0.5) is None
     # One that is inside the limit is enough.
     took = iter([0.4])
-    assert measured_reach(evaluator, CONFIG, space, arithmetic, 0.5).ratio == 0.4 and len(asked) == 3
+    assert measured_reach(evaluator, CONFIG, space, arithmetic, 0.5).ratio == 0.4 and len(asked) == 5
     evaluator.close()
