@@ -19,8 +19,8 @@ import yaml
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.runs.records import TrialRecord
 from autocompress.files import read_json, write_json, write_text
+from autocompress.runs.records import TrialRecord
 
 
 class RunDirectory:

@@ -48,7 +48,7 @@ def test_what_cannot_be_opened(run: RunDirectory, tmp_path: Path) -> None:
         (tmp_path / "nothing", None, "does not exist"),
         (tmp_path / "empty", None, "holds nothing to open"),
         (bare, "onnxruntime", "cannot be opened by onnxruntime"),
-        (other, None, r"\.onnx \(openvino or onnxruntime or tensorrt"),
+        (other, None, r"\.onnx \(onnxruntime or openvino or tensorrt"),
         (run.path, "onnxruntime", "was built for openvino, not onnxruntime"),
         (run.best / "model.xml", "openvinos", "Did you mean 'openvino'"),
     ):

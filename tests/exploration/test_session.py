@@ -31,7 +31,7 @@ def make(path: Path, **options: Any) -> SearchSession:
     session: Any = object.__new__(SearchSession)
     session.config = RunConfig.model_validate(options)
     session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
-    session.evaluator = SimpleNamespace(baseline=BASELINE, ahead=False, base=None)
+    session.evaluator = SimpleNamespace(baseline=BASELINE, device_absent=False, base=None)
     session.constraints = Constraints.of(session.config, BASELINE)
     session._best = None
     return session  # type: ignore[no-any-return]
@@ -93,7 +93,7 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
     for one in found:
         session._finished(finish(session, one))
     assert held(session)[0] == 0
@@ -126,7 +126,7 @@ def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypat
         return again
 
     monkeypatch.setattr(module.time, "time", lambda: now[0])
-    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, ahead=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
     session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
     best = record(1, 0.9, 5.0)
     assert best.measurement is not None

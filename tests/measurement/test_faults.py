@@ -92,7 +92,7 @@ def test_a_hang_ends_at_the_time_limit_and_says_where_it_was(
     log = tmp_path / "logs" / "worker.log"
     said = (
         rf"Building {how}.onnx with faulty timed out after 1 s. Its process used \d+\.\d s of processor time "
-        r"meanwhile. It was in build \(worker/faulty_child.py:\d+\), called by build \(worker/child.py:\d+\), "
+        r"meanwhile. It was in build \(measurement/faulty_child.py:\d+\), called by build \(measurement/child.py:\d+\), "
         rf"called by answer .* See the end of {re.escape(str(log))}\.$"
     )
     with pytest.raises(BuildError, match=said):
@@ -107,7 +107,9 @@ def test_a_hang_ends_at_the_time_limit_and_says_where_it_was(
 
 def test_a_hang_while_timed_says_whose_call_it_was(worker: EngineWorker, build: Callable[[str], EngineFile]) -> None:
     stuck = build("stuck")
-    with pytest.raises(BuildError, match=r"Measuring .*stuck.* It was in run .*, called by _settle \(latency/timers"):
+    with pytest.raises(
+        BuildError, match=r"Measuring .*stuck.* It was in run .*, called by _settle \(measurement/timers"
+    ):
         worker.measure([stuck], graphs.images(1), time_limit_s=1)
 
 

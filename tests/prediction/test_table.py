@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from autocompress import files
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.measurement.fingerprint import device_fingerprint
@@ -22,7 +23,6 @@ from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.prediction import table as tables
 from autocompress.prediction.table import LatencyTable, find_table, table_path
 from autocompress.prediction.table_rows import COLUMNS, LayerRow, NetworkRow, policy_text, read_policy
-from autocompress.runs import records
 from tests.prediction.tables import DEVICE, layer_row, network_row, profiled, table
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_no_room_while_saving_keeps_the_old_file(tmp_path: Path, monkeypatch: py
     path = tmp_path / "t.csv"
     made = table(network_row(macs=1), path=path)
     before = path.read_bytes()
-    monkeypatch.setattr(records.os, "fsync", _full)
+    monkeypatch.setattr(files.os, "fsync", _full)
     with pytest.raises(ConfigError, match="No space left on device"):
         made.save(path)
     assert path.read_bytes() == before
