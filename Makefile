@@ -24,7 +24,8 @@ demo: $(VENV)/.demo
 	$(BIN)/autocompress deploy $(DEMO) --to $(DEMO)-deployed
 
 test: check
-	$(BIN)/python -m pytest
+	@# Two processes of one thread each: more, and what is timed would be timed beside too much.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

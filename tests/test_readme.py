@@ -7,7 +7,6 @@ order, in which the repository's own files are found under their names; what is 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -116,10 +115,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
 
 
 ALL = [b for page in PAGES for b in blocks(page, page.read_text())]
-needs_cli = pytest.mark.skipif(importlib.util.find_spec("autocompress.cli") is None, reason="no autocompress.cli yet")
 
 
-@needs_cli
 @pytest.mark.parametrize("block", [b for b in ALL if not b.slow], ids=str)
 def test_a_block_runs(block: Block, folders: dict[Path, Path]) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -134,7 +131,6 @@ def test_a_block_runs(block: Block, folders: dict[Path, Path]) -> None:
     assert answer.returncode == 0, f"{block.code}\n{answer.stdout}\n{answer.stderr}"
 
 
-@needs_cli
 @pytest.mark.parametrize("block", ALL, ids=str)
 def test_a_block_uses_commands_and_options_that_exist(block: Block) -> None:
     for words in commands(block.code):

@@ -79,10 +79,10 @@ class Measurement(_Json):
 
     **What the interval means.** Where there are occasions, `ratio_low` to `ratio_high` is where the ratio of one
     further occasion is expected to lie, of the same files by one fresh process each, in turns, at another moment, with
-    95 % confidence: a prediction interval over occasions (`measurement.occasions`). It covers every state of the machine
-    that was measured, so its upper end is that of the least favourable one, and a limit is met when that end meets it.
-    `low_ms` and `high_ms` are the same of the latency. `expected_low` to `expected_high` is the wider one of a further
-    measurement that times one file after the other: what the machine does in the seconds between is in it.
+    95 % confidence: a prediction interval over occasions (see `measurement.occasions`). It covers every state of the
+    machine that was measured: its upper end is that of the least favourable one, and a limit is met when that end meets
+    it. `low_ms` and `high_ms` are the same of the latency. `expected_low` to `expected_high` is the wider one of a
+    further measurement that times one file after the other: what the machine does in the seconds between is in it.
     Without occasions (tables, throughput, results of old releases) all of them are the bootstrap interval of the median
     over the rounds of one moment, which says nothing of the next hour.
 

@@ -16,18 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engines import EngineFile, EngineOptions
+from autocompress.engines import ENGINES, EngineFile, EngineOptions
 from autocompress.errors import BuildError, UnsupportedDtypeError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.protocol import Protocol
 from tests.engines import graphs
+from tests.measurement.faulty_child import FaultyEngine
 
 COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("faulty_child.py"))]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[EngineWorker]:
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineWorker]:
+    # The child knows the engine by itself.
+    monkeypatch.setitem(ENGINES, "faulty", FaultyEngine)
     with EngineWorker(command=COMMAND, log_file=tmp_path / "logs" / "worker.log", time_limit_s=30) as worker:
         yield worker
 
@@ -92,7 +95,8 @@ def test_a_hang_ends_at_the_time_limit_and_says_where_it_was(
     log = tmp_path / "logs" / "worker.log"
     said = (
         rf"Building {how}.onnx with faulty timed out after 1 s. Its process used \d+\.\d s of processor time "
-        r"meanwhile. It was in build \(measurement/faulty_child.py:\d+\), called by build \(measurement/child.py:\d+\), "
+        r"meanwhile. It was in build \(measurement/faulty_child.py:\d+\), "
+        r"called by build \(measurement/child.py:\d+\), "
         rf"called by answer .* See the end of {re.escape(str(log))}\.$"
     )
     with pytest.raises(BuildError, match=said):
@@ -116,7 +120,7 @@ def test_a_hang_while_timed_says_whose_call_it_was(worker: EngineWorker, build: 
 def test_a_child_that_never_reads_is_given_up_as_well(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(1000)"]
     # Larger than a pipe holds.
-    files = [EngineFile("faulty", tmp_path / f"{i:0200}", EngineOptions()) for i in range(1000)]
+    files = [EngineFile("onnxruntime", tmp_path / f"{i:0200}", EngineOptions()) for i in range(1000)]
     with (
         EngineWorker(command=command, time_limit_s=0.5) as worker,
         pytest.raises(BuildError, match=r"timed out after 0\.5 s"),
