@@ -44,6 +44,7 @@ from autocompress.prediction.table import LatencyTable, table_path
 from autocompress.prediction.table_rows import LayerRow, NetworkRow
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import Measurement
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks.base import Task
 from autocompress.tasks.seeding import seed_everything
@@ -66,9 +67,9 @@ def random_choices(space: SearchSpace, rng: random.Random) -> dict[str, Choice]:
     """Return choices for every parameter: how much is done of each kind is drawn first, so that all amounts occur."""
     share: dict[str, float] = {}
     for name in space.parameters:
-        share.setdefault(name.partition("/")[0], rng.random())
+        share.setdefault(Parameter.of(name).kind, rng.random())
     return {
-        name: rng.choice(offered[1:] or offered) if rng.random() < share[name.partition("/")[0]] else offered[0]
+        name: rng.choice(offered[1:] or offered) if rng.random() < share[Parameter.of(name).kind] else offered[0]
         for name, offered in space.parameters.items()
     }
 

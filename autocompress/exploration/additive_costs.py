@@ -17,6 +17,7 @@ from autocompress.evaluation.profiler import random_choices
 from autocompress.exploration.knapsack.problem import Choice, Costs, Switch
 from autocompress.graph.layout import Layout
 from autocompress.policy import CompressionPolicy
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import SearchSpace
 
 # Networks per free number, between these bounds.
@@ -93,7 +94,7 @@ def _free(space: SearchSpace) -> tuple[Switch, ...]:
     """Return what choices of removed blocks' layers no longer matter."""
     found = []
     for name in space.parameters:
-        kind, _, block = name.partition("/")
+        kind, block = Parameter.of(name)
         if kind == "block":
             inside = tuple(n for n in space.parameters if n != name and space.within(n, block))
             if inside:

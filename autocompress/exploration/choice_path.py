@@ -14,6 +14,7 @@ from typing import Any
 
 from autocompress.exploration.knapsack.problem import Costs
 from autocompress.policy import CompressionPolicy
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.space.severity import severity
 
@@ -41,7 +42,7 @@ class ChoicePath:
         self._space, self._cost = space, cost
         self._start: Choices = {**space.everywhere(), **start}
         self._steps = sorted(
-            (step for name in space.parameters if name.partition("/")[0] in kinds
+            (step for name in space.parameters if Parameter.of(name).kind in kinds
              for step in self._hull(name, costs.ms.get(name, {}), losses.get(name, {}))),
             key=lambda step: (severity(step[1], step[2]) if even else 0.0, step[0]),
         )  # fmt: skip

@@ -34,6 +34,7 @@ from autocompress.measurement.client import EngineWorker
 from autocompress.model.inventory import Inventory, take_inventory
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from autocompress.recovery import TrainingFreeCompressor
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.space.severity import severity
 from autocompress.tasks.base import Task
@@ -211,7 +212,7 @@ class SensitivityPass:
 
         def key(pair: tuple[str, Choice]) -> tuple[float, float]:
             name, choice = pair
-            kind, _, layer = name.partition("/")
+            kind, layer = Parameter.of(name)
             if kind == "dtype":
                 return (-1.0 if parts.get(layer, 0.0) >= urgent else 99.0), place[name]
             return float(self._steps(name).index(choice)), place[name]
@@ -230,7 +231,7 @@ class SensitivityPass:
         found: dict[str, dict[Choice, float]] = {}
         kinds: dict[str, list[str]] = {}
         for name in self._space.parameters:
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             # A network without any of its blocks tells nothing of one of them; int8 is known.
             if kind not in ("block", "dtype"):
                 kinds.setdefault(kind, []).append(name)
@@ -326,7 +327,7 @@ class SensitivityPass:
         policy = self._space.policy({name: choice})
         with clock.measuring():
             int8 = self.int8() if choice == "int8" else None
-            layer = name.partition("/")[2]
+            layer = Parameter.of(name).target
             if int8 is not None and policy.int8_layers == (layer,) and layer in int8[0].layers:
                 loss = int8[0].alone(layer)
             else:
@@ -370,11 +371,11 @@ class SensitivityPass:
             points = sorted((severity(name, c), loss) for c, loss in found.items() if severity(name, c) > 0)
             strongest = max(severity(name, c) for c in self._space.parameters.get(name, (0.0,)))
             if points and strongest > 0:
-                usual.setdefault(name.partition("/")[0], []).append(at_severity(points, strongest))
+                usual.setdefault(Parameter.of(name).kind, []).append(at_severity(points, strongest))
         everything = [loss for found in usual.values() for loss in found] or [max(finite)]
         losses = {}
         for name, offered in self._space.parameters.items():
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             # A whole block is worth more than the harshest choice of one layer.
             typical = median(usual[kind]) if kind in usual else max(everything)
             losses[name] = completed(name, offered, clean.get(name, {}), typical)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autocompress.prediction.predictor import LatencyPredictor
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace
 
 # Networks of this model that must be known before anything is left out.
@@ -36,7 +37,7 @@ def drop_dominated_choices(predictor: LatencyPredictor, space: SearchSpace) -> d
     stairs = _Stairs(predictor, space)
     found = {}
     for name, allowed_choices in space.every.items():
-        kind = name.partition("/")[0]
+        kind = Parameter.of(name).kind
         if kind == "prune":
             left = stairs.widths(name, allowed_choices)
         elif kind in ("rank", "dtype", "sparsity"):
@@ -88,7 +89,7 @@ class _Stairs:
             for choice in allowed_choices
             if choice == nothing
             or any(
-                self._slower(name, choice, nothing, others) <= 0 for others in self._settings[name.partition("/")[0]]
+                self._slower(name, choice, nothing, others) <= 0 for others in self._settings[Parameter.of(name).kind]
             )
         )
 

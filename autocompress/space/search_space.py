@@ -27,6 +27,7 @@ from autocompress.errors import ConfigError, nearest
 from autocompress.model.inventory import ChannelGroup, Inventory, Layer
 from autocompress.policy import FACTORIZATIONS, SPARSITIES, CompressionPolicy, LayerPolicy
 from autocompress.space import rank_choices
+from autocompress.space.parameter import Parameter
 
 Choice = str | float
 
@@ -295,7 +296,7 @@ class SearchSpace:
             "sparsity": sorted(self.file.sparsity.choices, reverse=True),
         }
         for name in self.every:
-            kinds.setdefault(name.partition("/")[0], set())
+            kinds.setdefault(Parameter.of(name).kind, set())
         return {
             f"{kind}/*": tuple(allowed_choices[kind])
             for kind in kinds
@@ -331,12 +332,12 @@ class SearchSpace:
         What is said of layers inside removed blocks is dropped, so that equal networks have equal policies.
         """
         full = dict(self._spread(choices))
-        removed = tuple(n.partition("/")[2] for n, c in full.items() if n.startswith("block/") and c == "remove")
+        removed = tuple(Parameter.of(n).target for n, c in full.items() if n.startswith("block/") and c == "remove")
         gone = {layer for block in removed for layer in self._inventory.blocks[block].layers}
         pruning: dict[str, float] = {}
         layers: dict[str, dict[str, Any]] = {}
         for name, choice in full.items():
-            kind, _, target = name.partition("/")
+            kind, target = Parameter.of(name)
             if target in gone:
                 continue
             if kind == "prune":
@@ -352,19 +353,19 @@ class SearchSpace:
     @property
     def int8_layers(self) -> tuple[str, ...]:
         """Names of the layers to which int8 is offered."""
-        found = ((name.partition("/"), allowed_choices) for name, allowed_choices in self.every.items())
+        offered = ((Parameter.of(name), choices) for name, choices in self.every.items())
         return tuple(
-            layer for (kind, _, layer), allowed_choices in found if kind == "dtype" and "int8" in allowed_choices
+            parameter.target for parameter, choices in offered if parameter.kind == "dtype" and "int8" in choices
         )
 
     def within(self, parameter: str, block: str) -> bool:
         """Return whether a parameter's layer goes when a block is removed."""
-        return parameter.partition("/")[2] in self._inventory.blocks[block].layers
+        return Parameter.of(parameter).target in self._inventory.blocks[block].layers
 
     def _spread(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Choice]]:
         """Yield one choice for every parameter of the model; ``kind/*`` goes to the nearest choice of each."""
         for name, allowed_choices in self.every.items():
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             wanted = choices.get(name, choices.get(f"{kind}/*", allowed_choices[0]))
             yield name, rank_choices.nearest_choice(allowed_choices, wanted)
 
@@ -372,7 +373,7 @@ class SearchSpace:
         """Return choices that set every parameter of a kind to the nearest of: ``prune=0.5, dtype="int8"``."""
         found = {}
         for name, allowed_choices in self.parameters.items():
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             found[name] = (
                 rank_choices.nearest_choice(allowed_choices, wanted[kind]) if kind in wanted else allowed_choices[0]
             )

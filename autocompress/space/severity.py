@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autocompress.space import rank_choices
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice
 
 # No factorization takes nothing away.
@@ -19,7 +20,7 @@ def severity(name: str, choice: Choice, blocks: Sequence[str] = ()) -> float:
         name, choice: Of the parameter.
         blocks: Those that may be removed, the one whose removal changes least first.
     """
-    kind, _, target = name.partition("/")
+    kind, target = Parameter.of(name)
     if kind == "prune":
         return float(choice)
     if kind == "rank":

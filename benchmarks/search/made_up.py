@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 
 from autocompress.exploration.knapsack.choice_graph import Graph
 from autocompress.exploration.knapsack.problem import Choice, Costs, Pair, Switch
+from autocompress.space.parameter import Parameter
 
 FLOOR, TOP = 0.1, 0.93
 # What a choice leaves of a layer's time.
@@ -79,7 +80,7 @@ class MadeUp:
         ms: dict[str, dict[Choice, float]] = {}
         pairs = []
         for name, row in self.losses.items():
-            kind, _, target = name.partition("/")
+            kind, target = Parameter.of(name)
             first = kind == "prune" and target == "0"
             ms[name] = {c: float(self._work[0] * (1 - float(c or 0))) if first else 0.0 for c in row}
         for i in range(len(self._work)):

@@ -8,6 +8,7 @@ from autocompress.exploration.additive_costs import fitted_costs, macs_ratio, si
 from autocompress.exploration.knapsack.problem import Switch
 from autocompress.exploration.knapsack.sampler import KnapsackSampler
 from autocompress.policy import CompressionPolicy, LayerPolicy
+from autocompress.space.parameter import Parameter
 from tests.prediction.made_up import LAYOUT, SPACE
 
 
@@ -28,7 +29,7 @@ def test_costs_that_add_up_are_found() -> None:
         row = costs.ms[name]
         first = SPACE.parameters[name][0]
         for choice, cost in row.items():
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             saved = 0.08 * float(choice) if kind == "prune" else 0.02 if choice == "int8" else 0.0
             saved = 0.03 * (1 - float(choice)) if kind == "rank" else saved
             assert row[first] - cost == pytest.approx(saved, abs=0.006)

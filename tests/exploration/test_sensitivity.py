@@ -23,6 +23,7 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import TrainingFreeCompressor
 from autocompress.recovery.recalibration import recalibrate
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import Task
 from tests.exploration import tiny
@@ -143,7 +144,7 @@ def test_without_time_whole_networks_come_first_then_mild_choices_far_apart(
     found = run(made, deadline=10.0)
     assert clock.now <= 10.0
     offered = made._space.parameters
-    prunes = {name.partition("/")[2]: choices for name, choices in offered.items() if name.startswith("prune/")}
+    prunes = {Parameter.of(name).target: choices for name, choices in offered.items() if name.startswith("prune/")}
     # All groups together, each as mildly as it goes, right after the first single choice.
     assert dict(clock.asked[1].pruning) == {name: choices[1] for name, choices in prunes.items()}
     mild = [dict(policy.pruning) for policy in clock.asked[2:] if len(policy.pruning) == 1]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 
 from autocompress.policy import CompressionPolicy
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.space.severity import severity
 
@@ -78,13 +79,13 @@ class LocalSearch:
 
     def compress(self, top: float) -> None:
         """Compress more, evenly, until the ratio is at or below `top`; as far as it goes where it cannot be."""
-        kinds = {name.partition("/")[0] for name in self._steps}
+        kinds = {Parameter.of(name).kind for name in self._steps}
         # A kind that makes the network slower, as int8 on some engines, is left alone.
         useful = {kind for kind in sorted(kinds) if self._ratio(self._all_of(kind)) < self.ratio}
         moves = [
             (self._weight(name, step), name, step)
             for name, steps in self._steps.items()
-            if name.partition("/")[0] in useful
+            if Parameter.of(name).kind in useful
             for step in steps[self._at(name) + 1 :]
         ]
         self._bisect([(name, step) for _, name, step in sorted(moves, key=lambda move: move[0])], top, fewest=True)

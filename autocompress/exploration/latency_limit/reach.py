@@ -18,6 +18,7 @@ from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.evaluation.untrained import UntrainedNetworks
 from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy
+from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.space.severity import severity
 
@@ -74,7 +75,7 @@ def most_compressed(space: SearchSpace, ratio: Ratio) -> list[CompressionPolicy]
     def harshest(dtype: str, *kinds: str) -> CompressionPolicy:
         choices: dict[str, Choice] = space.everywhere()
         for name, offered in space.parameters.items():
-            kind = name.partition("/")[0]
+            kind = Parameter.of(name).kind
             if kind == "dtype" and dtype in offered:
                 choices[name] = dtype
             elif kind in kinds:
