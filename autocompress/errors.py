@@ -101,6 +101,11 @@ class StudyMismatchError(MismatchError):
     """A run directory was made with another task, search space, engine or seed."""
 
 
+def in_a_line(error: Exception) -> str:
+    """Return an error's message, with its class in front where it is none of this package's."""
+    return str(error) if isinstance(error, AutoCompressError) else f"{type(error).__name__}: {error}"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest allowed name, followed by the whole list."""
     names = sorted(allowed)

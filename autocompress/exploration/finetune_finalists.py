@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig, RecoveryConfig
-from autocompress.errors import EngineError, VerificationError
+from autocompress.errors import in_a_line
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.promotion import Promotion
@@ -141,8 +141,8 @@ class Recovery:
             found = self.evaluator.score(
                 model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
             )  # fmt: skip
-        except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
-            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever the data or the engine raises, what was found is kept
+            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}")
             self._failed.add(record.number)
             kept.back()
             return None

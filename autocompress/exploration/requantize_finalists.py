@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig
-from autocompress.errors import EngineError, VerificationError
+from autocompress.errors import in_a_line
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.files import write_json
 from autocompress.recovery.ptq_stages import best_stage, run_stages
@@ -84,8 +84,8 @@ class Requantization:
                 return None
             said = [{"name": r.name, "metric": r.metric, "seconds": r.seconds, "notes": r.notes} for r in rungs]
             write_json(folder / "quantize.json", {"taken": rung.name, "rungs": said})
-        except (EngineError, VerificationError, RuntimeError, MemoryError) as error:  # torch runs out of memory so
-            self.observer.warn(f"Correcting trial {record.number} failed: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever the data or the engine raises, what was found is kept
+            self.observer.warn(f"Correcting trial {record.number} failed: {in_a_line(error)}")
             return None
         finally:
             evaluator.ledger.merge(ledger)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autocompress.config import RecoveryConfig, RunConfig
-from autocompress.errors import BuildError, CompressionError
+from autocompress.errors import BuildError, CompressionError, ConfigError
 from autocompress.exploration import finetune_finalists
 from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.exploration.pareto import Constraints
@@ -198,10 +198,20 @@ def test_a_candidate_that_fails_is_named_and_the_others_go_on(bench: Bench, monk
     assert bench.observer.said == ["Fine-tuning of trial 1 failed: no"]
 
 
-def test_a_training_that_diverges_costs_one_candidate(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverges(*_: Any, **__: Any) -> None:
-        raise CompressionError("diverged")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CompressionError("diverged"), "diverged"),
+        (ConfigError("sample 812 cannot be read"), "sample 812 cannot be read"),
+        (KeyError("label"), "KeyError: 'label'"),
+    ],
+)
+def test_what_ends_a_training_costs_one_candidate(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def ends(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(finetune_finalists, "finetune", diverges)
+    monkeypatch.setattr(finetune_finalists, "finetune", ends)
     assert bench.run({1: [0.9], 2: [0.8]}, target_latency="0.5x") == []
-    assert bench.observer.said == [f"Fine-tuning of trial {number} failed: diverged" for number in (1, 2)]
+    assert bench.observer.said == [f"Fine-tuning of trial {number} failed: {said}" for number in (1, 2)]
