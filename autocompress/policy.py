@@ -64,7 +64,7 @@ class LayerPolicy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        # What says nothing is left out, so that policies hash as they did before it existed.
+        # Omit defaults, so that older policies keep their hash.
         said = {"sparsity": self.sparsity, "factorization": self.factorization}
         own = {key: value for key, value in said.items() if value != getattr(LayerPolicy, key)}
         return {"dtype": self.dtype, "rank_ratio": self.rank_ratio, **own}

@@ -1,4 +1,4 @@
-"""Work done in a thread beside the caller's own, which is mostly waiting for another process."""
+"""Run one callable in a background thread, while the caller waits for another process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class BackgroundTask:
-    """Something that runs once, from `start` to `join`. A context manager, which waits for it.
+    """One callable that runs once, from `start` to `join`, in a thread. A context manager, which joins it.
 
     Args:
         work: What to run; None runs nothing.
@@ -32,12 +32,12 @@ class BackgroundTask:
             self.join()
 
     def start(self) -> None:
-        """Start it, unless it was started before."""
+        """Start the callable, unless it was started before."""
         if self._work is not None and self._pool is None:
             self._pool = ThreadPoolExecutor(1, "background")
             self._future = self._pool.submit(self._work)
 
     def join(self) -> None:
-        """Return when it has ended, or was never started; raises what it raised."""
+        """Wait until the callable has ended; raise what it raised. Does nothing where it was never started."""
         if self._future is not None:
             self._future.result()

@@ -33,7 +33,7 @@ class SensitivityCache:
     def __init__(
         self, base: nn.Module, task: Task, method: Sequence[Any], quantization: QuantizationConfig, inputs: Tensor
     ) -> None:
-        # What is the default is left out, so that what was measured before it could be chosen is still known.
+        # Omit defaults, so that the keys of older caches stay valid.
         own = quantization.model_dump(exclude_defaults=True)
         parts = [task.fingerprint(), task.divergence_name, *method, *([own] if own else [])]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())

@@ -391,7 +391,7 @@ class SearchSession:
             "batch_size": config.batch_size,
             "space": space.hash,
             "seed": config.seed,
-            # What is the default is left out, so that runs of before it could be chosen resume.
+            # Omit defaults, so that older runs resume.
             **({} if space.file.importance == DEFAULT_IMPORTANCE else {"importance": space.file.importance}),
             **{f"quantization.{k}": v for k, v in config.quantization.model_dump(exclude_defaults=True).items()},
         }

@@ -1,4 +1,4 @@
-"""A Gaussian process with a linear part, a smooth part of its own length for every coordinate, and one for each label.
+"""A Gaussian process with a linear part, a smooth part of its own length for every coordinate, and one for each group.
 
 Numpy and scipy alone, for a few thousand points: what the latency predictor needs, hyperparameters chosen by marginal
 likelihood with exact gradients. (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006: automatic
@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 Matrix = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-# Amplitudes: smooth, rough, smooth within a label, linear, noise. Their logs' spread, and that of the lengths'.
+# Amplitudes: smooth, rough, smooth within a group, linear, noise. Their logs' spread, and that of the lengths'.
 _PARTS = 5
 _AMPLITUDE_SPREAD, _LENGTH_SPREAD = 2.5, 1.0
 # How much shorter the rough part's lengths are.
@@ -34,18 +34,18 @@ class Points:
     Attributes:
         smooth: Coordinates ``(N, D)``, each of a spread of about 1.
         linear: Features of the linear part ``(N, P)``, likewise.
-        labels: Which points share what is a label's own ``(N,)``.
+        group_ids: Group of each point ``(N,)``; each group has a smooth part of its own.
     """
 
     smooth: Matrix
     linear: Matrix
-    labels: Whole
+    group_ids: Whole
 
     def __getitem__(self, rows: Whole | slice) -> Points:
-        return Points(self.smooth[rows], self.linear[rows], self.labels[rows])
+        return Points(self.smooth[rows], self.linear[rows], self.group_ids[rows])
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.group_ids)
 
 
 class GaussianProcess:
@@ -53,7 +53,8 @@ class GaussianProcess:
 
     Args:
         lengths: Number of smooth coordinates and their usual length.
-        amplitudes: Usual log variances of the smooth, the rough, the label's own and the linear part, and of the noise.
+        amplitudes: Prior mean of the log variances: of the smooth, the rough, the per-group and the linear part, and of
+            the noise.
         tuned_on: At most this many points choose the hyperparameters.
     """
 
@@ -135,7 +136,8 @@ class _FastMean:
         self._scaled = (points.smooth / self._lengths).astype(np.float32)
         self._norms = (self._scaled**2).sum(1)
         self._weights = weights.astype(np.float32)
-        self._of_label = {int(label): np.flatnonzero(points.labels == label) for label in np.unique(points.labels)}
+        groups = np.unique(points.group_ids)
+        self._of_group = {int(group): np.flatnonzero(points.group_ids == group) for group in groups}
         self._slope = points.linear.T @ weights * (linear / max(points.linear.shape[1], 1))
 
     def mean(self, points: Points) -> Matrix:
@@ -154,8 +156,8 @@ class _FastMean:
         away += 1
         away *= fading
         found = self._smooth * (near @ self._weights) + self._rough * (away @ self._weights)
-        for row, label in enumerate(points.labels):
-            own = self._of_label.get(int(label))
+        for row, group in enumerate(points.group_ids):
+            own = self._of_group.get(int(group))
             if own is not None:
                 found[row] += self._own * float(near[row, own] @ self._weights[own])
         return np.asarray(found.astype(np.float64) + points.linear @ self._slope)
@@ -172,7 +174,7 @@ def _covariance(hyper: Matrix, left: Points, right: Points) -> Matrix:
     near = np.exp(-0.5 * squares)
     away = np.sqrt(squares) * (math.sqrt(3) * _ROUGH)
     found = near * smooth
-    found += own * near * (left.labels[:, None] == right.labels[None])
+    found += own * near * (left.group_ids[:, None] == right.group_ids[None])
     found += rough * (1 + away) * np.exp(-away)
     found += (linear / max(left.linear.shape[1], 1)) * (left.linear @ right.linear.T)
     return np.asarray(found)
@@ -186,7 +188,7 @@ def _evidence(hyper: Matrix, points: Points, values: Matrix, noise: Matrix) -> t
     near = np.exp(-0.5 * squares)
     away = math.sqrt(3) * _ROUGH * np.sqrt(squares)
     fading = np.exp(-away)
-    alike = near * (points.labels[:, None] == points.labels[None])
+    alike = near * (points.group_ids[:, None] == points.group_ids[None])
     wide = (1 + away) * fading
     straight = points.linear @ points.linear.T / max(points.linear.shape[1], 1)
     covariance = smooth * near + rough * wide + own * alike + linear * straight

@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from autocompress.exploration.knapsack.problem import Array, Index
 
 _JITTER = 1e-9
-# Rows that differ in this share of their reach are off alike by 1/e.
+# Correlation length of the residual, as a fraction of `Prior.reach`.
 _LENGTH = 0.3
 
 
@@ -35,7 +35,7 @@ class Prior:
         shared: `(features, parameters, widest)`: effects that many parameters have in common, each of which may be off
             by a draw with a standard deviation of 1; what all layers lose in int8 says something of the next one.
         reach: `(parameters,)`, summing to 1: how much each parameter makes two rows unlike.
-        local_sd: By how much rows may be off in ways that do not add up; alike rows are off alike.
+        local_sd: Standard deviation of the residual that is not additive, correlated between rows that are alike.
     """
 
     mean: Array

@@ -18,16 +18,23 @@ from autocompress.exploration.knapsack.choice_graph import Graph
 from autocompress.exploration.knapsack.loss_transforms import LINKS, POWERS, LossTransform
 from autocompress.exploration.knapsack.problem import Array, Choice, Index
 
-# Deviations from a prior mean, as fractions of it: of one choice on its own, of a parameter as a whole, and at least.
+# Prior standard deviations relative to the prior mean: per choice, per parameter, and their floor.
 _OWN, _COMMON, _LEAST = 0.3, 0.8, 0.05
-# Deviations that parameters of one kind have in common: of all their choices, of a choice at one place of the list.
+# Prior standard deviations of effects that parameters of one kind share, relative to the mean effect: of all choices of
+# the kind, and of the choices at one place of their lists.
 _KIND, _LEVEL = 1.5, 0.4
+# Grids from which the leave-one-out density chooses. Weight of the measured losses against assumed severity, an
+# exponent in the prior mean; 0 is always tried as well:
 _TRUSTS = (1.0, 0.5)
+# Standard deviation of an observed loss, relative to it:
 _RELATIVE_NOISE = (0.05, 0.1, 0.2, 0.4)
+# Factor on the prior standard deviations of effects:
 _STRAYS = (0.3, 1.0, 3.0, 10.0)
+# Prior standard deviation of a pair's interaction, beside none:
 _INTERACTIONS = (0.003, 0.03)
+# Factor on the standard deviation of the residual that is not additive:
 _LOCAL = (0.0, 0.1, 1.0)
-# Links and scales are chosen anew whenever there are half as many trials again.
+# Hyperparameters are chosen again when the number of trials has grown by this factor.
 _REFIT = 1.5
 # Standard deviation of the constant cost that predictions leave out, relative to the predicted cost of the reference:
 # arithmetic knows nothing of a recurrence, of calls, of copies (a CRNN whose LSTM took half of the time: every proposal
