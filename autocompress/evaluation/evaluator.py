@@ -17,26 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save as save_arrays
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from autocompress.compress import rewrite
 from autocompress.compress.layout import in_fast_layout
-from autocompress.compress.quantization import quantization_mode
 from autocompress.compress.task_evidence import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
 from autocompress.engines.artifact import read_artifact, write_artifact
-from autocompress.engines.base import EngineFile, EngineOptions, dense_dtypes
-from autocompress.engines.options import engine_options
-from autocompress.errors import BuildError, ConfigError, EngineError, UnavailableError, VerificationError
-from autocompress.evaluation.agreement import check_outputs_match, relative_error
+from autocompress.engines.base import EngineFile, dense_dtypes
+from autocompress.errors import ConfigError, EngineError, UnavailableError, VerificationError
 from autocompress.evaluation.background import BackgroundTask
-from autocompress.files import write_bytes, write_json
+from autocompress.evaluation.verified_build import NO_BACKGROUND_TASK, VerifiedBuilder
+from autocompress.files import write_json
 from autocompress.graph.builder import GraphBuilder
-from autocompress.graph.export import save_onnx
 from autocompress.graph.qdq_rules import RULES
-from autocompress.graph.roundings import Roundings, simulated
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.measure import Protocol
 from autocompress.measurement.occasions import Spread, combined
@@ -59,11 +53,8 @@ _RECENT = 15
 _KERNEL_SECONDS = 0.2
 # What making a candidate takes, over reading calibration data and one pass of the uncompressed network.
 _PASSES = 2.0
-_NO_BACKGROUND_TASK = BackgroundTask()
 # A dtype that is so much faster than the next on one occasion is the fastest.
 _CLEARLY = 1.15
-# Dense dtypes whose rounding torch can show.
-_TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -119,6 +110,10 @@ class CandidateEvaluator:
             # A candidate is made in as many passes over the same data, and a few solutions.
             self.compress_seconds = _PASSES * (time.monotonic() - begun)
         self.data = self._validation()
+        self._builder = VerifiedBuilder(
+            worker, config, self.graphs, capabilities=self.capabilities, calibration=self.compressor.data,
+            reference=self.data.reference, device_absent=self.device_absent,
+        )  # fmt: skip
         self.baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
@@ -283,100 +278,21 @@ class CandidateEvaluator:
         policy: CompressionPolicy,
         folder: Path,
         ledger: TimeLedger,
-        background: BackgroundTask = _NO_BACKGROUND_TASK,
+        background: BackgroundTask = NO_BACKGROUND_TASK,
     ) -> EngineFile:
-        """Export and build `model` into `folder`, and check that torch, ONNX and engine agree.
-
-        `background` is begun when torch has done its part, and has ended before it has another.
-
-        Raises:
-            ExportError, BuildError: A station refused the model.
-            VerificationError: Two forms of the model disagree beyond `TOLERANCES`.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return self._build(model, policy, folder, ledger, background)
-        except (BuildError, VerificationError):
-            if not self.graphs.edits:
-                raise
-            background.join()
-            # Was it the candidate, or the editing of its graph? An export tells.
-            self.graphs.export_from_now_on()
-            try:
-                return self._build(model, policy, folder, ledger, background)
-            except (BuildError, VerificationError):
-                self.graphs.edit_again()
-                raise
-
-    def _build(
-        self, model: nn.Module, policy: CompressionPolicy, folder: Path, ledger: TimeLedger, background: BackgroundTask
-    ) -> EngineFile:
-        onnx = folder / "model.onnx"
-        options = engine_options(policy, self._config, self.capabilities)
-        with ledger.charge("proxy"):
-            ranges = self.graphs.ranges(model, [self.compressor.data], self._config.quantization)
-        with ledger.charge("export"):
-            graph = self.graphs.build(model, ranges, policy.removed_blocks)
-            if graph.dense:
-                # Why an int8 layer of the policy is not one in this engine.
-                write_json(folder / "placement.json", graph.dense)
-            save_onnx(graph.model, onnx)
-            state = {n: t.detach().contiguous().clone() for n, t in model.state_dict().items()}
-            write_bytes(folder / "weights.safetensors", save_tensors(state))
-        background.start()
-        with ledger.charge("build"):
-            file = self.worker.build(self.engine, onnx, options, folder / "model")
-        with ledger.charge("verify"):
-            self._verify(model, policy, onnx, file, graph.roundings)
-        return file
-
-    def _verify(
-        self, model: nn.Module, policy: CompressionPolicy, onnx: Path, file: EngineFile, roundings: Roundings
-    ) -> None:
-        reference, threads = self.data.reference, self._config.threads
-        with torch.no_grad(), simulated(model, roundings):
-            expected = model(reference.clone()).float().numpy()
-
-        def int8_error() -> float:
-            with torch.no_grad(), quantization_mode(model, "off"):
-                return relative_error(model(reference).float().numpy(), expected)
-
-        def rounding_error() -> float:
-            # Of int8, a code that falls to the other side of a step: what bf16 does shows how far that leads.
-            dtype = _TORCH_DTYPES.get(file.options.dtype, torch.bfloat16)
-            with torch.no_grad(), simulated(model, roundings), torch.autocast("cpu", dtype):
-                return relative_error(expected, model(reference.clone()).float().numpy())
-
-        inputs = reference.numpy()
-        graph = self._runnable(replace(file, path=onnx, options=replace(file.options, dtype="fp32")))
-        check_outputs_match(
-            "the ONNX graph", expected, self.worker.infer(graph, inputs, threads=threads), policy, onnx,
-            dense_dtype="fp32", int8_error=int8_error, rounding_error=rounding_error if policy.int8_layers else None,
-        )  # fmt: skip
-        outputs = self.worker.infer(self._runnable(file), inputs, threads=threads)
-        check_outputs_match(
-            "the engine", expected, outputs, policy, onnx, int8_error=int8_error,
-            rounding_error=rounding_error if policy.int8_layers or file.options.dtype in _TORCH_DTYPES else None,
-        )  # fmt: skip
-        write_bytes(onnx.parent / "reference.safetensors", save_arrays({"inputs": inputs, "outputs": outputs}))
-
-    def _runnable(self, file: EngineFile) -> EngineFile:
-        """Return what gives a file's outputs here: itself, or where its device is not here its graph on the CPU."""
-        if not self.device_absent:
-            return file
-        options = EngineOptions("fp32", file.options.threads, file.options.batch_size)
-        return EngineFile("onnxruntime", file.path.parent / "model.onnx", options)
+        """Return a verified engine file of `model`: see `VerifiedBuilder.build`."""
+        return self._builder.build(model, policy, folder, ledger, background)
 
     def accuracy(self, file: EngineFile) -> float:
         """Return the metric on the validation data of the engine file itself, or of its graph (`device_absent`)."""
-        outputs = self.worker.infer(self._runnable(file), self.data.inputs)
+        outputs = self.worker.infer(self._builder.runnable(file), self.data.inputs)
         return self.task.metric(torch.from_numpy(outputs), self.data.targets)
 
     def test_accuracy(self, file: EngineFile) -> float:
         """Return the metric on the test data. To be called once per file, when every choice has been made."""
         outputs, targets = [], []
         for inputs, target in self.task.test(4 * _BATCH):
-            outputs.append(torch.from_numpy(self.worker.infer(self._runnable(file), inputs.float().numpy())))
+            outputs.append(torch.from_numpy(self.worker.infer(self._builder.runnable(file), inputs.float().numpy())))
             targets.append(target)
         return self.task.metric(torch.cat(outputs), torch.cat(targets))
 
@@ -434,7 +350,7 @@ class CandidateEvaluator:
 
     def score(
         self, model: nn.Module, policy: CompressionPolicy, number: int, folder: Path, ledger: TimeLedger, *,
-        stage: str, protocol: Protocol | None = None, background: BackgroundTask = _NO_BACKGROUND_TASK,
+        stage: str, protocol: Protocol | None = None, background: BackgroundTask = NO_BACKGROUND_TASK,
         earlier: Measurement | None = None,
     ) -> TrialRecord:  # fmt: skip
         """Take a compressed model through build, check, accuracy and latency, and write its artefact.
