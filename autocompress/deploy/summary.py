@@ -46,8 +46,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     """
     evaluator, run, observer = session.evaluator, session.run, session.observer
     baseline = evaluator.baseline
-    assert baseline is not None and baseline.accuracy is not None
-    assert baseline.latency_ms is not None and baseline.size_bytes is not None
+    assert baseline.accuracy is not None and baseline.latency_ms is not None and baseline.size_bytes is not None
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)

@@ -114,7 +114,7 @@ class CandidateEvaluator:
             worker, config, self.graphs, capabilities=self.capabilities, calibration=self.compressor.data,
             reference=self.data.reference, device_absent=self.device_absent,
         )  # fmt: skip
-        self.baseline: TrialRecord | None = None
+        self._baseline: TrialRecord | None = None
         # The machine may change for good while a search runs: what is usual follows.
         self._baselines_ms: deque[float] = deque(maxlen=_RECENT)
         self._baseline_file: EngineFile | None = None
@@ -205,7 +205,7 @@ class CandidateEvaluator:
             accuracy = self.accuracy(file)
         with ledger.charge("measure"):
             measurement = self._against_its_copy(file) if self.forecast is None else self._predicted(policy)
-        self.baseline = TrialRecord(
+        self._baseline = baseline = TrialRecord(
             number=0, policy=policy, state="complete", stage="baseline", accuracy=accuracy, measurement=measurement,
             size_bytes=file.size_bytes, macs=self.inventory.macs,
             params=sum(p.numel() for p in self.original.parameters()),
@@ -213,9 +213,9 @@ class CandidateEvaluator:
             metric=metric_name(self.task),
         )  # fmt: skip
         self._baseline_file = file
-        write_artifact(folder, self.baseline, file, self.engine_version)
+        write_artifact(folder, baseline, file, self.engine_version)
         self.ledger.merge(ledger)
-        return self.baseline
+        return baseline
 
     def _against_its_copy(self, file: EngineFile) -> Measurement:
         """Return the baseline's measurement; its A/A figures and occasions are those of a copy of its file."""
@@ -253,7 +253,18 @@ class CandidateEvaluator:
 
     def reopen_baseline(self, record: TrialRecord, file: EngineFile) -> None:
         """Take the baseline that an interrupted run left."""
-        self.baseline, self._baseline_file = record, file
+        self._baseline, self._baseline_file = record, file
+
+    @property
+    def baseline(self) -> TrialRecord:
+        """The uncompressed network's record; `open_baseline` or `reopen_baseline` comes first.
+
+        Raises:
+            ConfigError: Neither has.
+        """
+        if self._baseline is None:
+            raise ConfigError("The baseline has not been measured yet.")
+        return self._baseline
 
     @property
     def baseline_file(self) -> EngineFile:
@@ -323,7 +334,7 @@ class CandidateEvaluator:
     @property
     def spread(self) -> Spread:
         """What a ratio differs by from occasion to occasion, going by all that was measured repeatedly in this run."""
-        recorded = self.baseline.measurement if self.baseline is not None else None
+        recorded = self._baseline.measurement if self._baseline is not None else None
         return Spread.of(self._repeated.values(), [recorded] if recorded is not None else [])
 
     def timing(self, protocol: Protocol | None = None) -> Protocol:
@@ -345,7 +356,7 @@ class CandidateEvaluator:
     @property
     def usual_ms(self) -> float:
         """The baseline's latency in the last undisturbed measurements; 0 before any."""
-        recorded = self.baseline.measurement if self.baseline is not None else None
+        recorded = self._baseline.measurement if self._baseline is not None else None
         return quiet_latency(list(self._baselines_ms) or [recorded.latency_ms if recorded is not None else 0.0])
 
     def score(

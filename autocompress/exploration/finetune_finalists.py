@@ -67,7 +67,6 @@ class Recovery:
                 configuration says are taken.
             deadline: `time.monotonic()` by which everything has ended, or None to train `config.whole_epochs`.
         """
-        assert self.evaluator.baseline is not None
         goal = self.constraints.latency is not None or self.constraints.size_bytes is not None
         if not goal or len(candidates) == 1:
             return self._front(candidates, deadline)
@@ -85,7 +84,6 @@ class Recovery:
 
     def _front(self, candidates: Sequence[TrialRecord], deadline: float | None) -> list[TrialRecord]:
         """Fine-tune as many as were asked for to the end, each time the one that the front gains most from."""
-        assert self.evaluator.baseline is not None
         promotion = Promotion(self.evaluator.baseline, candidates)
         waiting, found = list(candidates), []
         rounds = min(self.config.candidates, len(waiting))
@@ -100,7 +98,6 @@ class Recovery:
 
     def _winner(self, records: Sequence[TrialRecord]) -> TrialRecord:
         """Return who trains on: the best, or of those as good as it the one with the most multiply-accumulates left."""
-        assert self.evaluator.baseline is not None
         inside = self.constraints.feasible_at_all_speeds(
             records, self.constraints.machine_speed(self.evaluator.run.history())
         )

@@ -53,7 +53,6 @@ class Requantization:
             count: How many to correct at most, the most accurate first.
             deadline: `time.monotonic()` by which everything has ended, or None.
         """
-        assert self.evaluator.baseline is not None
         floor = (self.evaluator.baseline.accuracy or 0.0) - self.max_drop
         missed = [r for r in candidates if r.policy.int8_layers and (r.accuracy or 0.0) < floor]
         until = float("inf") if deadline is None else deadline

@@ -342,7 +342,7 @@ class SearchSession:
     def _settled(self) -> bool:
         """Whether the best so far meets the bounds of latency and size and loses nothing: nothing more can be won."""
         limits, best, baseline = self.constraints, self._best, self.evaluator.baseline
-        if not limits.bounded or best is None or baseline is None or best.stage == "baseline":
+        if not limits.bounded or best is None or best.stage == "baseline":
             return False
         return limits.within_budget(best) and is_lossless(best, baseline)
 
@@ -433,7 +433,7 @@ class SearchSession:
 
     def _improve(self, record: TrialRecord) -> None:
         """Put what is best, now that this record is known, in ``best/``."""
-        assert self.evaluator.baseline is not None and record.artifact is not None
+        assert record.artifact is not None
         held = [] if self._best is None or self._best.stage == "baseline" else [self._best]
         contenders = [record, *held] if held and held[0].number == record.number else [*held, record]
         # All of them: what is as good as the most accurate depends on which one that is.

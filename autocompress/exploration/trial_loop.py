@@ -131,7 +131,6 @@ class TrialLoop:
 
     def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
         """Return choices and record of the best trial; None while none is inside the limits."""
-        assert self.evaluator.baseline is not None
         records = list(self.records.values())
         if self.latency_filter is not None:
             records = self.constraints.feasible_at_all_speeds(records, self.latency_filter.machine_speed) or records

@@ -120,7 +120,7 @@ def test_what_cannot_be_compressed_shows_in_what_is_measured(
 ) -> None:
     recurrent = len(shape) == 2
     evaluator = _evaluator(Recurrent() if recurrent else plain(), torch.randn(24, *shape), run, worker)
-    dtype = evaluator.baseline.policy.dense_dtype if evaluator.baseline else "fp32"
+    dtype = evaluator.baseline.policy.dense_dtype
     space = bind(configured_space(CONFIG), evaluator.base, evaluator.inventory, dtype, evaluator.capabilities)
     arithmetic = macs_ratio(evaluator.graphs.layout)
     reach = measured_reach(evaluator, CONFIG, space, arithmetic)
