@@ -9,9 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import benchmark, build, measure, open_profile, profile, prune, quantize, search, sensitivity
+    from autocompress.api import (
+        benchmark,
+        build,
+        distill,
+        measure,
+        open_profile,
+        profile,
+        prune,
+        quantize,
+        search,
+        sensitivity,
+    )
+
     from autocompress.api.run import Run, open_run
-    from autocompress.api.teaching import distill
     from autocompress.catalogue import list_methods
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -29,7 +40,7 @@ _HOMES = {
     "Task": "autocompress.tasks",
     "benchmark": "autocompress.api",
     "build": "autocompress.api",
-    "distill": "autocompress.api.teaching",
+    "distill": "autocompress.api",
     "list_methods": "autocompress.catalogue",
     "load_task": "autocompress.tasks",
     "measure": "autocompress.api",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.api import settings
+from autocompress.api.methods import distill as distill
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
 from autocompress.api.run import Run, open_run

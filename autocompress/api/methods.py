@@ -1,4 +1,4 @@
-"""The Python face of single methods, without a search: `prune`, `quantize`."""
+"""The Python face of single methods, without a search: `prune`, `quantize`, `distill`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from autocompress.api import settings
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.files import check_new
+from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.protocol import Protocol
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.recipes.distill import DistillationResult
     from autocompress.recipes.prune import PruningResult
     from autocompress.recipes.quantize import QuantizationResult
     from autocompress.runs.observer import Observer
@@ -107,3 +112,63 @@ def quantize(
     if to is not None:
         quantize_recipe.write_quantized(found, loaded, resolved.engine, Path(to))
     return found
+
+
+def distill(
+    task: Task | str | None = None,
+    student: nn.Module | str | None = None,
+    *,
+    config: RunConfig | Path | str | None = None,
+    epochs: float | None = None,
+    weights: Path | str | None = None,
+    to: Path | str | None = None,
+    resume: bool = False,
+    protocol: Protocol | None = None,
+    observer: Observer | None = None,
+    sets: Sequence[str] = (),
+    **options: Any,
+) -> DistillationResult:
+    """Teach a smaller model of yours to be like a task's own, and measure both on the engine.
+
+    Args:
+        task: A `Task`, or the name of one; its model is the teacher.
+        student: A model that takes and gives what the teacher does, which is not changed; or the name of one:
+            ``"module:factory"``, ``"torchvision:resnet18"``, ``"timm:resnet10t"``, ``"resnet20"``.
+        config: A run file, or its contents: engine, threads, batch size, dense dtype, and `recovery` for the training.
+        epochs: Passes over the training data; by default those of `recovery`.
+        weights: Safetensors file that a student known by name begins with.
+        to: New directory for weights, ONNX file, engine and figures; None writes nothing.
+        resume: Go on with an interrupted training in `to`.
+        protocol: How long to measure.
+        observer: Receives progress.
+        sets: ``"dotted.key=value"`` overrides of the run file.
+        **options: Any key of `RunConfig`: ``engine="onnxruntime"``.
+
+    Raises:
+        ConfigError: An option cannot be used, teacher and student do not fit each other, or `to` holds something.
+        UnavailableError: The engine or its device is not here.
+        EngineError: The student cannot be exported or built, or its training diverged.
+    """
+    from autocompress.recipes import distill as distill_recipe
+    from autocompress.runs.observer import Observer
+    from autocompress.tasks.students import load_student
+
+    if student is None:
+        raise ConfigError("Name the model to teach: --student module:factory, torchvision:MODEL, timm:MODEL, resnet20.")
+    if resume and to is None:
+        raise ConfigError("--resume needs --to, the directory of the training to go on with.")
+    folder = None if to is None else Path(to)
+    if folder is not None and not (resume and distill_recipe.begun(folder)):
+        check_new(folder)
+    observer = observer or Observer()
+    loaded, resolved = settings.subject(task, config, observer, sets, options)
+    if isinstance(student, str):
+        classes = distill_recipe.width_of_outputs(loaded)
+        student = load_student(student, resolved.task, classes, None if weights is None else str(weights))
+    elif weights is not None:
+        raise ConfigError("weights are for a student known by name; load them into the model that you pass.")
+    with EngineWorker() as worker:
+        return distill_recipe.distill(
+            loaded, student, resolved, worker, epochs=resolved.recovery.whole_epochs if epochs is None else epochs,
+            to=folder, protocol=protocol, stage=observer.stage, progress=observer.progress,
+        )  # fmt: skip

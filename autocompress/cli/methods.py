@@ -178,14 +178,14 @@ def distill(
     What it learns from, recovery.distill says: logits, features, attention. The teacher's engine is in DIR/teacher:
     `autocompress benchmark DIR/teacher DIR`.
     """
-    from autocompress.api import teaching
+    from autocompress import api
     from autocompress.measurement.protocol import Protocol
     from autocompress.report.live import LiveObserver
     from autocompress.report.method_tables import distilled_table
 
     options["task.metric"] = options.pop("metric")
     with LiveObserver(err) as observer:
-        found = teaching.distill(
+        found = api.distill(
             task, student, config=run_file, epochs=epochs, weights=student_weights, to=to, resume=resume,
             protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds), observer=observer, sets=sets,
             **options,
