@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         search,
         sensitivity,
     )
-
     from autocompress.api.run import Run, open_run
     from autocompress.catalogue import list_methods
     from autocompress.errors import AutoCompressError

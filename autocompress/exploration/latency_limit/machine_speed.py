@@ -35,7 +35,8 @@ class MachineSpeed:
 
     Attributes:
         usual_ms: Median of the baseline's latencies.
-        edges_ms: The baseline's latency when the machine is fast, when it is slow, and at present.
+        edges_ms: The baseline's latency when the machine is fast, when it is slow, and at present. None where networks
+            are measured on occasions: their intervals hold what other moments do, and would be widened twice.
         exponent: A ratio goes with the baseline's latency to this power: 0 where the machine slows every network alike,
             -1 where it slows the baseline alone.
     """
@@ -62,7 +63,9 @@ class MachineSpeed:
         logs = np.log(baselines)
         logs = np.clip(logs, *np.quantile(logs, (_EDGE, 1 - _EDGE)))
         middle, reach = float(np.mean(logs)), _REACH * float(np.std(logs))
-        edges = float(np.exp(middle - reach)), float(np.exp(middle + reach)), float(np.median(baselines[-_RECENT:]))
+        edges: tuple[float, ...] = ()
+        if not all(m.occasions for _, m in measured):
+            edges = float(np.exp(middle - reach)), float(np.exp(middle + reach)), float(np.median(baselines[-_RECENT:]))
         known = [(np.log(m.baseline_ms / usual), np.log(m.ratio / p)) for p, m in measured if p]
         return cls(usual, edges, _exponent(np.array(known)) if known else 0.0)
 
@@ -72,7 +75,7 @@ class MachineSpeed:
 
     def limit(self, latency: Limit) -> float:
         """Return the ratio that a network may have at the usual pace, so that it meets a limit at every pace."""
-        machine_speeds = np.array(self.edges_ms)
+        machine_speeds = np.array(self.edges_ms or (self.usual_ms,))
         ratios = (machine_speeds / self.usual_ms) ** self.exponent
         return latency.value / float(np.max(ratios if latency.relative else ratios * machine_speeds))
 

@@ -12,7 +12,7 @@ from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.exploration.pareto import Constraints, finalists
 from autocompress.policy import CompressionPolicy
 from autocompress.quantities import Limit
-from autocompress.runs.records import PREDICTED, TrialRecord
+from autocompress.runs.records import PREDICTED, QUIET, Figures, Occasion, TrialRecord
 from tests.exploration.conftest import BASELINE, Bench, make_measurement, record
 from tests.exploration.known import Known, latency_filter
 
@@ -104,6 +104,21 @@ def test_limit_and_bound_agree() -> None:
             found = make_measurement(ratio * base, base)
             upper = found.ratio_high if latency.relative else found.high_ms
             assert machine_speed.bound(found, latency, upper) == pytest.approx(latency.value)
+
+
+@pytest.mark.parametrize("latency", [RELATIVE, ABSOLUTE])
+def test_intervals_of_occasions_are_not_widened_again(latency: Limit) -> None:
+    occasion = Occasion(1.0, {QUIET: Figures(5.0, 10.0, 0.5)})
+    plain = made(-0.8)
+    measured = [(r, r.measurement) for r in plain if r.measurement is not None]
+    known = [replace(r, measurement=replace(m, occasions=(occasion,))) for r, m in measured]
+    machine_speed = MachineSpeed.of(known, 10)
+    # What ratios have in common with the pace is learned all the same.
+    assert machine_speed.exponent == MachineSpeed.of(plain, 10).exponent and machine_speed.edges_ms == ()
+    assert machine_speed.limit(latency) == pytest.approx(0.5, rel=0.03)
+    found = make_measurement(4.9, 11.0)
+    assert machine_speed.bound(found, latency, 0.49) == 0.49
+    assert MachineSpeed.of(plain, 10).bound(found, latency, 0.49) > 0.49
 
 
 # -- what the search makes of it --------------------------------------------------------------------------------------
