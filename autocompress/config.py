@@ -59,8 +59,8 @@ class RecoveryConfig(_Section):
 
     `optimizer` and `learning_rate` (None) are found from the network unless given; `batch_size` is the most that a step
     takes, fewer where there are few samples. `epochs` (None) are `DEFAULT_EPOCHS` unless given, and under a time limit
-    as many as make 4,000 steps, if that is more. `mixtures` says when mixed inputs are learned from: ``"auto"`` where
-    samples are few and inputs continuous.
+    ten times as many, or as make 40,000 steps, so that the time is what ends the training. `mixtures` says when mixed
+    inputs are learned from: ``"auto"`` where samples are few and inputs continuous.
 
     `distill` maps methods of distillation to their weights (None: the method's own), and may be written as a list of
     methods. `distill_at` maps modules of the teacher to those of the student; a list names both alike.

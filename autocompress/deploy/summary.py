@@ -104,7 +104,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         **alternatives(finished_records(run), session.constraints, baseline),
         # What ended it: the time, or as many trials and epochs as were asked for.
         "budget": {
-            "epochs": session.config.recovery.whole_epochs if session.config.recovery.enabled else None,
+            "epochs": _epochs(session),
             "seconds_left": None if session.deadline is None else max(0.0, session.deadline - reached),
         },
         "n_trials": len(records),
@@ -219,6 +219,13 @@ def _nothing_offered(summary: Mapping[str, Any]) -> str:
     return (
         f"No candidate is worth offering: each is slower than the uncompressed model or lost too much. {others}".strip()
     )
+
+
+def _epochs(session: SearchSession) -> float | None:
+    """Return the epochs that a fine-tuning had at most; None where there was none, or where the time ended it."""
+    recovery = session.config.recovery
+    ended_by_time = session.deadline is not None and recovery.epochs is None
+    return recovery.whole_epochs if recovery.enabled and not ended_by_time else None
 
 
 def _more(summary: Mapping[str, Any]) -> str:

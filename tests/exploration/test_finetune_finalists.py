@@ -163,7 +163,7 @@ def test_one_candidate_gets_everything(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     # 250 samples in batches of 31 are 8 steps: 24 epochs would be over in seconds.
-    ("given", "seconds", "trained"), [(None, 100.0, 500), (None, None, 24), (3.0, 100.0, 3)]
+    ("given", "seconds", "trained"), [(None, 100.0, 5000), (None, None, 24), (3.0, 100.0, 3)]
 )  # fmt: skip
 def test_few_samples_are_seen_more_often_where_the_time_ends_a_training(
     given: float | None, seconds: float | None, trained: float, bench: Bench

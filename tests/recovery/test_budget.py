@@ -34,6 +34,6 @@ def test_few_samples_make_small_batches(samples: int, expected: int) -> None:
 
 
 def test_epochs_are_as_many_as_make_enough_steps_unless_they_were_given() -> None:
-    assert epochs_within(50_000, RecoveryConfig()) == 24
-    assert epochs_within(250, RecoveryConfig()) == 500
+    assert epochs_within(50_000, RecoveryConfig()) == 240
+    assert epochs_within(250, RecoveryConfig()) == 5000
     assert epochs_within(250, RecoveryConfig(epochs=3)) == 3
