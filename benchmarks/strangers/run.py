@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -162,6 +163,7 @@ class Session:
             (self._options.images, "IMAGES"),
         ):
             text = text if folder is None else text.replace(str(folder), name)
+        text = re.sub(r'[^\s"\\]*/site-packages/', "site-packages/", text)
         write_json(self.file, json.loads(text))
 
 
