@@ -44,7 +44,7 @@ class Worker(Protocol):
 
 @contextlib.contextmanager
 def fresh(worker: Worker | None) -> Iterator[Worker]:
-    """Yield `measurement`, or a new child process that ends afterwards."""
+    """Yield `worker`, or a new child process that ends afterwards."""
     if worker is not None:
         yield worker
     else:

@@ -419,7 +419,7 @@ class CandidateEvaluator:
         """Compress what is evaluated next, and look at it where wanted; the last one prepared is kept."""
         ledger = TimeLedger()
         model = self.compress(policy, ledger)
-        self._prepared = _Prepared(policy, model, self._glance(model, ledger) if look else None, ledger)
+        self._prepared = _Prepared(policy, model, self._estimated(model, ledger) if look else None, ledger)
 
     def evaluate(
         self, policy: CompressionPolicy, number: int, protocol: Protocol | None = None, *,
@@ -439,7 +439,7 @@ class CandidateEvaluator:
         try:
             model = made.model if made is not None else self.compress(policy, ledger)
             if hopeless is not None:
-                seen = made.seen if made is not None and made.seen is not None else self._glance(model, ledger)
+                seen = made.seen if made is not None and made.seen is not None else self._estimated(model, ledger)
                 if hopeless(seen):
                     return TrialRecord(number, policy, "rejected", accuracy=seen.accuracy, seconds=dict(ledger.seconds))
             with BackgroundTask(meanwhile) as background:
@@ -450,6 +450,6 @@ class CandidateEvaluator:
         finally:
             self.ledger.merge(ledger.since(before))
 
-    def _glance(self, model: nn.Module, ledger: TimeLedger) -> ProxyEstimate:
+    def _estimated(self, model: nn.Module, ledger: TimeLedger) -> ProxyEstimate:
         with ledger.charge("proxy"):
             return estimate_accuracy(model, self.data, self.task.metric, self.compressor.dtype)

@@ -108,7 +108,7 @@ class SensitivityPass:
         if inputs is None:
             inputs = next(iter(task.calibration(SAMPLES)))
         self._inputs = inputs[:SAMPLES]
-        self._oneshot = compressor or TrainingFreeCompressor(
+        self._compressor = compressor or TrainingFreeCompressor(
             base, inventory, scores, task.example_inputs(2), [self._inputs], quantization=quantization
         )
         self.cache = SensitivityCache(base, task, [space.file.importance, SAMPLES, _METHOD], quantization, self._inputs)
@@ -184,7 +184,7 @@ class SensitivityPass:
         That moves the outputs by itself: counted to every choice alike, it would hide what the mild ones lose.
         """
         with torch.no_grad():
-            return self._outputs(self._oneshot.recalibrated())
+            return self._outputs(self._compressor.recalibrated())
 
     # -- what is measured, in which order -----------------------------------------------------------------------------
 
@@ -278,7 +278,9 @@ class SensitivityPass:
                 model = self._in_int8(layers)
             except CompressionError:
                 return None
-        found = Int8Sensitivity(model, layers, self._inputs[:_INT8_SAMPLES], self._task.divergence, self._oneshot.dtype)
+        found = Int8Sensitivity(
+            model, layers, self._inputs[:_INT8_SAMPLES], self._task.divergence, self._compressor.dtype
+        )
         return found, {**found.attributed(), **dict.fromkeys(refused, math.inf)}
 
     def _refused_int8(self, layers: Sequence[str]) -> list[str]:
@@ -303,7 +305,7 @@ class SensitivityPass:
         return refused
 
     def _in_int8(self, layers: Sequence[str]) -> nn.Module:
-        return self._oneshot.model(
+        return self._compressor.model(
             CompressionPolicy(self._space.dense_dtype, layers=dict.fromkeys(layers, LayerPolicy("int8")))
         )
 
@@ -338,14 +340,14 @@ class SensitivityPass:
 
     def _loss(self, policy: CompressionPolicy, expected: Tensor) -> float:
         try:
-            model = self._oneshot.model(policy)
+            model = self._compressor.model(policy)
         except CompressionError:
             return math.inf
         with torch.no_grad():
             return float(self._task.divergence(self._outputs(model), expected))
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        dtype = self._oneshot.dtype
+        dtype = self._compressor.dtype
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             return torch.cat([model(rows).float() for rows in torch.split(self._inputs, _ROWS)])
 

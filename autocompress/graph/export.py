@@ -27,7 +27,7 @@ from autocompress.tasks.adapters import Adapter
 # The newest opset that OpenVINO, ONNX Runtime and TensorRT of the supported versions all read.
 OPSET = 20
 INPUT, OUTPUT = "input", "output"
-SCOPES = "pkg.torch.onnx.name_scopes"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @contextmanager
@@ -147,6 +147,15 @@ def save_onnx(model: ir.Model, path: Path) -> None:
     write_bytes(path, data)
 
 
+def modules_of(node: ir.Node) -> list[str]:
+    """Return the modules that a node lies in, the innermost last.
+
+    The last scope that the exporter notes is the operation's own name, such as ``"lstm"``, which modules have as well.
+    """
+    text = node.metadata_props.get(_SCOPES)
+    return list(ast.literal_eval(text))[:-1] if text else []
+
+
 def layer_nodes(model: ir.Model, names: Iterable[str]) -> dict[str, ir.Node]:
     """Return the Conv, Gemm or MatMul node of each named layer, the first of those that run more than once.
 
@@ -168,8 +177,7 @@ def every_layer_node(model: ir.Model, names: Iterable[str]) -> dict[str, list[ir
         weight = node.inputs[1]
         name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
         if name not in wanted:
-            scopes = node.metadata_props.get(SCOPES)
-            inside = [s for s in ast.literal_eval(scopes) if s in wanted] if scopes else []
+            inside = [module for module in modules_of(node) if module in wanted]
             name = inside[-1] if inside else ""
         if name in wanted and weight is not None and weight.const_value is not None:
             found.setdefault(name, []).append(node)

@@ -6,7 +6,6 @@ and rounds what it reads, and its states at every step, to uint8 over the range 
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,8 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from autocompress.errors import ExportError
-from autocompress.graph.export import SCOPES
+from autocompress.graph.export import modules_of
 from autocompress.graph.integer_weights import constant
 from autocompress.graph.qdq_rules import RULES
 
@@ -23,6 +21,7 @@ from autocompress.graph.qdq_rules import RULES
 Weights = tuple[NDArray[np.float32], NDArray[np.float32]]
 _DOMAIN = "com.microsoft"
 _NO_KERNEL = "this engine has no int8 kernel for an LSTM"
+_NOT_FOUND = "the graph does not have it: its result is not used, or it was exported as something else"
 # The standard's gates (input, output, forget, cell) by their places in torch's order (input, forget, cell, output).
 _GATES = (0, 3, 1, 2)
 _INPUTS = 12
@@ -30,12 +29,7 @@ _INPUTS = 12
 
 def lstm_nodes(model: ir.Model, name: str) -> list[ir.Node]:
     """Return the LSTM nodes of a module, in the graph's order: one for each of its layers, in every call."""
-    return [node for node in model.graph if node.op_type == "LSTM" and name in _scopes(node)]
-
-
-def _scopes(node: ir.Node) -> Sequence[str]:
-    text = node.metadata_props.get(SCOPES)
-    return ast.literal_eval(text) if text else ()
+    return [node for node in model.graph if node.op_type == "LSTM" and name in modules_of(node)]
 
 
 def quantize_lstms(model: ir.Model, lstms: Mapping[str, Sequence[Weights]], engine: str) -> dict[str, str]:
@@ -45,16 +39,15 @@ def quantize_lstms(model: ir.Model, lstms: Mapping[str, Sequence[Weights]], engi
         model: The graph.
         lstms: Module to the weights of each of its layers.
         engine: Whose rules are followed.
-
-    Raises:
-        ExportError: A module has no LSTM in the graph.
     """
     if not lstms or not RULES[engine].int8_lstm:
         return dict.fromkeys(lstms, _NO_KERNEL)
+    dense: dict[str, str] = {}
     for name, layers in lstms.items():
         nodes = lstm_nodes(model, name)
         if not nodes or len(nodes) % len(layers):
-            raise ExportError(f"LSTM {name!r} cannot be found in the exported graph, so it cannot be set to int8.")
+            dense[name] = _NOT_FOUND
+            continue
         stored: dict[int, list[ir.Value]] = {}
         for place, node in enumerate(nodes):
             layer = place % len(layers)
@@ -63,7 +56,7 @@ def quantize_lstms(model: ir.Model, lstms: Mapping[str, Sequence[Weights]], engi
             _replace(node, stored[layer])
     model.opset_imports[_DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
-    return {}
+    return dense
 
 
 def _stored(graph: ir.Graph, name: str, weights: Weights) -> list[ir.Value]:

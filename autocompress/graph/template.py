@@ -8,7 +8,6 @@ against the torch model. Imports torch; never loaded in the worker.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError
-from autocompress.graph.export import SCOPES, layer_nodes, to_onnx
+from autocompress.graph.export import layer_nodes, modules_of, to_onnx
 from autocompress.graph.head_reshapes import free_heads, set_shape
 from autocompress.graph.int8_lstm import lstm_nodes
 from autocompress.graph.qdq_rules import multiplies_activations
@@ -81,7 +80,7 @@ class GraphTemplate:
         self._blocks = {block: cut for block in blocks if (cut := _cut(self._graph, block)) is not None}
         values = _values(self._graph.graph)
         ends = {block: (values[given], values[read]) for block, (given, read) in self._blocks.items()}
-        self.wiring = wiring(self._graph, nodes, ends, lambda node, block: block in _scopes(node))
+        self.wiring = wiring(self._graph, nodes, ends, lambda node, block: block in modules_of(node))
         self._editable = _explained(self._graph, self._sources)
         self._names = {id(node): name for name, node in nodes.items()}
         # Layers that must keep their width.
@@ -108,7 +107,7 @@ class GraphTemplate:
 
     @cached_property
     def _scopes_by_node(self) -> dict[str, list[str]]:
-        return {node.name: _scopes(node) for node in self._graph.graph if node.name is not None}
+        return {node.name: modules_of(node) for node in self._graph.graph if node.name is not None}
 
     def bind(self, model: nn.Module, removed_blocks: Iterable[str] = ()) -> ir.Model | None:
         """Return the graph of a compressed form of the base, with its weights; None when it must be exported.
@@ -226,7 +225,7 @@ def _explained(model: ir.Model, sources: Mapping[str, _Source]) -> bool:
 
 def _cut(model: ir.Model, block: str) -> tuple[str, str] | None:
     """Return the names of a block's output and input tensors; None when it has more than one, or gives the result."""
-    inside = {id(node): node for node in model.graph if block in _scopes(node)}
+    inside = {id(node): node for node in model.graph if block in modules_of(node)}
     ins: dict[int, ir.Value] = {}
     outs: dict[int, ir.Value] = {}
     for node in inside.values():
@@ -247,11 +246,6 @@ def _cut(model: ir.Model, block: str) -> tuple[str, str] | None:
         # What the network gives is called by its name.
         return None
     return (output.name, entry.name) if output.name and entry.name else None
-
-
-def _scopes(node: ir.Node) -> list[str]:
-    text = node.metadata_props.get(SCOPES)
-    return list(ast.literal_eval(text)) if text else []
 
 
 def _loosen(model: ir.Model) -> list[ir.Node]:

@@ -267,7 +267,7 @@ class _Fit:
         return Prediction(ratio, ratio * math.exp(-half), ratio * math.exp(half))
 
     def difference(self, units: Sequence[Unit], others: Sequence[Unit]) -> tuple[float, float]:
-        """Return mean and standard deviation of the true ratio of `graph.layout` less that of `others`."""
+        """Return mean and standard deviation of the true ratio of `units` less that of `others`."""
         amounts = Counter(units)
         amounts.subtract(others)
         apart = {unit: amount for unit, amount in amounts.items() if amount}
@@ -281,7 +281,7 @@ class _Fit:
     def _unknown(self, amounts: dict[Unit, int], ratio: float, units: Sequence[Unit]) -> float:
         """Return the variance of so much of each unit that comes from not knowing the layers' times.
 
-        They are scaled as in the network of `graph.layout` whose ratio is given.
+        They are scaled as in the network of `units` whose ratio is given.
         """
         numbers = np.asarray(self._table.add(list(amounts)))
         whole = np.asarray(self._table.add(units))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from autocompress.catalogue import Method
 from autocompress.compress.layout import in_fast_layout, layout_of
 from autocompress.compress.quantization import calibrate, quantization_mode, quantized_layers
+from autocompress.compress.recurrent import int8_lstms
 from autocompress.config import RecoveryConfig
 from autocompress.errors import AutoCompressError, CompressionError, ConfigError
 from autocompress.model.eval_caches import Memory, clear_caches
@@ -159,7 +160,7 @@ class _Training:
         self._batch = training_batch(size, config)
         self._dtype = fast_dtype(self.model.eval(), self.task.example_inputs(2))
         self._held_out = HeldOut(self.task, self._dtype, self.budget.seconds)
-        self._quantized = any(True for _ in quantized_layers(self.model))
+        self._quantized = any(True for _ in (*quantized_layers(self.model), *int8_lstms(self.model)))
         self._simulate = False
         self._step_seconds = 0.0
         # Mixtures have no labels: the teacher alone says what they are.

@@ -3,7 +3,7 @@
 Parameters are ``block/<block>`` (keep, remove), ``prune/<group>`` (pruning_ratio), ``rank/<layer>`` (rank_ratio),
 ``dtype/<layer>`` (dense, int8) and ``sparsity/<layer>`` (none, 2:4); in a uniform space ``*`` stands for all of them.
 Ratios are moved to the steps that hardware likes, and choices that then coincide, or cannot pay, are not offered. What
-a latency table knows not to pay is left out by `allowed_choices`, which `staircase.edges` finds.
+a latency table knows not to pay is left out by `allowed_choices`, which `staircase.drop_dominated_choices` finds.
 """
 
 from __future__ import annotations

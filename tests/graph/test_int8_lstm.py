@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from autocompress.compress import CompressionContext, apply_policy
 from autocompress.compress.quantization import quantization_mode
-from autocompress.errors import ExportError
 from autocompress.graph.builder import Ranges, exported
 from autocompress.graph.export import save_onnx
 from autocompress.model.inventory import take_inventory
@@ -85,13 +84,45 @@ def test_an_engine_without_the_operator_keeps_the_lstm_and_says_why(engine: str)
     assert "LSTM" in [node.op_type for node in graph.model.graph]  # type: ignore[attr-defined]
 
 
-def test_an_lstm_that_the_graph_does_not_have_is_an_error() -> None:
+def test_an_lstm_that_the_graph_does_not_have_is_named_and_takes_nothing_with_it() -> None:
     class Unused(Tagger):
         def forward(self, x: Tensor) -> Tensor:
+            self.rnn(x)
             return self.fc(x)
 
-    with pytest.raises(ExportError, match="LSTM 'rnn' cannot be found"):
-        int8(Unused(), torch.randn(1, STEPS, WIDTH), "onnxruntime")
+    _, graph = int8(Unused(), torch.randn(1, STEPS, WIDTH), "onnxruntime")
+    assert "its result is not used" in graph.dense["rnn"]  # type: ignore[attr-defined]
+
+
+class Names(nn.Module):
+    """Modules that are called as the exporter calls its operations, one of them inside another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.lstm = nn.LSTM(WIDTH, 16), nn.LSTM(16, 16, 2)
+        self.inner = nn.ModuleDict({"lstm": nn.LSTM(16, 16)})
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, states = self.encoder(x.transpose(0, 1))
+        return self.fc(self.inner["lstm"](self.lstm(first)[0], hx=states)[0][-1])
+
+
+@pytest.mark.parametrize("name", ["encoder", "lstm", "inner.lstm"])
+def test_a_module_named_as_the_operation_is_told_from_the_others(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, model = torch.randn(1, STEPS, WIDTH), Names().eval()
+    made = apply_policy(model, CompressionPolicy(layers={name: LayerPolicy("int8")}), CompressionContext(x)).eval()
+    graph = exported(made, x, Ranges(), "onnxruntime")
+    operators = [node.op_type for node in graph.model.graph]
+    layers = 2 if name == "lstm" else 1
+    assert (operators.count("DynamicQuantizeLSTM"), operators.count("LSTM")) == (layers, 4 - layers)
+    save_onnx(graph.model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        expected = made(x).numpy()
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_it_is_a_layer_where_the_engine_has_it() -> None:

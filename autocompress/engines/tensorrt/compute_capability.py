@@ -77,7 +77,7 @@ TF32 = _cc(8, 0)
 SPARSE_2_4 = _cc(8, 0)
 # What TensorRT-RTX can be told to build for. It runs on no data centre GPU after Ampere (8.0).
 RTX_TARGETS = (_cc(7, 5), _cc(8, 0), _cc(8, 6), _cc(8, 9), _cc(12, 0), _cc(12, 1))
-# Supported, and yet not a promise of speed; shown by `devices` and `measurement.doctor`.
+# Supported, and yet not a promise of speed; shown by `devices` and `doctor`.
 CAVEATS: Mapping[tuple[str, str], str] = {
     (TENSORRT_RTX, "int8"): (
         "NVIDIA's matrix for TensorRT-RTX lists int8 for matrix products' weights only: an int8 convolution builds, "
