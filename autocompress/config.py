@@ -38,7 +38,7 @@ class TaskConfig(_Section):
     metric: Literal["agreement", "top1", "cosine", "kl", "r2"] | None = None
     outputs: str | dict[str, str] | None = None
     length: int | None = Field(default=None, ge=1)
-    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    validation_fraction: float | None = Field(default=None, gt=0, lt=0.5)
     calibration_size: int = Field(default=1024, ge=16)
     seed: int = 0
 

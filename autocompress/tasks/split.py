@@ -37,6 +37,10 @@ Data = (
     | tuple[npt.NDArray[Any], npt.NDArray[Any]]
 )
 
+# Share of the training data that stands in for validation data where there are too few test samples to divide.
+_VALIDATION_FRACTION = 0.1
+# Test samples are divided where each half has at least this many: fewer steer worse than training samples do.
+_FEWEST_HELD_OUT = 100
 # A last training batch smaller than this share of the others is dropped: batch-norm statistics of a few samples
 # are noise, and of one sample an error.
 _SMALLEST_LAST_BATCH = 0.5
@@ -69,12 +73,14 @@ class SplitTask(Task):
             samples; kept, never changed.
         train: Training data; validation and calibration are taken from it.
         test: Test data.
-        validation: Validation data; None takes ``val_dataloader`` of a module given as `train`, unless that is the test
-            data, else splits off `validation_fraction` of `train`.
+        validation: Validation data, which the network was not trained on; None takes ``val_dataloader`` of a module
+            given as `train`, unless that is the test data, else a stratified half of `test`, which is then tested on
+            the other half: a trained network has most often seen all of `train`, and loses more there than elsewhere.
         name: Short name for tables and folders.
         normalization: Mean and std per channel.
         augmentation: Augmentation of training images; None for none.
-        validation_fraction: Share of `train`, in (0, 1).
+        validation_fraction: Share of `train`, in (0, 1), that is for validation in place of half of `test`: for a
+            network that has not seen it. None takes a tenth where `test` has fewer than 200 samples.
         calibration_size: Samples of the rest of `train` used for calibration; at most all of them.
         workers: Processes that read a streamed dataset.
         seed: Seed of the splits, the order and the augmentation.
@@ -103,14 +109,14 @@ class SplitTask(Task):
         name: str = "task",
         normalization: Normalization | None = None,
         augmentation: Augmentation | None = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = None,
         calibration_size: int = 1024,
         workers: int = 0,
         seed: int = 0,
         to_input: ToInput | None = None,
         length: int | None = None,
     ) -> None:
-        if not 0 < validation_fraction < 1:
+        if validation_fraction is not None and not 0 < validation_fraction < 1:
             raise ConfigError(f"validation_fraction {validation_fraction} must be between 0 and 1.")
         if calibration_size < 1:
             raise ConfigError(f"calibration_size {calibration_size} must be at least 1.")
@@ -125,16 +131,22 @@ class SplitTask(Task):
         self._augmentation, self._seed = augmentation, seed
         labels = self._source.labels()
         order = stratified_order(len(self._source), labels, seeded(seed))
-        if opened.validation is None:
-            held = max(1, round(validation_fraction * len(order)))
+        self._test_indices = torch.arange(len(self._test))
+        self._validation = self._test if opened.validation is None else opened.validation
+        self._train_indices = order
+        if opened.validation is not None:
+            self._validation_indices = self._held_out_order(self._validation)
+        elif validation_fraction is None and len(self._test) >= 2 * _FEWEST_HELD_OUT:
+            shuffled = self._held_out_order(self._test)
+            self._validation_indices = shuffled[: len(shuffled) // 2]
+            self._test_indices = shuffled[len(shuffled) // 2 :].sort().values
+            self.data_notes += (_halves(self._validation_indices, self._test_indices),)
+        else:
+            held = max(1, round((validation_fraction or _VALIDATION_FRACTION) * len(order)))
             self._validation = self._source
             self._validation_indices, self._train_indices = order[:held], order[held:]
-        else:
-            self._validation = opened.validation
-            self._validation_indices = stratified_order(
-                len(self._validation), self._validation.labels(), seeded(seed, 2)
-            )
-            self._train_indices = order
+            if validation_fraction is None:
+                self.data_notes += (_SEEN.format(held=held),)
         if len(self._train_indices) < 2:
             raise ConfigError(f"Task {name!r}: {len(order)} training samples are too few to split.")
         self._calibration_indices = covering_prefix(self._train_indices, labels, calibration_size)
@@ -183,11 +195,11 @@ class SplitTask(Task):
 
     def test(self, batch_size: int) -> Iterator[Batch]:
         """Yield the test data in order. Read once per run, after every choice has been made."""
-        return self._test.batches(torch.arange(len(self._test)), batch_size)
+        return self._test.batches(self._test_indices, batch_size)
 
     def test_size(self) -> int | None:
         """Return the number of test samples."""
-        return len(self._test)
+        return len(self._test_indices)
 
     def known_targets(self) -> dict[str, Tensor]:
         """Return the targets ``(n,)`` by data set (train, validation, calibration, test) that no reading is needed for.
@@ -209,15 +221,19 @@ class SplitTask(Task):
             position: Where this split yields it.
         """
         index = next(int(indices[position]) for name, _, indices in self._parts() if name == split)
-        held = split == "calibration" or (split == "validation" and self._validation is self._source)
-        return f"{split} sample {position} (number {index} of the {'training' if held else split} data)"
+        source = next(samples for name, samples, _ in self._parts() if name == split)
+        data = "training" if source is self._source else "test" if source is self._test else split
+        return f"{split} sample {position} (number {index} of the {data} data)"
+
+    def _held_out_order(self, samples: Samples) -> Tensor:
+        return stratified_order(len(samples), samples.labels(), seeded(self._seed, 2))
 
     def _parts(self) -> tuple[tuple[str, Samples, Tensor], ...]:
         return (
             ("train", self._source, self._train_indices),
             ("calibration", self._source, self._calibration_indices),
             ("validation", self._validation, self._validation_indices),
-            ("test", self._test, torch.arange(len(self._test))),
+            ("test", self._test, self._test_indices),
         )
 
     def fingerprint(self) -> Mapping[str, str | int | float]:
@@ -229,7 +245,7 @@ class SplitTask(Task):
             "train": len(self._train_indices),
             "calibration": len(self._calibration_indices),
             "validation": len(self._validation_indices),
-            "test": len(self._test),
+            "test": len(self._test_indices),
             "data_sha256": hashlib.sha256(
                 "".join(s.digest() for s in (self._source, self._validation, self._test)).encode()
             ).hexdigest(),
@@ -256,6 +272,20 @@ class SplitTask(Task):
         Raises:
             ConfigError: The metric has no use for it.
         """
+
+
+_SEEN = (
+    "{held:,} of the training samples are for validation: where the weights were trained on them, candidates lose more "
+    "there than elsewhere (give validation data that they have not seen)"
+)
+
+
+def _halves(validation: Tensor, test: Tensor) -> str:
+    return (
+        f"{len(validation):,} of the {len(validation) + len(test):,} test samples are for validation, the other "
+        f"{len(test):,} are tested on (validation data of your own, or task.validation_fraction of the training data, "
+        "leave them whole)"
+    )
 
 
 def _digest(model: nn.Module) -> str:
