@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
 from autocompress.runs.directory import RunDirectory
+from autocompress.runs.lock import RunInUseError, is_lock, owned
 from autocompress.runs.records import Measurement
 
 if TYPE_CHECKING:
@@ -76,41 +78,65 @@ def search(
     observer = observer or Observer()
     resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
     settings.check(resolved)
-    run = RunDirectory.create(path, resume=resume)
-    with EngineWorker(log_file=run.path / "worker.log") as worker:
-        with _not_begun(run, fresh=not resume):
-            if not resume:
-                run.write_config(resolved)
-            observer.stage("Loading the task")
-            loaded = settings.loaded(task, resolved)
-            for text in check_task(loaded, training=resolved.recovery.enabled):
-                observer.warn(text)
-            loaded_at = time.monotonic()
-            session = SearchSession(loaded, resolved, run, worker, observer, started)
-            session.evaluator.ledger.add("load", loaded_at - started)
-        observer.opened(run.path)
+    with _owned(path, named=out is not None, observer=observer) as path:
+        run = RunDirectory.create(path, resume=resume)
+        with EngineWorker(log_file=run.path / "worker.log") as worker:
+            with _not_begun(run, fresh=not resume):
+                if not resume:
+                    run.write_config(resolved)
+                observer.stage("Loading the task")
+                loaded = settings.loaded(task, resolved)
+                for text in check_task(loaded, training=resolved.recovery.enabled):
+                    observer.warn(text)
+                loaded_at = time.monotonic()
+                session = SearchSession(loaded, resolved, run, worker, observer, started)
+                session.evaluator.ledger.add("load", loaded_at - started)
+            observer.opened(run.path)
+            try:
+                best = session.execute()
+                summary = summarize(session, best)
+            finally:
+                session.evaluator.close()
+        run.write("summary.json", summary)
+        result = Run(run.path, loaded)
         try:
-            best = session.execute()
-            summary = summarize(session, best)
-        finally:
-            session.evaluator.close()
-    run.write("summary.json", summary)
-    result = Run(run.path, loaded)
-    try:
-        result.report()
-    except MissingDependencyError as error:
-        observer.warn(str(error))
-    return result
+            result.report()
+        except MissingDependencyError as error:
+            observer.warn(str(error))
+        return result
+
+
+@contextmanager
+def _owned(path: Path, *, named: bool, observer: Observer) -> Iterator[Path]:
+    """Own a run's directory; where the user named none and another search has taken this one, the next that is free."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not named and folder.exists():
+            continue
+        with ExitStack() as stack:
+            try:
+                died = stack.enter_context(owned(folder))
+            except RunInUseError:
+                if named:
+                    raise
+                continue
+            if died is not None:
+                observer.warn(f"{folder} belonged to {died}, which has ended without giving it back; it is taken over.")
+            yield folder
+            return
 
 
 @contextmanager
 def _not_begun(run: RunDirectory, *, fresh: bool) -> Iterator[None]:
-    """Remove a new run's directory when the run cannot begin, so that the corrected command finds --out empty."""
+    """Remove what a new run has written when it cannot begin, so that the corrected command finds --out empty."""
     try:
         yield
     except (ConfigError, UnavailableError):
-        if fresh:
-            shutil.rmtree(run.path, ignore_errors=True)
+        for entry in run.path.iterdir() if fresh else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif not is_lock(entry):
+                entry.unlink(missing_ok=True)
         raise
 
 

@@ -20,6 +20,7 @@ import yaml
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.files import read_json, write_json, write_text
+from autocompress.runs.lock import is_lock
 from autocompress.runs.records import TrialRecord
 
 
@@ -42,7 +43,7 @@ class RunDirectory:
         run = cls(path)
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--out {path} is a file; give a directory.")
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and not all(is_lock(entry) for entry in path.iterdir()):
             if not resume:
                 raise ConfigError(
                     f"--out {path} is not empty. Continue the run in it with --resume, or choose another directory."

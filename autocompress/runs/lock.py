@@ -1,0 +1,158 @@
+"""One owner of a run directory at a time.
+
+The operating system's lock on ``.lock`` tells processes of one machine apart and ends with its process, however that
+dies. ``.owner.json`` tells who holds it, and its time of modification, renewed every few seconds, tells machines apart
+that share the directory over a network whose locks hold on one machine only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from autocompress.errors import ConfigError
+from autocompress.files import write_json
+
+LOCK_NAME, OWNER_NAME = ".lock", ".owner.json"
+# Seconds between two signs of life, and after how many without one the owner on another machine has died.
+_HEARTBEAT_S, _DEAD_S = 15.0, 60.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a run directory belongs to.
+
+    Attributes:
+        host: Name of its machine.
+        pid: Number of its process there.
+        started: When it took the directory, in s since 1970.
+    """
+
+    host: str
+    pid: int
+    started: float
+
+    @classmethod
+    def here(cls) -> Owner:
+        """Return this process."""
+        return cls(socket.gethostname(), os.getpid(), time.time())
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
+        return f"process {self.pid} on {self.host}, since {since}"
+
+
+class RunInUseError(ConfigError):
+    """Another process owns the run directory."""
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[Owner | None]:
+    """Own a run directory, which is made where there is none; one that was made and stays empty is removed again.
+
+    Yields:
+        The owner that died without giving it back, or None.
+
+    Raises:
+        RunInUseError: Another process owns it.
+        ConfigError: It cannot be made or written.
+    """
+    made = not folder.exists()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file; give a directory.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0, thread_local=False)
+        _acquire(lock, folder)
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(f"--out {folder} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    stop = threading.Event()
+    try:
+        before = _left_by(folder)
+        write_json(folder / OWNER_NAME, asdict(Owner.here()))
+        threading.Thread(target=_beat, args=(folder / OWNER_NAME, stop), daemon=True, name="heartbeat").start()
+        yield before
+    finally:
+        stop.set()
+        with contextlib.suppress(OSError):
+            if _owner(folder) is not None and _is_own(folder):
+                (folder / OWNER_NAME).unlink(missing_ok=True)
+        if made and _holds_nothing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file of a run directory says who owns it, not what was found."""
+    return path.name in (LOCK_NAME, OWNER_NAME)
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunInUseError(_in_use(folder, _owner(folder))) from error
+    if not (folder / LOCK_NAME).exists():
+        # Its last owner removed it between our opening and our locking it: what is locked is no file of the directory.
+        lock.release()
+        raise RunInUseError(_in_use(folder, None))
+
+
+def _left_by(folder: Path) -> Owner | None:
+    """Return the owner that died without giving the directory back.
+
+    Raises:
+        RunInUseError: It lives, on another machine.
+    """
+    owner, own = _owner(folder), folder / OWNER_NAME
+    if owner is None:
+        return None
+    # Both times are the file system's: the clocks of two machines differ.
+    probe = folder / LOCK_NAME
+    os.utime(probe)
+    silent_s = probe.stat().st_mtime - own.stat().st_mtime
+    if owner.host != socket.gethostname() and silent_s < _DEAD_S:
+        raise RunInUseError(_in_use(folder, owner))
+    return owner
+
+
+def _owner(folder: Path) -> Owner | None:
+    try:
+        data = json.loads((folder / OWNER_NAME).read_bytes())
+        return Owner(str(data["host"]), int(data["pid"]), float(data["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_own(folder: Path) -> bool:
+    owner = _owner(folder)
+    return owner is not None and (owner.host, owner.pid) == (socket.gethostname(), os.getpid())
+
+
+def _in_use(folder: Path, owner: Owner | None) -> str:
+    by = "another process" if owner is None else str(owner)
+    return f"{folder} is in use by {by}. Wait until it ends, stop it, or give another --out."
+
+
+def _holds_nothing(folder: Path) -> bool:
+    try:
+        return all(is_lock(path) for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(_HEARTBEAT_S):
+        with contextlib.suppress(OSError):
+            os.utime(path)
