@@ -35,6 +35,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as error:
         raise ConfigError(
             f"Cannot write {path}: {error.strerror or error}. Free some space or choose another --out; what was "
@@ -45,6 +46,30 @@ def write_bytes(path: Path, data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and have it reach the disk.
+
+    Raises:
+        ConfigError: The file cannot be written, or the disk is full.
+    """
+    try:
+        fresh = not path.exists()
+        with path.open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            # A line cut short by a crash must not swallow the next one.
+            whole = size == 0 or file.read(1) == b"\n"
+            file.write(f"{'' if whole else chr(10)}{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if fresh:
+            _sync(path.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space; --resume goes on from here."
+        ) from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -66,6 +91,28 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Have everything in a folder, and its own entry, reach the disk.
+
+    Raises:
+        ConfigError: The disk is full or has failed.
+    """
+    try:
+        for path in [*folder.iterdir(), folder, folder.parent]:
+            if not path.is_symlink() and (path.is_file() or path.is_dir()):
+                _sync(path)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {folder}: {error.strerror or error}. Free some space.") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Put a copy of `source` at `target`, replacing what was there in one rename, so that `target` is always whole."""
     fresh = target.with_name(f".{target.name}.new")
@@ -75,7 +122,8 @@ def replace_folder(source: Path, target: Path) -> None:
             old.rename(target)  # the process died between the two renames below
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("recovered"))
+        shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("recovered*", "checkpoint-*"))
+        sync_folder(fresh)
         if target.exists():
             target.rename(old)
         fresh.rename(target)

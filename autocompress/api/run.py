@@ -123,9 +123,7 @@ class Run:
 
         folder = self.directory.best
         if trial is not None:
-            folder = self.directory.artifact(trial, recovered=True)
-            if not (folder / "record.json").exists():
-                folder = self.directory.artifact(trial)
+            folder = self.directory.folders().get(trial, self.directory.artifact(trial))
         if not (folder / "record.json").exists():
             numbers = ", ".join(str(r.number) for r in self.records if r.state == "complete") or "none"
             raise ConfigError(f"{self.path} has no model of trial {trial}. Finished trials: {numbers}.")

@@ -31,7 +31,7 @@ from autocompress.deploy.verify import (
     never_slower,
     read_reference,
 )
-from autocompress.engines.artifact import read_artifact
+from autocompress.engines.artifact import content_hash, read_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
@@ -92,7 +92,7 @@ def deploy(
         folder = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
         with _writing(to):
-            hashes = _copy(source, measured_file, folder)
+            hashes = _copy(run, source, measured_file, folder)
             manifest = _manifest(run, source, measured_file, hashes, device)
             script, text = folder / run_script.NAME, TextTokens.read(run.path)
             if text is not None:
@@ -136,14 +136,7 @@ def _writing(to: Path) -> Iterator[None]:
 
 def deployable(run: RunDirectory) -> list[int]:
     """Return the numbers of the trials whose engine files are there."""
-    folders = sorted((run.path / "artifacts").glob("trial-*"))
-    numbers = [int(f.name.removeprefix("trial-")) for f in folders if f.name.removeprefix("trial-").isdigit()]
-    return [n for n in numbers if _trial_folder(run, n) is not None]
-
-
-def _trial_folder(run: RunDirectory, number: int) -> Path | None:
-    folders = (run.artifact(number, recovered=recovered) for recovered in (True, False))
-    return next((folder for folder in folders if (folder / "engine.json").exists()), None)
+    return sorted(run.folders())
 
 
 def _source(run: RunDirectory, trial: int | None) -> Path:
@@ -153,7 +146,7 @@ def _source(run: RunDirectory, trial: int | None) -> Path:
         if not (run.best / "engine.json").exists():
             raise ConfigError(f"{run.path} has no best result yet. {listed}")
         return run.best
-    folder = _trial_folder(run, trial)
+    folder = run.folders().get(trial)
     if folder is None:
         raise ConfigError(f"Trial {trial} of {run.path} cannot be deployed: {_why_not(run, trial)}. {listed}")
     return folder
@@ -191,10 +184,11 @@ def _must_meet_limits(run: RunDirectory, source: Path) -> None:
     said = say_missed(missed, metric, "test" if tested else "validation")
     name = "The uncompressed model" if trial_number(record) is None else f"Trial {record.number}"
     others = [r for r in run_front(run) if (r.number, r.stage) != (record.number, record.stage)]
+    there = run.folders()
     meeting = [
         r
         for r in others
-        if _trial_folder(run, r.number) is not None
+        if r.number in there
         and not missed_limits(figures_of(r, constraints), limits_of(constraints, constraints.baseline_ms or 1.0), r)
     ]
     mend = "Deploy it all the same with --force"
@@ -213,13 +207,14 @@ def _why_not(run: RunDirectory, trial: int) -> str:
     return "there is no such trial" if record is None else "its files are gone"
 
 
-def _copy(source: Path, file: EngineFile, folder: Path) -> dict[str, dict[str, Any]]:
+def _copy(run: RunDirectory, source: Path, file: EngineFile, folder: Path) -> dict[str, dict[str, Any]]:
     """Copy what ships and return its hashes, taken from the ORIGINALS.
 
     Raises:
         ConfigError: A file is missing or unreadable.
         VerificationError: An engine file is not the one that was measured.
     """
+    _must_be_recorded(run, source)
     listed = read_json(source / "engine.json").get("sha256") or {}
     originals = dict.fromkeys((*file.files(), *(source / name for name in _NEEDED)))
     originals |= dict.fromkeys(path for name in _OPTIONAL if (path := source / name).exists())
@@ -236,6 +231,24 @@ def _copy(source: Path, file: EngineFile, folder: Path) -> dict[str, dict[str, A
             writer.flush()
             os.fsync(writer.fileno())
     return described
+
+
+def _must_be_recorded(run: RunDirectory, source: Path) -> None:
+    """Check that an artefact is the one that the run's log names.
+
+    Raises:
+        VerificationError: The log names another content for this folder.
+    """
+    path = source / "record.json"
+    if not path.exists():
+        return
+    artifact = TrialRecord.from_dict(read_json(path)).artifact
+    recorded = [r.sha256 for r in run.history() if r.artifact == artifact and r.sha256 is not None]
+    if recorded and recorded[-1] != content_hash(source):
+        raise VerificationError(
+            f"{source} does not hold what was recorded for {artifact}: the SHA-256 of its engine.json is not "
+            f"{recorded[-1]}. Deploy another trial with --trial."
+        )
 
 
 def _manifest(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
-from autocompress.engines.artifact import read_artifact, write_artifact
+from autocompress.engines.artifact import read_artifact, write_record
 from autocompress.engines.base import EngineFile
 from autocompress.exploration.constraints import Constraints, counting
 from autocompress.exploration.missed_limits import limits_of, missed_limits, say_alternatives, say_missed
@@ -139,7 +139,7 @@ def _measured_again(session: SearchSession, file: EngineFile, best: TrialRecord)
         return found
     measured = combined(found, [*best.measurement.occasions, *found.occasions], evaluator.spread)
     known = replace(best, measurement=measured)
-    write_artifact(run.best, known, file, evaluator.engine_version)
+    write_record(run.best, known)
     run.append(known)
     return measured
 

@@ -23,7 +23,7 @@ from autocompress.compress import rewrite
 from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.task_evidence import channel_scores
 from autocompress.config import NO_TABLE, RunConfig
-from autocompress.engines.artifact import read_artifact, write_artifact
+from autocompress.engines.artifact import read_artifact, write_artifact, write_record
 from autocompress.engines.base import EngineFile, dense_dtypes
 from autocompress.errors import ConfigError, EngineError, UnavailableError, VerificationError
 from autocompress.evaluation.background import BackgroundTask
@@ -171,6 +171,8 @@ class CandidateEvaluator:
             EngineError, VerificationError: The model runs in none of them.
         """
         folder = self.run.baseline
+        # What a process left that died while it built.
+        shutil.rmtree(folder, ignore_errors=True)
         ledger = TimeLedger()
         files: list[tuple[CompressionPolicy, EngineFile]] = []
         where = f"{self.engine} ({self.device})"
@@ -213,9 +215,9 @@ class CandidateEvaluator:
             metric=metric_name(self.task),
         )  # fmt: skip
         self._baseline_file = file
-        write_artifact(folder, baseline, file, self.engine_version)
+        self._baseline = write_artifact(folder, baseline, file, self.engine_version)
         self.ledger.merge(ledger)
-        return baseline
+        return self._baseline
 
     def _against_its_copy(self, file: EngineFile) -> Measurement:
         """Return the baseline's measurement; its A/A figures and occasions are those of a copy of its file."""
@@ -385,8 +387,7 @@ class CandidateEvaluator:
             params=sum(p.numel() for p in model.parameters()), seconds=dict(ledger.seconds),
             artifact=str(folder.relative_to(self.run.path)), layer_ms=layer_ms, samples=len(self.data.targets),
         )  # fmt: skip
-        write_artifact(folder, record, file, self.engine_version)
-        return record
+        return write_artifact(folder, record, file, self.engine_version)
 
     def _layer_ms(self, file: EngineFile, measurement: Measurement) -> dict[str, float]:
         """Return what each layer takes, for a predictor to learn from; nothing where the engine does not tell."""
@@ -411,9 +412,7 @@ class CandidateEvaluator:
                 measurement = self.measure(file, protocol, record.measurement)
         finally:
             self.ledger.merge(ledger)
-        again = replace(record, measurement=measurement)
-        write_artifact(folder, again, file, self.engine_version)
-        return again
+        return write_record(folder, replace(record, measurement=measurement))
 
     def prepare(self, policy: CompressionPolicy, *, look: bool) -> None:
         """Compress what is evaluated next, and look at it where wanted; the last one prepared is kept."""

@@ -7,17 +7,19 @@ wanted, by `promotion`), and that a candidate which training did not better is d
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from autocompress.compress.reload import load_compressed
 from autocompress.config import QuantizationConfig, RecoveryConfig
 from autocompress.errors import in_a_line
 from autocompress.evaluation.evaluator import CandidateEvaluator
+from autocompress.exploration.finished_trainings import FinishedTrainings
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.promotion import Promotion
 from autocompress.exploration.selection import most_accurate
@@ -44,8 +46,9 @@ class Recovery:
         config: Rates, epochs, temperature.
         constraints: Decide which finalist goes on.
         observer: Is told of progress.
-        on_record: Called with every new record before anything overwrites its files.
+        on_record: Called with every new record.
         quantization: How ranges of activations are set.
+        time_limit: What the user gave the run, as they wrote it: part of what makes a training the same.
     """
 
     evaluator: CandidateEvaluator
@@ -54,8 +57,10 @@ class Recovery:
     observer: Observer
     on_record: Callable[[TrialRecord], None] = lambda record: None
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    time_limit: str | None = None
 
     def __post_init__(self) -> None:
+        self._finished = FinishedTrainings(self.evaluator.run)
         self._teacher = Teacher(self.evaluator.task.network(), self.evaluator.compressor.dtype)
         self._failed: set[int] = set()
 
@@ -109,9 +114,14 @@ class Recovery:
     def _one(
         self, record: TrialRecord, round_number: int, *, epochs: float, deadline: float | None, left: float
     ) -> TrialRecord | None:
-        """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up."""
-        ledger = TimeLedger()
-        folder = self.evaluator.run.artifact(record.number, recovered=True)
+        """Fine-tune one candidate with 1/`left` of the time that is left; None when it failed or time is up.
+
+        A training that an earlier session of the run has finished is not run again.
+        """
+        ledger, run = TimeLedger(), self.evaluator.run
+        key = self._key(record, round_number, epochs)
+        if (finished := self._finished.get(key)) is not None:
+            return finished.record
         seconds = float("inf")
         if deadline is not None:
             seconds = (deadline - time.monotonic()) / max(1.0, left) - _SECONDS_TO_SCORE
@@ -119,12 +129,11 @@ class Recovery:
                 return None
         self.observer.stage(f"Fine-tuning trial {record.number}" + (" to the end" if round_number == 2 else ""))
         assert record.artifact is not None
-        kept = _KeptFiles(folder)
+        folder, checkpoint = None, run.artifact(record.number) / f"checkpoint-{key[:16]}.safetensors"
         try:
             with ledger.charge("recovery"):
-                folder_before = self.evaluator.run.path / record.artifact
+                folder_before = run.path / record.artifact
                 model = load_compressed(self.evaluator.task, folder_before, record, self.quantization)
-                checkpoint = folder / f"checkpoint-{round_number}.safetensors"
                 report = finetune(
                     model, self._teacher, self.evaluator.task, self.config,
                     Budget(self._epochs(seconds) * epochs, seconds),
@@ -132,26 +141,29 @@ class Recovery:
                     on_message=self.observer.warn,
                 )  # fmt: skip
             if not report.improved:
-                self._discard(record, report.before, report.metric, checkpoint)
+                self._discard(record, report.before, report.metric, key)
+                checkpoint.unlink(missing_ok=True)
                 return None
-            kept.aside()
+            folder = run.new_recovered(record.number)
             found = self.evaluator.score(
                 model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever the data or the engine raises, what was found is kept
             self.observer.warn(f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}")
             self._failed.add(record.number)
-            kept.back()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             return None
         finally:
             self.evaluator.ledger.merge(ledger)
         if (found.accuracy or 0.0) <= (record.accuracy or 0.0):
-            kept.back()
-            self._discard(record, record.accuracy, found.accuracy, checkpoint)
+            shutil.rmtree(folder, ignore_errors=True)
+            self._discard(record, record.accuracy, found.accuracy, key)
+            checkpoint.unlink(missing_ok=True)
             return None
-        kept.drop()
+        run.append(found)
+        self._finished.add(key, found)
         checkpoint.unlink(missing_ok=True)
-        self.evaluator.run.append(found)
         self.on_record(found)
         self.observer.trial(found)
         return found
@@ -161,7 +173,16 @@ class Recovery:
         size = self.evaluator.task.train_size()
         return self.config.whole_epochs if math.isinf(seconds) else epochs_within(size, self.config)
 
-    def _discard(self, record: TrialRecord, before: float | None, after: float | None, checkpoint: Path) -> None:
+    def _key(self, record: TrialRecord, round_number: int, epochs: float) -> str:
+        """Return what makes a training the same as one of an earlier session."""
+        settings = {
+            "trial": record.number, "artifact": record.artifact, "sha256": record.sha256, "round": round_number,
+            "epochs": epochs, "time_limit": self.time_limit, "recovery": self.config.model_dump(),
+            "quantization": self.quantization.model_dump(),
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def _discard(self, record: TrialRecord, before: float | None, after: float | None, key: str) -> None:
         """Say that training bettered nothing; the record of before stays."""
         task = self.evaluator.task
         said = [_written(value, share=task.metric_is_share) for value in (before, after)]
@@ -169,34 +190,9 @@ class Recovery:
             f"Fine-tuning of trial {record.number} is discarded: {task.metric_name} {said[1]} is not better than "
             f"{said[0]} before it."
         )
-        checkpoint.unlink(missing_ok=True)
+        self._finished.add(key, None)
 
 
 def _written(value: float | None, *, share: bool) -> str:
     return "unknown" if value is None else f"{value:.2%}" if share else f"{value:.4f}"
 
-
-class _KeptFiles:
-    """Files of an earlier training of the same trial, kept until it is known whether the next one is better."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._aside = folder, folder.with_name(f"{folder.name}-before")
-        self._begun = False
-
-    def aside(self) -> None:
-        """Copy them away before others are written in their place."""
-        self._begun = True
-        shutil.rmtree(self._aside, ignore_errors=True)
-        if self._folder.is_dir():
-            shutil.copytree(self._folder, self._aside)
-
-    def back(self) -> None:
-        """Put them back where the next training's are, if that has begun to write."""
-        if self._begun:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        if self._aside.is_dir():
-            self._aside.rename(self._folder)
-
-    def drop(self) -> None:
-        """Remove the copy."""
-        shutil.rmtree(self._aside, ignore_errors=True)

@@ -67,7 +67,7 @@ class Requantization:
         """Correct one candidate; None when that failed, or made it no better."""
         evaluator, ledger = self.evaluator, TimeLedger()
         assert record.artifact is not None
-        folder = evaluator.run.artifact(record.number, recovered=True)
+        folder = evaluator.run.new_recovered(record.number)
         try:
             with ledger.charge("recovery"):
                 model = load_compressed(evaluator.task, evaluator.run.path / record.artifact, record, self.quantization)

@@ -165,8 +165,9 @@ class SearchSession:
 
             chosen = self._confirm(choose)
             tuning = Recovery(
-                self.evaluator, recovery, self.constraints, self.observer, self._improve, self.config.quantization
-            )
+                self.evaluator, recovery, self.constraints, self.observer, self._improve, self.config.quantization,
+                self.config.timeout,
+            )  # fmt: skip
             tuning.run(chosen, self.deadline)
         elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled():
             mending = Requantization(

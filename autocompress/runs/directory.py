@@ -10,8 +10,9 @@ atomic; ``trials.jsonl`` is append-only. Reading a run imports neither torch nor
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
-from autocompress.files import read_json, write_json, write_text
+from autocompress.files import append_line, read_json, write_json, write_text
 from autocompress.runs.lock import is_lock
 from autocompress.runs.records import TrialRecord
 
@@ -106,9 +107,38 @@ class RunDirectory:
         return self.path / "report.html"
 
     def artifact(self, number: int, *, recovered: bool = False) -> Path:
-        """Folder of one trial's files."""
+        """Folder of one trial's files, or of its first fine-tuning's."""
         folder = self.path / "artifacts" / f"trial-{number:05d}"
         return folder / "recovered" if recovered else folder
+
+    def new_recovered(self, number: int) -> Path:
+        """Return the folder of a trial's next fine-tuning: ``recovered``, ``recovered-2``, …; none is written twice.
+
+        What a process left there that died before it had finished is removed.
+        """
+        first = self.artifact(number, recovered=True)
+        for attempt in itertools.count(1):
+            folder = first if attempt == 1 else first.with_name(f"{first.name}-{attempt}")
+            if not (folder / "record.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                return folder
+        raise AssertionError  # an endless loop ends by returning
+
+    def folders(self) -> dict[int, Path]:
+        """Return the folder of every trial's result: of its best fine-tuning, else of the trial, where it has files."""
+        records, found = self.records(), {}
+        for folder in sorted((self.path / "artifacts").glob("trial-*")):
+            number = folder.name.removeprefix("trial-")
+            if not number.isdigit():
+                continue
+            record = records.get(int(number))
+            named = [] if record is None or record.artifact is None else [self.path / record.artifact]
+            # The others where the log has lost the line.
+            for candidate in (*named, folder / "recovered", folder):
+                if (candidate / "engine.json").exists():
+                    found[int(number)] = candidate
+                    break
+        return found
 
     # -- config and summaries -----------------------------------------------------------------------------------
 
@@ -135,18 +165,7 @@ class RunDirectory:
 
     def append(self, record: TrialRecord) -> None:
         """Append one record to ``trials.jsonl`` and make sure that it is on disk."""
-        line = json.dumps(record.to_dict(), allow_nan=False) + "\n"
-        try:
-            # A line cut short by a crash must not swallow the next one.
-            whole = not self.trials_file.exists() or self.trials_file.read_bytes()[-1:] in (b"", b"\n")
-            with self.trials_file.open("a") as file:
-                file.write(line if whole else "\n" + line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot write {self.trials_file}: {error.strerror}. Free some space; --resume goes on from here."
-            ) from error
+        append_line(self.trials_file, json.dumps(record.to_dict(), allow_nan=False))
 
     def history(self) -> list[TrialRecord]:
         """Read every record in the order they finished. A line cut short by a crash is left out."""
@@ -161,13 +180,21 @@ class RunDirectory:
         return found
 
     def records(self) -> dict[int, TrialRecord]:
-        """Read the latest record of every trial, by number: the fine-tuned one where there is one.
+        """Read the record of every trial, by number: of its most accurate fine-tuning where there is one.
 
-        A trial may be measured again, before another round of fine-tuning: that hides no earlier round's result.
+        A network may be measured again: of each artefact the latest record counts.
         """
-        found: dict[int, TrialRecord] = {}
+        latest: dict[tuple[int, str, str | None], TrialRecord] = {}
         for record in self.history():
+            latest[record.number, record.stage, record.artifact] = record
+        found: dict[int, TrialRecord] = {}
+        for record in latest.values():
             known = found.get(record.number)
-            if known is None or known.stage != "recovered" or record.stage == "recovered":
+            if known is None or _rank(record) >= _rank(known):
                 found[record.number] = record
         return found
+
+
+def _rank(record: TrialRecord) -> tuple[bool, float]:
+    recovered = record.stage == "recovered"
+    return recovered, (record.accuracy or 0.0) if recovered else 0.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,8 @@ class FakeEvaluator:
             raise BuildError("no")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scored").write_text(str(self.accuracies[number][0]))
+        # What says that a folder is whole.
+        (folder / "record.json").write_text("{}")
         artifact = str(folder.relative_to(self.run.path))
         return record(number, self.accuracies[number].pop(0), 5, stage=stage, policy=policy, artifact=artifact)
 
@@ -82,7 +85,7 @@ class Bench:
 
     def run(
         self, accuracies: dict[int, list[float]], deadline: float | None = None, *, epochs: float | None = 10,
-        **limits: str,
+        resumable: bool = False, **limits: str,
     ) -> list[TrialRecord]:  # fmt: skip
         evaluator: Any = FakeEvaluator(self.path, accuracies)
         constraints = Constraints.of(RunConfig.model_validate(limits), BASELINE)
@@ -90,7 +93,7 @@ class Bench:
             evaluator, RecoveryConfig(epochs=epochs), constraints, self.observer,
             lambda r: self.improved.append((r.number, r.accuracy)),
         ).run([record(number, 0.5, 5) for number in accuracies], deadline)  # fmt: skip
-        assert evaluator.run.history() == found
+        assert resumable or evaluator.run.history() == found
         return found
 
 
@@ -105,10 +108,31 @@ def test_the_winner_of_a_short_round_gets_the_long_one(bench: Bench) -> None:
     assert [b.epochs for b in bench.budgets] == pytest.approx([1.2, 1.2, 1.2, 10])
 
 
-def test_every_record_is_told_before_its_files_are_overwritten(bench: Bench) -> None:
-    """The second round writes where the first did: what was better in the first must have been copied by then."""
-    bench.run({1: [0.9, 0.95], 2: [0.6]}, target_latency="0.5x")
+def test_no_round_overwrites_the_files_of_another(bench: Bench) -> None:
+    found = bench.run({1: [0.9, 0.95], 2: [0.6]}, target_latency="0.5x")
     assert bench.improved == [(1, 0.9), (2, 0.6), (1, 0.95)]
+    folder = "artifacts/trial-00001/recovered"
+    assert [r.artifact for r in found if r.number == 1] == [folder, f"{folder}-2"]
+    assert [(bench.path / name / "scored").read_text() for name in (folder, f"{folder}-2")] == ["0.9", "0.95"]
+
+
+def test_a_resumed_run_runs_no_training_again_that_has_finished(bench: Bench) -> None:
+    found = bench.run({1: [0.9, 0.95], 2: [0.5]}, target_latency="0.5x", resumable=True)
+    before, bench.budgets[:] = len(bench.budgets), []
+    # The evaluator would score everything worse now.
+    again = bench.run({1: [0.1, 0.1], 2: [0.1]}, target_latency="0.5x", resumable=True)
+    assert before == 3 and bench.budgets == []
+    assert [(r.artifact, r.accuracy) for r in again] == [(r.artifact, r.accuracy) for r in found]
+    # Longer trainings are others: they are run, in folders of their own.
+    longer = bench.run({1: [0.97, 0.96], 2: [0.1]}, target_latency="0.5x", epochs=20, resumable=True)
+    assert [(r.artifact, r.accuracy) for r in longer] == [("artifacts/trial-00001/recovered-3", 0.97)]
+    assert RunDirectory(bench.path).records()[1].accuracy == 0.97
+
+
+def test_a_training_whose_files_are_gone_is_run_again(bench: Bench) -> None:
+    bench.run({1: [0.9]}, target_latency="0.5x", resumable=True)
+    shutil.rmtree(bench.path / "artifacts")
+    assert [r.accuracy for r in bench.run({1: [0.8]}, target_latency="0.5x", resumable=True)] == [0.8]
 
 
 def test_what_is_not_better_than_before_is_discarded_with_a_line(bench: Bench) -> None:
@@ -123,7 +147,8 @@ def test_what_is_not_better_than_before_is_discarded_with_a_line(bench: Bench) -
     # The files are those of the record that stays.
     artifacts = bench.path / "artifacts"
     assert {str(f.relative_to(artifacts)): f.read_text() for f in artifacts.rglob("*") if f.is_file()} == {
-        "trial-00001/recovered/scored": "0.9"
+        "trial-00001/recovered/scored": "0.9",
+        "trial-00001/recovered/record.json": "{}",
     }
 
 

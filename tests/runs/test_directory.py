@@ -6,13 +6,14 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autocompress.config import RunConfig, load_config
-from autocompress.engines.artifact import read_artifact, write_artifact
+from autocompress.engines.artifact import content_hash, read_artifact, write_artifact
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError
 from autocompress.files import read_json, replace_folder
@@ -166,11 +167,12 @@ def test_measuring_a_trial_again_does_not_hide_what_was_fine_tuned(
 def test_an_artifact_round_trips(run: RunDirectory, make_record: Callable[..., TrialRecord]) -> None:
     folder, record = run.artifact(0), make_record(0)
     file = engine_file(folder)
-    write_artifact(folder, record, file, "1.2")
+    written = write_artifact(folder, record, file, "1.2")
     assert read_artifact(folder) == file
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in file.files()}
     assert read_json(folder / "engine.json")["sha256"] == hashes and hashes
-    assert TrialRecord.from_dict(read_json(folder / "record.json")) == record
+    assert written == replace(record, sha256=content_hash(folder))
+    assert TrialRecord.from_dict(read_json(folder / "record.json")) == written
     assert read_json(folder / "policy.json") == record.policy.to_dict()
     assert record.measurement is not None
     assert read_json(folder / "latency.json") == record.measurement.to_dict()
