@@ -166,7 +166,7 @@ class _Measuring:
         self, folder: Path, record: TrialRecord, file: EngineFile, found: Measurement, rebuilt: bool
     ) -> Remeasured:
         made = replace(record, measurement=found, size_bytes=file.size_bytes)
-        write_artifact(folder, made, file, self._version)
+        made = write_artifact(folder, made, file, self._version)
         return Remeasured(made, record.measurement, rebuilt=rebuilt)
 
 

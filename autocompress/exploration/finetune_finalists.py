@@ -195,4 +195,3 @@ class Recovery:
 
 def _written(value: float | None, *, share: bool) -> str:
     return "unknown" if value is None else f"{value:.2%}" if share else f"{value:.4f}"
-

@@ -133,7 +133,7 @@ class SearchSession:
         space = self._space(baseline)
         self._found = Foreknowledge(self.task, self.evaluator, self.config, self.plan, self.observer)
         knowledge = self._found.gather(space, baseline, self.predictor, self.constraints)
-        study = open_study(self.run, self.config, self._identity(space), knowledge)
+        study = open_study(self.run, self.config, self._identity(space), knowledge, self.observer.warn)
         # Only now: a resumed run keeps its run file until the settings are known to fit.
         self.run.write_config(self.config)
         self.loop = TrialLoop(

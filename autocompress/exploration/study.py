@@ -1,61 +1,125 @@
-"""The Optuna study of a run: created, or loaded and checked to be the same search."""
+"""The Optuna study of a run: created, or loaded and checked to be the same search, and to tell what the log tells."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import sqlite3
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import optuna
 
 from autocompress.config import RunConfig
 from autocompress.errors import ConfigError, StudyMismatchError
 from autocompress.exploration.samplers import SamplerPrior, make_sampler
+from autocompress.exploration.study_log import disagreement, first_records
+from autocompress.files import read_json
 from autocompress.runs.directory import RunDirectory
 
 _NAME = "autocompress"
 _IDENTITY = "identity"
+_IDENTITY_FILE = "identity.json"
 
 
 def open_study(
-    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: SamplerPrior | None = None
-) -> optuna.Study:
-    """Create the study of a run, or load the one it has; trials that a dead process left running are failed.
+    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: SamplerPrior | None = None,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> optuna.Study:  # fmt: skip
+    """Create the study of a run, or load the one it has.
+
+    The log of the run is the truth: a database that is damaged, or tells something else, is set aside, and a new one
+    made. `TrialLoop` tells it the trials of the log, and goes on with those that a dead process left running.
 
     Args:
         run: Its directory.
         config: Sampler, seed and limits.
         identity: What must be the same for old trials to be worth anything: task, engine, space, seed.
         knowledge: What the knapsack sampler is told.
+        on_message: Called with what was set aside, and why.
 
     Raises:
         StudyMismatchError: The stored study was made with something else; lists what.
-        ConfigError: The database cannot be read or written.
+        ConfigError: The database is in use, or cannot be read or written.
     """
+    identity = {**identity, "objectives": "accuracy" if _single(config) else "accuracy, latency ratio"}
+    _compare_with_log(run, identity)
+    if run.study_file.exists() and (damage := _damage(run)) is not None:
+        aside = _set_aside(run)
+        on_message(
+            f"The study {run.study_file.name} {damage}: it is set aside as {aside.name}, and made anew of the log."
+        )
+    study = _opened(run, config, identity, knowledge)
+    run.write(_IDENTITY_FILE, identity)
+    return study
+
+
+def _single(config: RunConfig) -> bool:
+    return config.latency_limit is not None or config.size_limit is not None
+
+
+def _damage(run: RunDirectory) -> str | None:
+    """Return what is wrong with a run's database, going by the log; None where it is sound."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(run.study_file))}?mode=ro", uri=True)) as database:
+            state = database.execute("PRAGMA quick_check").fetchone()[0]
+        if state != "ok":
+            return f"is damaged ({state})"
+        trials = load_study(run).get_trials(deepcopy=False)
+    except sqlite3.OperationalError:
+        return None  # locked, or not to be read: opening it says so
+    except sqlite3.DatabaseError as error:
+        return f"is damaged ({error})"
+    except KeyError:
+        return "has no study in it"
+    found = disagreement(trials, first_records(run.history()))
+    return None if found is None else f"tells something else than the log ({found})"
+
+
+def _set_aside(run: RunDirectory) -> Path:
+    for number in itertools.count(1):
+        aside = run.study_file.with_name(f"{run.study_file.name}.damaged-{number}")
+        if not aside.exists():
+            run.study_file.replace(aside)
+            return aside
+    raise AssertionError  # an endless loop ends by returning
+
+
+def _compare_with_log(run: RunDirectory, identity: Mapping[str, Any]) -> None:
+    """Check a run whose database is gone: what its log was made with is in a file of its own."""
+    stored = run.path / _IDENTITY_FILE
+    if not run.study_file.exists() and stored.exists() and run.history():
+        _compare(read_json(stored), json.loads(json.dumps(identity)), run)
+
+
+def _opened(
+    run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: SamplerPrior | None
+) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    single = config.latency_limit is not None or config.size_limit is not None
-    directions: list[Literal["maximize", "minimize"]] = ["maximize"] if single else ["maximize", "minimize"]
-    identity = {**identity, "objectives": "accuracy" if single else "accuracy, latency ratio"}
+    directions: list[Literal["maximize", "minimize"]] = ["maximize"] if _single(config) else ["maximize", "minimize"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
-                storage=f"sqlite:///{run.study_file}",
+                storage=_url(run),
                 study_name=_NAME,
                 load_if_exists=True,
                 directions=directions,
                 sampler=make_sampler(config.sampler, config.seed, config.n_trials, knowledge),
             )
             # A resumed sampler must not draw again what it drew before: only known networks would follow.
-            seed = config.seed + (0 if knowledge is not None else len(study.trials))
+            drawn = max([len(study.trials), *(number + 1 for number in first_records(run.history()))])
+            seed = config.seed + (0 if knowledge is not None else drawn)
             study.sampler = make_sampler(config.sampler, seed, config.n_trials, knowledge)
         stored = study.user_attrs.get(_IDENTITY)
         if stored is None:
             study.set_user_attr(_IDENTITY, identity)
         else:
             _compare(stored, identity, run)
-        for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     except (StudyMismatchError, ConfigError):
         raise
     except Exception as error:  # SQLAlchemy's own tree, which is not a dependency of ours
@@ -72,7 +136,12 @@ def load_study(run: RunDirectory) -> optuna.Study:
     if not run.study_file.exists():
         raise ConfigError(f"{run.path} has no study yet.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.load_study(study_name=_NAME, storage=f"sqlite:///{run.study_file}")
+    return optuna.load_study(study_name=_NAME, storage=_url(run))
+
+
+def _url(run: RunDirectory) -> str:
+    """Return the database's address; a folder's name may hold what means something in one."""
+    return f"sqlite:///file:{quote(str(run.study_file.absolute()))}?uri=true"
 
 
 def _compare(stored: Mapping[str, Any], found: Mapping[str, Any], run: RunDirectory) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -30,6 +31,7 @@ from autocompress.exploration.milder_choices import milder_choices
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.refusals import Refusals
 from autocompress.exploration.selection import most_accurate
+from autocompress.exploration.study_log import first_records, in_flight, is_pending, note, restore, tell
 from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.predictor import LatencyPredictor, Prediction
@@ -113,6 +115,11 @@ class TrialLoop:
         # Fine-tuned records are left out: the study learns from figures that compare.
         self.records = {r.number: r for r in evaluator.run.history() if r.stage == "proxy"}
         self._on_trial, self._finalists, self._asks_ahead = on_trial, finalists, ahead
+        restored = restore(study, first_records(evaluator.run.history()), space.parameters, self._tell_again)
+        if restored:
+            on_message(f"The study lacked {restored} finished trials of the log; it has been told of them.")
+        # What the last process was scoring when it died.
+        self._left = deque(in_flight(study, space.parameters))
         self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.latency_filter: LatencyFilter | None = None
@@ -174,7 +181,8 @@ class TrialLoop:
         if known is None:
             if time.monotonic() + self._longest > deadline:
                 return None
-            self.study.enqueue_trial(choices, user_attrs={_FIRST: True})
+            if not is_pending(self.study, choices):
+                self.study.enqueue_trial(choices, user_attrs={_FIRST: True})
             self._timed(another=False)
             known = self._by_policy.get(policy)
         return known if known is not None and known.state == "complete" else None
@@ -257,12 +265,16 @@ class TrialLoop:
         progress(len(self.records), n_trials)
 
     def _give_back(self) -> None:
-        """End a trial that was asked for ahead and that there is no time for."""
+        """Keep a trial that was asked for ahead, and that there is no time for, for whoever goes on."""
         left, self._ahead = self._ahead, None
         if isinstance(left, _Asked) and not left.closed:
-            self.study.tell(left.trial, state=optuna.trial.TrialState.FAIL)
+            self._left.appendleft(left.trial)
 
     def _ask(self) -> _Asked:
+        if self._left:
+            trial = self._left.popleft()
+            choices = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
+            return _Asked(trial, choices, self.space.policy(choices), fresh=False)
         trial = self.study.ask()
         choices: dict[str, Choice] = {}
         for name, offered in self.space.parameters.items():
@@ -309,28 +321,19 @@ class TrialLoop:
             return True
         if record.state == "rejected":
             return self._rejected(trial, record, new=known is None)
-        for key, value in self.constraints.violations(record).items():
-            trial.set_constraint(key, value)
-        assert record.accuracy is not None and record.measurement is not None
-        # The ratio, not the median: a machine's speed drifts over a search, interleaved ratios compare.
-        single = len(self.study.directions) == 1
-        values = [record.accuracy] if single else [record.accuracy, record.measurement.ratio]
-        trial.set_user_attr("policy_hash", policy.hash)
-        trial.set_user_attr(
-            COST_ATTRIBUTE,
-            self.constraints.cost(record, self.latency_filter.machine_speed if self.latency_filter else None),
-        )
+        note(trial, record, self.constraints, self.latency_filter.machine_speed if self.latency_filter else None)
         if known is None:
+            record = replace(record, choices=trial.params)
             self.evaluator.run.append(record)
             self.records[number] = record
             self._by_policy[policy] = record
             self._choices[number] = choices
             self._refusals.finished(choices)
             if self.latency_filter is not None:
-                if record.measurement.source == MEASURED:
+                if record.measurement is not None and record.measurement.source == MEASURED:
                     self.latency_filter.observe(record)
                 self.latency_filter.best = self._best()
-        self.study.tell(trial, values)
+        tell(self.study, trial, record)
         if known is None:
             self._on_trial(record)
             if not trial.user_attrs.get(_FIRST):
@@ -396,24 +399,39 @@ class TrialLoop:
         return lambda seen: cannot_win(seen, predicted, self.records.values(), self.constraints, self._finalists)
 
     def _rejected(self, trial: optuna.Trial, record: TrialRecord, *, new: bool) -> bool:
-        """Tell the study what was seen and predicted: a sampler learns from what is bad, too. Returns `new`."""
+        """Note a network that was not built. Returns `new`."""
+        if new:
+            record = replace(record, choices=trial.params)
+            self.evaluator.run.append(record)
+            self.records[trial.number] = record
+            self._by_policy[record.policy] = record
+            if self.latency_filter is not None:
+                self.latency_filter.taken.add(record.policy)
+        self._tell_rejected(trial, record)
+        if new:
+            self._on_trial(record)
+        return new
+
+    def _tell_rejected(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Tell the study what was seen and predicted: a sampler learns from what is bad, too."""
         assert record.accuracy is not None and record.predicted_ratio is not None
         ratio, budget = record.predicted_ratio, self.constraints.budget
         if budget is not None:
             trial.set_constraint("latency", ratio / budget - 1)
         trial.set_user_attr(_REJECTED, True)
         trial.set_user_attr(COST_ATTRIBUTE, ratio)
-        if new:
-            self.evaluator.run.append(record)
-            self.records[trial.number] = record
-            self._by_policy[record.policy] = record
-            if self.latency_filter is not None:
-                self.latency_filter.taken.add(record.policy)
         single = len(self.study.directions) == 1
         self.study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
-        if new:
-            self._on_trial(record)
-        return new
+
+    def _tell_again(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Tell the study of a trial of an earlier session what the log has of it."""
+        if record.state == "complete":
+            note(trial, record, self.constraints, None)
+            tell(self.study, trial, record)
+        elif record.state == "rejected" and record.predicted_ratio is not None:
+            self._tell_rejected(trial, record)
+        else:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], proposal: Proposal | None) -> bool:
         """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
@@ -465,8 +483,9 @@ class TrialLoop:
     ) -> None:  # fmt: skip
         """Note a failure. The study learns that such a network is worth nothing, so that a sampler turns away."""
         record = TrialRecord(
-            number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}"
-        )
+            number=trial.number, policy=policy, state="failed", error=f"{type(error).__name__}: {error}",
+            choices=trial.params,
+        )  # fmt: skip
         trial.set_user_attr("error", record.error)
         self.evaluator.run.append(record)
         self.records[trial.number] = record

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 import time
 from collections.abc import Callable
@@ -164,7 +165,9 @@ def test_each_network_but_the_first_ones_is_prepared_while_the_one_before_is_sco
     assert states(bench.run) == ["COMPLETE"] * 6
 
 
-def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_asked_for_and_has_no_time_left_goes_first_when_the_run_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
     evaluate, now, deadline = bench.evaluator.evaluate, 0.0, 100.0
     # A clock of its own: how long the trials really take on a busy machine says nothing here.
@@ -177,7 +180,12 @@ def test_what_was_asked_for_and_has_no_time_left_is_ended(bench: Bench, monkeypa
 
     bench.evaluator.evaluate = slow  # type: ignore[method-assign]
     loop.run(10, deadline)
-    assert states(bench.run) == [*["COMPLETE"] * 4, "FAIL"] and len(loop.records) == 4
+    assert states(bench.run) == [*["COMPLETE"] * 4, "RUNNING"] and len(loop.records) == 4
+    left = load_study(bench.run).trials[4].params
+    bench.evaluator.evaluate = evaluate  # type: ignore[method-assign]
+    again = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
+    again.run(5, FOREVER)
+    assert again.records[4].policy == again.space.policy(left)
 
 
 def test_an_error_in_asking_ahead_does_not_cost_the_trial_before(bench: Bench) -> None:
@@ -236,10 +244,13 @@ def test_what_is_not_the_candidates_fault_ends_the_search_and_resumes(error: Bas
     with pytest.raises(type(error)):
         bench.loop(HALF).run(10, FOREVER)
     assert [r.number for r in bench.run.history()] == [0, 1]
+    bench.evaluator.fails = lambda number, policy: None
     loop = bench.loop(HALF)
-    assert states(bench.run) == ["COMPLETE", "COMPLETE", "FAIL"]
+    # What it was scoring is scored now, under its own number.
+    assert states(bench.run) == ["COMPLETE", "COMPLETE", "RUNNING"]
     loop.run(4, FOREVER)
-    assert len(loop.records) == 4 and len(bench.evaluator.asked) == 5 and set(loop.records) >= {0, 1}
+    assert set(loop.records) == {0, 1, 2, 3} and len(bench.evaluator.asked) == 5
+    assert bench.evaluator.asked[2] == bench.evaluator.asked[3] == loop.records[2].policy
 
 
 def test_a_study_that_cannot_be_written_is_said_plainly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +268,7 @@ def test_a_study_that_cannot_be_written_is_said_plainly(bench: Bench, monkeypatc
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_resuming_fails_stale_trials_and_keeps_finished_ones(bench: Bench) -> None:
+def test_resuming_ends_trials_that_chose_nothing_yet_and_keeps_finished_ones(bench: Bench) -> None:
     bench.loop(HALF).run(3, FOREVER)
     bench.loop(HALF).study.ask()  # as if killed here
     loop = bench.loop(HALF)
@@ -301,10 +312,89 @@ def test_a_target_may_be_changed_on_resume(bench: Bench) -> None:
     assert bench.loop(HALF.model_copy(update={"target_latency": "0.3x"})).records
 
 
-def test_a_damaged_study_is_a_config_error(bench: Bench) -> None:
-    bench.run.study_file.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(ConfigError, match=r"study\.db cannot be opened"):
-        open_study(bench.run, HALF, IDENTITY)
+def lost(run: RunDirectory) -> None:
+    run.study_file.unlink()
+
+
+def damaged(run: RunDirectory) -> None:
+    run.study_file.write_bytes(b"not a database at all" * 100)
+
+
+def torn(run: RunDirectory) -> None:
+    run.study_file.write_bytes(run.study_file.read_bytes()[:20_000])
+
+
+def another(run: RunDirectory) -> None:
+    """Put the database of another run there."""
+    other = Bench(run.path.with_name("other"))
+    other.loop(HALF, None, None, **IDENTITY).study.add_trial(
+        optuna.trial.create_trial(value=0.1, user_attrs={"policy_hash": "another"})
+    )
+    run.study_file.write_bytes(other.run.study_file.read_bytes())
+
+
+@pytest.mark.parametrize("harm", [lost, damaged, torn, another])
+def test_the_log_is_the_truth_and_the_study_is_made_anew_of_it(
+    harm: Callable[[RunDirectory], None], bench: Bench
+) -> None:
+    bench.evaluator.fails = lambda number, policy: ZeroDivisionError("oops") if number == 1 else None
+    first = bench.loop(HALF)
+    first.run(5, FOREVER)
+    before = load_study(bench.run).trials
+    harm(bench.run)
+    said: list[str] = []
+    open_study(bench.run, HALF, IDENTITY, on_message=said.append)
+    assert (harm is lost) == (not said)
+    assert all("set aside as study.db.damaged-1" in text for text in said)
+    bench.evaluator.fails = lambda number, policy: None
+    again = bench.loop(HALF)
+    after = load_study(bench.run).trials
+    assert [(t.number, t.state, t.params, t.values) for t in after] == [
+        (t.number, t.state, t.params, t.values) for t in before
+    ]
+    assert [(t.constraints, t.user_attrs.get("cost")) for t in after if t.values] == [
+        (t.constraints, t.user_attrs.get("cost")) for t in before if t.values
+    ]
+    again.run(7, FOREVER)
+    # No number is given away twice, nothing is scored again (but for what failed, should it be drawn).
+    numbers = [r.number for r in bench.run.history()]
+    assert len(numbers) == len(set(numbers)) == len(bench.evaluator.asked) == 7
+
+
+def test_a_run_whose_study_is_lost_still_knows_what_it_was_made_with(bench: Bench) -> None:
+    bench.loop(HALF).run(2, FOREVER)
+    lost(bench.run)
+    with pytest.raises(StudyMismatchError, match="seed: 0 in the run, 7 now"):
+        open_study(bench.run, HALF, {**IDENTITY, "seed": 7})
+
+
+def test_a_trial_that_is_in_the_log_but_was_not_told_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = bench.loop(HALF)
+    loop.run(2, FOREVER)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial_loop, "tell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(3, FOREVER)
+    monkeypatch.undo()
+    assert states(bench.run) == ["COMPLETE", "COMPLETE", "RUNNING"] and len(bench.run.history()) == 3
+    bench.loop(HALF)
+    trial = load_study(bench.run).trials[2]
+    assert trial.state.name == "COMPLETE" and trial.values == [bench.run.history()[2].accuracy]
+
+
+def test_a_trial_of_an_old_log_without_choices_keeps_its_number(bench: Bench) -> None:
+    bench.loop(HALF).run(3, FOREVER)
+    lines = [json.loads(line) for line in bench.run.trials_file.read_text().splitlines()]
+    bench.run.trials_file.write_text("".join(json.dumps({**line, "choices": None}) + "\n" for line in lines))
+    lost(bench.run)
+    loop = bench.loop(HALF)
+    assert states(bench.run) == ["FAIL"] * 3 and sorted(loop.records) == [0, 1, 2]
+    loop.run(4, FOREVER)
+    # What is drawn twice is known from the log.
+    assert len(loop.records) == 4 and max(loop.records) >= 3 and len(bench.evaluator.asked) == 4
 
 
 def test_a_run_without_a_study_says_so(bench: Bench) -> None:
