@@ -273,8 +273,8 @@ class TrialLoop:
     def _ask(self) -> _Asked:
         if self._left:
             trial = self._left.popleft()
-            choices = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
-            return _Asked(trial, choices, self.space.policy(choices), fresh=False)
+            left = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
+            return _Asked(trial, left, self.space.policy(left), fresh=False)
         trial = self.study.ask()
         choices: dict[str, Choice] = {}
         for name, offered in self.space.parameters.items():

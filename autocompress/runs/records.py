@@ -237,9 +237,9 @@ class TrialRecord:
         layer_ms: What each layer takes of the latency, going by the engine's profiler; empty where that was not asked.
         samples: Validation samples that `accuracy` is of; None where that was not kept.
         metric: What the task calls `accuracy`, as ``"cosine"``; None except in the baseline's record.
-        sha256: Of the artefact's ``engine.json``, which names the hashes of its files; None where there are none, and in
+        sha256: Of the artefact's ``engine.json``, which names the hashes of its files; None where there is none, and in
             results of old releases.
-        choices: Of a trial, by parameter of the search space; None of what is no trial, and in results of old releases.
+        choices: Of a trial, by parameter of the search space; None otherwise, and in results of old releases.
     """
 
     number: int

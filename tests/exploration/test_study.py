@@ -165,7 +165,7 @@ def test_each_network_but_the_first_ones_is_prepared_while_the_one_before_is_sco
     assert states(bench.run) == ["COMPLETE"] * 6
 
 
-def test_what_was_asked_for_and_has_no_time_left_goes_first_when_the_run_goes_on(
+def test_what_was_asked_for_and_has_no_time_left_goes_first_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = bench.loop(HALF, bench.space(pruning={"ratios": [i / 16 for i in range(16)]}))
@@ -334,9 +334,7 @@ def another(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("harm", [lost, damaged, torn, another])
-def test_the_log_is_the_truth_and_the_study_is_made_anew_of_it(
-    harm: Callable[[RunDirectory], None], bench: Bench
-) -> None:
+def test_the_study_is_made_anew_of_the_log(harm: Callable[[RunDirectory], None], bench: Bench) -> None:
     bench.evaluator.fails = lambda number, policy: ZeroDivisionError("oops") if number == 1 else None
     first = bench.loop(HALF)
     first.run(5, FOREVER)
