@@ -103,7 +103,7 @@ def restore(
 
 
 def in_flight(study: optuna.Study, offered: Mapping[str, tuple[Choice, ...]]) -> list[Trial]:
-    """Return the trials that a process was scoring when it died, to be scored now; those that chose nothing are ended."""
+    """Return the trials that a process was scoring when it died, to be scored now; others that run are ended."""
     found = []
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if all(frozen.params.get(name, offer) in offer for name, offer in offered.items()) and frozen.params:
