@@ -23,18 +23,19 @@ from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
+from autocompress.errors import AutoCompressError, ConfigError, MissingDependencyError, UnavailableError, in_a_line
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.records import Measurement
+from autocompress.runs.records import Measurement, TrialRecord
 
 if TYPE_CHECKING:
     from autocompress.deploy.build import Build
     from autocompress.deploy.remeasure import Remeasured
     from autocompress.exploration.sensitivity import Sensitivity
+    from autocompress.exploration.session import SearchSession
     from autocompress.prediction.profile import Profile
     from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
@@ -67,31 +68,37 @@ def search(
 
     Raises:
         ConfigError: An option, the data or the weights cannot be used.
+        AutoCompressError: The search ended early, or test data could not be read; its `run` is the directory where
+            what had been found is summarised, reported and ready to deploy.
     """
     started = time.monotonic()
     from autocompress.exploration.session import SearchSession
     from autocompress.runs.observer import Observer
     from autocompress.tasks.checks import check_task
+    from autocompress.tasks.user_calls import UserCalls
 
     observer = observer or Observer()
     resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
     settings.check(resolved)
+    calls = UserCalls(on_message=observer.warn)
+    calls.limit(started, resolved.timeout_seconds)
+    observer = calls.followed(observer)
     run = RunDirectory.create(path, resume=resume)
-    with EngineWorker(log_file=run.path / "worker.log") as worker:
+    with EngineWorker(log_file=run.path / "worker.log") as worker, calls.watched():
         with _not_begun(run, fresh=not resume):
             if not resume:
                 run.write_config(resolved)
             observer.stage("Loading the task")
-            loaded = settings.loaded(task, resolved)
+            loaded = settings.loaded(task, resolved, calls)
             for text in check_task(loaded, training=resolved.recovery.enabled):
                 observer.warn(text)
+            calls.leaves_out = True
             loaded_at = time.monotonic()
             session = SearchSession(loaded, resolved, run, worker, observer, started)
             session.evaluator.ledger.add("load", loaded_at - started)
         observer.opened(run.path)
         try:
-            best = session.execute()
-            summary = summarize(session, best)
+            summary = summarize(session, _best_of(session))
         finally:
             session.evaluator.close()
     run.write("summary.json", summary)
@@ -100,7 +107,37 @@ def search(
         result.report()
     except MissingDependencyError as error:
         observer.warn(str(error))
+    if session.failure is not None:
+        raise _with_kept(session.failure, run.path)
     return result
+
+
+def _best_of(session: SearchSession) -> TrialRecord:
+    """Return a search's result, or the best it had found when an error ended it, which is noted.
+
+    Hours of somebody's compute are summarised and reported whatever happens.
+    """
+    try:
+        return session.execute()
+    except Exception as error:
+        best = session.best_so_far()
+        if best is None:
+            raise
+        session.failure = error
+        session.lost.append(f"The rest of the search: {in_a_line(error)}")
+        session.observer.warn(f"The search ends early: {in_a_line(error)}")
+        return best
+
+
+def _with_kept(error: Exception, path: Path) -> Exception:
+    """Return an error that also says what of the run is on disk."""
+    if not isinstance(error, AutoCompressError):
+        return error
+    said = type(error)(
+        f"{error} What the search had found is kept: {path}/best, summary.json and report.html say what is missing."
+    )
+    said.run, said.__cause__ = path, error
+    return said
 
 
 @contextmanager

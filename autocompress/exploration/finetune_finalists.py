@@ -46,6 +46,7 @@ class Recovery:
         observer: Is told of progress.
         on_record: Called with every new record before anything overwrites its files.
         quantization: How ranges of activations are set.
+        lost: What failed, a sentence each.
     """
 
     evaluator: CandidateEvaluator
@@ -56,6 +57,7 @@ class Recovery:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
     def __post_init__(self) -> None:
+        self.lost: list[str] = []
         self._teacher = Teacher(self.evaluator.task.network(), self.evaluator.compressor.dtype)
         self._failed: set[int] = set()
 
@@ -139,7 +141,9 @@ class Recovery:
                 model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever the data or the engine raises, what was found is kept
-            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}")
+            said = f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}"
+            self.observer.warn(said)
+            self.lost.append(said)
             self._failed.add(record.number)
             kept.back()
             return None
