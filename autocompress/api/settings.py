@@ -105,7 +105,7 @@ def loaded(task: Task | str | None, config: RunConfig, calls: UserCalls | None =
 
     if task is None or isinstance(task, str):
         return guarded(load_task(config.task), calls)
-    return guarded(measured_by(config.task.metric, guarded(task, calls)), calls)
+    return guarded(measured_by(config.task.metric, task), calls)
 
 
 def check(config: RunConfig) -> None:

@@ -28,6 +28,7 @@ _BATCH = 32
 _FEW = 8  # samples that a model is tried on
 _MOST = 64  # samples that a metric is tried on, and that predictions are looked at of
 _NO_DIVERGENCE = 1e-2  # of outputs from themselves, by rounding
+_SAME = 1e-6  # a metric of the same outputs, over its value
 _CLEARLY = 0.3  # accuracy that labels moved by one must gain before they are doubted
 
 
@@ -375,6 +376,12 @@ class _Check:
                 return
             raise ConfigError(
                 f"{self.where}: {said} is {found}; Task.metric must return one finite number, higher for better."
+            )
+        again = as_number(self.task.metric(outputs, targets))
+        if again is None or abs(again - number) > _SAME * max(1.0, abs(number)):
+            self.warnings.append(
+                f"{said} is {number:.6g}, and {again} when it is asked again for the same. Candidates are told apart "
+                "by it: leave out what is random in it, or what it adds up over calls."
             )
         if not -1e-6 <= number <= 1 + 1e-6:
             hint = " If it is a percentage, divide it by 100." if 1 < number <= 100 else ""

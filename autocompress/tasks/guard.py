@@ -31,7 +31,7 @@ _ROUNDING = 1e-6
 
 
 def guarded(task: Task, calls: UserCalls | None = None) -> Task:
-    """Return a task all of whose user's code is called through a `GuardedTask`; itself where it is so already.
+    """Return a task all of whose user's code is called through a `GuardedTask`; one that is so already gets `calls`.
 
     Args:
         task: As the user made it; of a `LabelFreeTask`, whose metric is this package's, the task within.
@@ -44,7 +44,11 @@ def guarded(task: Task, calls: UserCalls | None = None) -> Task:
         outer = copy.copy(task)
         outer._task = guarded(task._task, calls)
         return outer
-    return task if isinstance(task, GuardedTask) else GuardedTask(task, calls or UserCalls())
+    if not isinstance(task, GuardedTask):
+        return GuardedTask(task, calls or UserCalls())
+    if calls is not None:
+        task.calls, calls.where = calls, task.calls.where
+    return task
 
 
 class GuardedTask(Task):
@@ -119,7 +123,7 @@ class GuardedTask(Task):
             )  # fmt: skip
         self._shape = self._shape or tuple(found.shape[1:])
         self._same_shape("example_inputs", found, 0)
-        self._compare("example_inputs", self._repeats.reading(("example", batch_size)), (found,))
+        self._compare("example_inputs", self._repeats.reading(("example", batch_size), batch_size), (found,))
         return found
 
     def calibration(self, batch_size: int) -> Iterator[Tensor]:
@@ -129,21 +133,23 @@ class GuardedTask(Task):
         def check(batch: Any, count: int) -> tuple[Tensor, ...]:
             return (checked_inputs(where, batch),)
 
-        for (inputs,) in self._read("calibration", lambda: self._task.calibration(batch_size), check):
+        start = lambda: self._task.calibration(batch_size)  # noqa: E731 - asked for when the first batch is due
+        for (inputs,) in self._read("calibration", start, check, "calibration", batch_size):
             yield inputs
 
     def train_batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
         """See `Task.train_batches`; samples with NaN or infinity are left out, which is said."""
+        # The order may depend on the size of a batch as well.
         key = ("train_batches", batch_size, epoch)
-        return self._labelled("train_batches", lambda: self._task.train_batches(batch_size, epoch), key, "train")
+        return self._labelled("train_batches", lambda: self._task.train_batches(batch_size, epoch), key, batch_size)
 
     def validation(self, batch_size: int) -> Iterator[Batch]:
         """See `Task.validation`."""
-        return self._labelled("validation", lambda: self._task.validation(batch_size))
+        return self._labelled("validation", lambda: self._task.validation(batch_size), "validation", batch_size)
 
     def test(self, batch_size: int) -> Iterator[Batch]:
         """See `Task.test`."""
-        return self._labelled("test", lambda: self._task.test(batch_size))
+        return self._labelled("test", lambda: self._task.test(batch_size), "test", batch_size)
 
     def train_size(self) -> int:
         """See `Task.train_size`.
@@ -164,23 +170,23 @@ class GuardedTask(Task):
             return self._task.test_size()
 
     def _labelled(
-        self, method: str, start: Callable[[], Iterator[Any]], key: Hashable = None, split: str = ""
+        self, method: str, start: Callable[[], Iterator[Any]], key: Hashable, batch_size: int
     ) -> Iterator[Batch]:
-        where = f"{self.calls.where}: {split or method} data"
+        where = f"{self.calls.where}: {method.removesuffix('_batches')} data"
 
         def check(batch: Any, count: int) -> tuple[Tensor, ...]:
             return checked_batch(where, batch, count)
 
-        for tensors in self._read(method, start, check, key):
+        for tensors in self._read(method, start, check, key, batch_size):
             yield tensors[0], tensors[1]
 
     def _read(
         self, method: str, start: Callable[[], Iterator[Any]], check: Callable[[Any, int], tuple[Tensor, ...]],
-        key: Hashable = None,
+        key: Hashable, batch_size: int,
     ) -> Iterator[tuple[Tensor, ...]]:  # fmt: skip
         """Yield the user's batches, inputs first, as they are due."""
         calls, count = self.calls, 0
-        reading = self._repeats.reading(method if key is None else key)
+        reading = self._repeats.reading(key, batch_size)
         with calls.calling(method, mend=_REPAIR):
             batches = iter(start())
         while True:

@@ -27,9 +27,9 @@ class Repeats:
         self._totals: dict[Hashable, int] = {}
         self._weights: dict[str, int] | None = None
 
-    def reading(self, key: Hashable) -> Reading:
-        """Return what compares one reading of the data set `key` with the first."""
-        return Reading(self._rows.setdefault(key, []), self._totals, key)
+    def reading(self, key: Hashable, batch_size: int) -> Reading:
+        """Return what compares one reading of the data set `key` with the first, in whatever batches that was."""
+        return Reading(self._rows.setdefault(key, []), self._totals, (key, batch_size))
 
     def changed_weight(self, model: nn.Module) -> str | None:
         """Return the name of a weight that is another than in the first model seen; None where all are the same."""
@@ -50,7 +50,7 @@ class Reading:
     Args:
         rows: Checksums of its first samples, filled by the first reading.
         totals: How many samples each data set has, once one was read to its end.
-        key: Of the data set.
+        key: Of the data set and the batch size: a loader may leave out what fills no batch.
     """
 
     def __init__(self, rows: list[int], totals: dict[Hashable, int], key: Hashable) -> None:
@@ -71,6 +71,11 @@ class Reading:
         return differs
 
     def ended(self) -> int | None:
-        """Say that the reading came to its end; return how many samples the first had, where this one has another."""
+        """Say that the reading came to its end; return how many samples the first had, where this one has another.
+
+        Of a first reading that did not come to its end, at least so many are known.
+        """
+        if not self._at and self._rows:
+            return len(self._rows)
         first = self._totals.setdefault(self._key, self._at)
         return first if first != self._at else None
