@@ -213,7 +213,7 @@ class GuardedTask(Task):
                     method, f"gave {first} samples when it was first read, and none now",
                     "Make a new iterator at every call; a generator that was read to its end yields nothing.",
                 )  # fmt: skip
-            calls.say_once(f"{said}. {_SEED}")
+            calls.say_once(method, "count", f"{said}. {_SEED}")
 
     def _same_shape(self, method: str, inputs: Tensor, count: int) -> None:
         shape = tuple(inputs.shape[1:])
@@ -232,7 +232,8 @@ class GuardedTask(Task):
         why = "Fine-tuning is then not the same when it is repeated or resumed."
         if method != "train_batches":
             why = "What candidates are judged on must stay the same, or figures do not compare."
-        self.calls.say_once(f"{method}() gives other data {what} (sample {differs} differs). {why} {_SEED}")
+        said = f"{method}() gives other data {what} (sample {differs} differs). {why} {_SEED}"
+        self.calls.say_once(method, "data", said)
 
     def _finite(self, method: str, tensors: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
         """Return what of a batch can be used, and name the first sample that holds NaN or infinity."""
@@ -246,9 +247,10 @@ class GuardedTask(Task):
         if not self.calls.leaves_out:
             return tensors
         if method in ("calibration", "train_batches"):
-            self.calls.say_once(f"{said}; such samples are left out. Repair them, or leave them out yourself.")
+            said += "; such samples are left out. Repair them, or leave them out yourself."
+            self.calls.say_once(method, "nan", said)
             return tuple(tensor[finite] for tensor in tensors)
-        self.calls.say_once(f"{said}; what the model gives for it is wrong. Repair it, or leave it out.")
+        self.calls.say_once(method, "nan", f"{said}; what the model gives for it is wrong. Repair it, or leave it out.")
         return tensors
 
     # -- judging --------------------------------------------------------------------------------------------------
@@ -353,9 +355,10 @@ class GuardedTask(Task):
         changed = next((key for key, value in plain.items() if self._fingerprint.get(key) != value), None)
         if changed is not None:
             self.calls.say_once(
+                "fingerprint", "data",
                 f"fingerprint() gives another {changed!r} at each call, so this run cannot be resumed. Have it depend "
-                "on model, weights and data alone."
-            )
+                "on model, weights and data alone.",
+            )  # fmt: skip
         return plain
 
 

@@ -77,7 +77,7 @@ class UserCalls:
     leaves_out: bool = False
     _running: dict[int, list[_Call]] = field(default_factory=dict)
     _longest: dict[str, float] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
+    _said: set[tuple[str, str]] = field(default_factory=set)
 
     def limit(self, started: float, seconds: float | None) -> None:
         """Have calls know when the command should have ended; None for no limit."""
@@ -88,10 +88,10 @@ class UserCalls:
         """Return an observer that tells these calls of every stage and passes everything on."""
         return cast(Observer, _Following(observer, self))
 
-    def say_once(self, text: str) -> None:
-        """Tell the user, unless that was said before."""
-        if text not in self._said:
-            self._said.add(text)
+    def say_once(self, method: str, kind: str, text: str) -> None:
+        """Tell the user, unless this kind of fault of the method was told before."""
+        if (method, kind) not in self._said:
+            self._said.add((method, kind))
             self.on_message(f"{self.where}: {text}")
 
     # -- one call -----------------------------------------------------------------------------------------------------
