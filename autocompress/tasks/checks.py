@@ -261,6 +261,8 @@ class _Check:
                 f"{self.where} has no training batches (train_batches yields nothing). Fine-tuning needs them; give "
                 "training data, or switch it off (recovery.enabled=false)."
             )
+        # The guard compares two readings of the same epoch.
+        next(read_batches(self.task, "train", _BATCH), None)
         inputs, targets = batch[0][:_FEW], batch[1]
         finite = torch.isfinite(_rows(batch[0])).all(1)
         bad = [(int(at), batch[0][at]) for at in (~finite).nonzero().flatten()]

@@ -29,8 +29,8 @@ FAULTS = [
     *[("example_inputs", fault, "") for fault in ("raise", "nan", "shape", "other")],
     *[("calibration", fault, "") for fault in ("raise", "nan", "shape", "other")], ("calibration", "nan", READING),
     ("calibration", "raise", READING), ("calibration", "raise", TUNING),
-    *[("train_batches", fault, TUNING) for fault in ("raise", "nan", "shape", "other", "hang", "exit", "memory")],
-    ("train_batches", "raise", ""), ("train_size", "shape", ""), ("train_size", "raise", TUNING),
+    *[("train_batches", fault, TUNING) for fault in ("raise", "nan", "shape", "hang", "exit", "memory")],
+    *[("train_batches", fault, "") for fault in ("raise", "other")], ("train_size", "shape", ""), ("train_size", "raise", TUNING),
     *[("validation", fault, "") for fault in ("raise", "nan", "shape", "other")], ("validation", "raise", TUNING),
     *[("test", fault, TEST) for fault in ("raise", "nan", "shape", "other", "hang", "exit", "memory")],
     *[("metric", fault, "") for fault in ("raise", "nan", "shape", "percent", "negative", "other")],
@@ -49,7 +49,7 @@ FAULTS = [
 def search(method: str, fault: str, stage: str, run: Path) -> dict[str, object]:
     """Run one search and return its row."""
     child = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import faulty_task; faulty_task.follow_stages();"
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import faulty_task; faulty_task.prepare();"
         "from autocompress.cli import main; sys.exit(main())"
     )
     command = [
