@@ -379,10 +379,11 @@ def inspect(task: Task) -> dict[str, Any]:
 
 
 def task_from(config: TaskConfig) -> Task:
-    """Load a task by its configuration; see `autocompress.tasks.load_task`."""
+    """Load a task by its configuration, guarded; see `autocompress.tasks.load_task`."""
     from autocompress.tasks import load_task
+    from autocompress.tasks.guard import guarded
 
-    return load_task(config)
+    return guarded(load_task(config))
 
 
 def devices() -> dict[str, Any]:

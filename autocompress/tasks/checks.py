@@ -288,7 +288,9 @@ class _Check:
         """Refuse a divergence of the task's own that gives no number, and doubt one that is not 0 for equal outputs."""
         said = f"the divergence of {len(outputs)} outputs from themselves"
         try:
-            value = as_number(self.task.divergence(outputs, outputs))
+            # As for training: what is not differentiated here would not be there.
+            with torch.enable_grad():
+                value = as_number(self.task.divergence(outputs.clone().requires_grad_(), outputs))
         except AutoCompressError:
             raise
         except Exception as error:  # the user's code

@@ -291,7 +291,7 @@ class GuardedTask(Task):
             TaskError: It raised, or gives no scalar that can be trained on.
             NotANumberError: It is NaN, of outputs that are finite.
         """
-        return self._scalar("loss", self._task.loss, outputs, targets, trains=True)
+        return self._scalar("loss", self._task.loss, outputs, targets)
 
     @property
     def has_own_loss(self) -> bool:
@@ -307,7 +307,7 @@ class GuardedTask(Task):
         """
         if not self._task.has_own_divergence:
             return self.found_divergence()(outputs, reference)
-        return self._scalar("divergence", self._task.divergence, outputs, reference, trains=False)
+        return self._scalar("divergence", self._task.divergence, outputs, reference)
 
     @property
     def has_own_divergence(self) -> bool:
@@ -315,7 +315,7 @@ class GuardedTask(Task):
         return self._task.has_own_divergence
 
     def _scalar(
-        self, method: str, function: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, other: Tensor, *, trains: bool
+        self, method: str, function: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, other: Tensor
     ) -> Tensor:
         with self.calls.calling(method, f" of {len(outputs)} samples"):
             found: object = function(outputs, other)
@@ -328,7 +328,7 @@ class GuardedTask(Task):
                 f"{'' if _finite(other) else ' (what they are compared with is not)'}. Look for a division by zero, a "
                 "logarithm or a root in it."
             )
-        if trains and outputs.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+        if outputs.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
             self.calls.refuse(
                 method, "gave a number that does not depend on the outputs as far as gradients go",
                 "Leave detach(), item() and torch.no_grad() out of it.",

@@ -158,6 +158,7 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("loss", lambda self, o, t: o.sum(1), r"gave a tensor \(8,\).*Return one number"),
     ("loss", lambda self, o, t: 0.5, "gave float"),
     ("loss", lambda self, o, t: o.detach().sum(), "does not depend on the outputs"),
+    ("divergence", lambda self, o, r: (o - r).detach().sum(), "does not depend on the outputs"),
     ("divergence", nan, "divergence.. of 8 samples is NaN"),
     ("divergence", lambda self, o, r: o, r"gave a tensor \(8, 3\)"),
     ("example_inputs", lambda self, size: [1, 2], "gave list of int, int for batch_size=2"),
