@@ -95,12 +95,9 @@ class Teacher:
     ) -> dict[Question, Tensor]:
         """Return what each question makes of a module's output ``(N, ...)`` for a batch, kept as `outputs` are.
 
-        What nobody asks for any more is dropped, but for the outputs. Without a `key` (epoch, index) nothing is kept:
-        the batch will not be seen again.
+        What nobody asks for any more is dropped, but for the outputs. Without a `key` (epoch, index, and what tells
+        its samples from others) nothing is kept: the batch will not be seen again.
         """
-        if key is not None:
-            # A task whose epochs do not repeat would be taught the answers to other samples.
-            key = (*key, checksum(inputs[0]))
         for question in [q for q in self._kept if key is not None and q not in questions and q != _OUTPUTS]:
             self._bytes -= sum(answer.nbytes for answer in self._kept.pop(question).values())
         found = {} if key is None else {q: self._kept[q][key] for q in questions if key in self._kept.get(q, {})}
@@ -229,7 +226,9 @@ class Distiller:
             return lambda output: self._methods[name].target(place, output)
 
         questions = {Question(name, place.teacher): asked(name, place) for name, place in pairs}
-        answers = self._teacher.answers(inputs, (epoch, index) if keep else None, questions)
+        # By the samples too: a task whose epochs do not repeat would be taught the answers to others.
+        key = (epoch, index, checksum(inputs[0])) if keep else None
+        answers = self._teacher.answers(inputs, key, questions)
         return {(name, place): answers[Question(name, place.teacher)] for name, place in pairs}
 
     def watching(self, student: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:

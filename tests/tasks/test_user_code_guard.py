@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from autocompress.config import RecoveryConfig
 from autocompress.errors import ConfigError, NotANumberError, TaskError
 from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.recovery.distillation import Teacher
+from autocompress.recovery.distillation import Distiller, Teacher
 from autocompress.runs.observer import Observer
 from autocompress.tasks import ClassificationTask, LabelFreeTask, Task
 from autocompress.tasks.checks import check_task
@@ -267,12 +268,10 @@ def test_a_metric_that_changes_is_said() -> None:
 
 
 def test_kept_answers_of_the_teacher_are_those_to_the_same_samples() -> None:
-    teacher = Teacher(nn.Flatten(), torch.float32)
-    first, second = torch.zeros(2, 3), torch.ones(2, 3)
-    teacher.batches_of(2)
-    assert torch.equal(teacher.outputs(first, 0, 0), first)
-    # An epoch that does not repeat.
-    assert torch.equal(teacher.outputs(second, 0, 0), second)
+    distiller = Distiller(Teacher(Net(), torch.float32), Net(), UserTask(), RecoveryConfig())
+    for inputs in (torch.zeros(2, 6), torch.ones(2, 6)):  # an epoch that does not repeat
+        (found,) = distiller.targets(inputs, 0, 0).values()
+        assert torch.equal(found, Net()(inputs))
 
 
 # -- NaN in inputs ----------------------------------------------------------------------------------------------------
