@@ -90,7 +90,11 @@ class _Check:
             for split, targets in self.source.known_targets().items():
                 self.labels(split, targets, few.shape[1], whole=True)
         if training:
+            self.task.train_size()
             self.train(model)
+        if scored:
+            # A run needs it; one that raises is to do so now.
+            self.task.fingerprint()
         self.validation(model, most, predicted, scored)
         if next(read_batches(self.task, "test", 2), None) is None:
             raise ConfigError(f"{self.where} has no test data. What is delivered is verified on them; give some.")

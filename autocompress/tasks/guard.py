@@ -21,6 +21,7 @@ from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.label_free import LabelFreeTask
 from autocompress.tasks.reading import as_number, checked_batch, checked_inputs, kind_of
 from autocompress.tasks.repeats import Reading, Repeats
+from autocompress.tasks.split import SplitTask
 from autocompress.tasks.user_calls import UserCalls
 
 _REPAIR = "Repair what comes there, or leave it out."
@@ -341,6 +342,10 @@ class GuardedTask(Task):
         Raises:
             TaskError: It raised, or gives no mapping of names to plain values.
         """
+        source = self.source
+        if self._fingerprint is not None and type(source).fingerprint is SplitTask.fingerprint:
+            # Of this package's own: it reads all the data, and cannot change.
+            return self._fingerprint
         with self.calls.calling("fingerprint"):
             found: object = self._task.fingerprint()
         items = list(found.items()) if isinstance(found, Mapping) else None
