@@ -23,7 +23,14 @@ from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import AutoCompressError, ConfigError, MissingDependencyError, UnavailableError, in_a_line
+from autocompress.errors import (
+    AutoCompressError,
+    ConfigError,
+    MismatchError,
+    MissingDependencyError,
+    UnavailableError,
+    in_a_line,
+)
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.measure import Protocol
@@ -119,6 +126,9 @@ def _best_of(session: SearchSession) -> TrialRecord:
     """
     try:
         return session.execute()
+    except MismatchError:
+        # What is in the directory was found with other settings: nothing of it is written anew.
+        raise
     except Exception as error:
         best = session.best_so_far()
         if best is None:

@@ -66,14 +66,16 @@ def search(method: str, fault: str, stage: str, run: Path) -> dict[str, object]:
         code, said = "still hanging after 150 s", (error.stderr or b"").decode()
     lines = [line for line in said.strip().splitlines() if line.strip()]
     told = [line for line in lines if method in line or "failed" in line or "ends early" in line]
-    told = [line for line in told if line.startswith(("Note: ", "trial ", "TaskError", "ConfigError"))]
+    told = [line for line in told if line.startswith(("Note: ", "trial ")) and not line.startswith("Note: Plan")]
+    # The last line is the error, if there was one.
+    last = lines[-1:] if code != "0" else []
     return {
         "method": method, "fault": fault, "stage": stage or "all", "exit_code": code,
         "seconds": round(time.monotonic() - begun), "summary": _summary(run / "summary.json"),
         "best": "yes" if (run / "best" / "record.json").exists() else "no",
         "report": "yes" if (run / "report.html").exists() else "no",
         "traceback": "yes" if "Traceback (most recent call last)" in said else "no",
-        "message": " | ".join(dict.fromkeys([*told[:2], *told[-1:], *lines[-1:]])).replace(str(run), "RUN")[:1200],
+        "message": " | ".join(dict.fromkeys([*told[:2], *told[-1:], *last])).replace(str(run), "RUN")[:1200],
     }  # fmt: skip
 
 
