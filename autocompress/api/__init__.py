@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.api import settings
+from autocompress.api.ending import best_of, with_kept
 from autocompress.api.methods import distill as distill
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
@@ -23,26 +24,18 @@ from autocompress.deploy.summary import summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import (
-    AutoCompressError,
-    ConfigError,
-    MismatchError,
-    MissingDependencyError,
-    UnavailableError,
-    in_a_line,
-)
+from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.records import Measurement, TrialRecord
+from autocompress.runs.records import Measurement
 
 if TYPE_CHECKING:
     from autocompress.deploy.build import Build
     from autocompress.deploy.remeasure import Remeasured
     from autocompress.exploration.sensitivity import Sensitivity
-    from autocompress.exploration.session import SearchSession
     from autocompress.prediction.profile import Profile
     from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
@@ -105,7 +98,7 @@ def search(
             session.evaluator.ledger.add("load", loaded_at - started)
         observer.opened(run.path)
         try:
-            summary = summarize(session, _best_of(session))
+            summary = summarize(session, best_of(session))
         finally:
             session.evaluator.close()
     run.write("summary.json", summary)
@@ -115,39 +108,8 @@ def search(
     except MissingDependencyError as error:
         observer.warn(str(error))
     if session.failure is not None:
-        raise _with_kept(session.failure, run.path)
+        raise with_kept(session.failure, run.path)
     return result
-
-
-def _best_of(session: SearchSession) -> TrialRecord:
-    """Return a search's result, or the best it had found when an error ended it, which is noted.
-
-    Hours of somebody's compute are summarised and reported whatever happens.
-    """
-    try:
-        return session.execute()
-    except MismatchError:
-        # What is in the directory was found with other settings: nothing of it is written anew.
-        raise
-    except Exception as error:
-        best = session.best_so_far()
-        if best is None:
-            raise
-        session.failure = error
-        session.lost.append(f"The rest of the search: {in_a_line(error)}")
-        session.observer.warn(f"The search ends early: {in_a_line(error)}")
-        return best
-
-
-def _with_kept(error: Exception, path: Path) -> Exception:
-    """Return an error that also says what of the run is on disk."""
-    if not isinstance(error, AutoCompressError):
-        return error
-    said = type(error)(
-        f"{error} What the search had found is kept: {path}/best, summary.json and report.html say what is missing."
-    )
-    said.run, said.__cause__ = path, error
-    return said
 
 
 @contextmanager
