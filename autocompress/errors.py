@@ -2,6 +2,8 @@
 
     AutoCompressError                 1
     ├── ConfigError                   2   options, run file, search space, data, weights
+    │   └── TaskError                         the user's own code: it raised, hung, or gave what it must not
+    │       └── NotANumberError               a metric, a loss or a divergence that is NaN or infinite
     ├── NoFeasibleTrialError          3   nothing met the constraints; the best so far is on disk
     ├── UnavailableError              4
     │   ├── MissingDependencyError        an engine's package is not installed (names the extra)
@@ -23,20 +25,34 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 EXIT_INTERRUPTED = 130
 
 
 class AutoCompressError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Attributes:
+        run: The run directory, where a search that ended with this error has summarised what it had found before.
+    """
 
     exit_code = 1
+    run: Path | None = None
 
 
 class ConfigError(AutoCompressError):
     """Something the user wrote or pointed at cannot be used: an option, the run file, data, weights."""
 
     exit_code = 2
+
+
+class TaskError(ConfigError):
+    """A method of the user's task raised, hung, or returned what it must not."""
+
+
+class NotANumberError(TaskError):
+    """A metric, a loss or a divergence is NaN or infinite: the user's code, or what one candidate gives."""
 
 
 class NoFeasibleTrialError(AutoCompressError):

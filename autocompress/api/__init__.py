@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.api import settings
+from autocompress.api.ending import best_of, with_kept
 from autocompress.api.methods import distill as distill
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
 from autocompress.api.run import Run, open_run
+from autocompress.api.run_folder import emptied_unless_begun, owned_folder
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import example_inputs, resolve
 from autocompress.deploy.summary import summarize
@@ -30,7 +29,6 @@ from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
 from autocompress.runs.directory import RunDirectory
-from autocompress.runs.lock import RunInUseError, is_lock, owned
 from autocompress.runs.records import Measurement
 
 if TYPE_CHECKING:
@@ -69,32 +67,38 @@ def search(
 
     Raises:
         ConfigError: An option, the data or the weights cannot be used.
+        AutoCompressError: The search ended early, or test data could not be read; its `run` is the directory where
+            what had been found is summarised, reported and ready to deploy.
     """
     started = time.monotonic()
     from autocompress.exploration.session import SearchSession
     from autocompress.runs.observer import Observer
     from autocompress.tasks.checks import check_task
+    from autocompress.tasks.user_calls import UserCalls
 
     observer = observer or Observer()
     resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
     settings.check(resolved)
-    with _owned(path, named=out is not None, observer=observer) as path:
+    calls = UserCalls(on_message=observer.warn)
+    calls.limit(started, resolved.timeout_seconds)
+    observer = calls.followed(observer)
+    with owned_folder(path, named=out is not None, observer=observer) as path:
         run = RunDirectory.create(path, resume=resume)
-        with EngineWorker(log_file=run.path / "worker.log") as worker:
-            with _not_begun(run, fresh=not resume):
+        with EngineWorker(log_file=run.path / "worker.log") as worker, calls.watched():
+            with emptied_unless_begun(run, fresh=not resume):
                 if not resume:
                     run.write_config(resolved)
                 observer.stage("Loading the task")
-                loaded = settings.loaded(task, resolved)
+                loaded = settings.loaded(task, resolved, calls)
                 for text in check_task(loaded, training=resolved.recovery.enabled):
                     observer.warn(text)
+                calls.leaves_out = True
                 loaded_at = time.monotonic()
                 session = SearchSession(loaded, resolved, run, worker, observer, started)
                 session.evaluator.ledger.add("load", loaded_at - started)
             observer.opened(run.path)
             try:
-                best = session.execute()
-                summary = summarize(session, best)
+                summary = summarize(session, best_of(session))
             finally:
                 session.evaluator.close()
         run.write("summary.json", summary)
@@ -103,41 +107,9 @@ def search(
             result.report()
         except MissingDependencyError as error:
             observer.warn(str(error))
-        return result
-
-
-@contextmanager
-def _owned(path: Path, *, named: bool, observer: Observer) -> Iterator[Path]:
-    """Own a run's directory; where the user named none and another search has taken this one, the next that is free."""
-    for number in itertools.count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not named and folder.exists():
-            continue
-        with ExitStack() as stack:
-            try:
-                died = stack.enter_context(owned(folder))
-            except RunInUseError:
-                if named:
-                    raise
-                continue
-            if died is not None:
-                observer.warn(f"{folder} belonged to {died}, which has ended without giving it back; it is taken over.")
-            yield folder
-            return
-
-
-@contextmanager
-def _not_begun(run: RunDirectory, *, fresh: bool) -> Iterator[None]:
-    """Remove what a new run has written when it cannot begin, so that the corrected command finds --out empty."""
-    try:
-        yield
-    except (ConfigError, UnavailableError):
-        for entry in run.path.iterdir() if fresh else ():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif not is_lock(entry):
-                entry.unlink(missing_ok=True)
-        raise
+    if session.failure is not None:
+        raise with_kept(session.failure, run.path)
+    return result
 
 
 def benchmark(
@@ -368,10 +340,11 @@ def inspect(task: Task) -> dict[str, Any]:
 
 
 def task_from(config: TaskConfig) -> Task:
-    """Load a task by its configuration; see `autocompress.tasks.load_task`."""
+    """Load a task by its configuration, guarded; see `autocompress.tasks.load_task`."""
     from autocompress.tasks import load_task
+    from autocompress.tasks.guard import guarded
 
-    return load_task(config)
+    return guarded(load_task(config))
 
 
 def devices() -> dict[str, Any]:

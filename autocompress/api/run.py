@@ -143,9 +143,10 @@ class Run:
         """
         if self._task is None:
             from autocompress.tasks import load_task
+            from autocompress.tasks.guard import guarded
 
             try:
-                self._task = load_task(self.directory.config().task)
+                self._task = guarded(load_task(self.directory.config().task))
             except ConfigError as error:
                 raise ConfigError(
                     f"The task of {self.path} cannot be loaded ({error}). If the search was given a Task object, "

@@ -14,6 +14,7 @@ from autocompress.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
+    from autocompress.tasks.user_calls import UserCalls
 
 
 def resolve(
@@ -89,13 +90,22 @@ def subject(
     return found, resolved
 
 
-def loaded(task: Task | str | None, config: RunConfig) -> Task:
-    """Return the task itself, or the one that its name or the settings say, measured as the settings say."""
+def loaded(task: Task | str | None, config: RunConfig, calls: UserCalls | None = None) -> Task:
+    """Return the task itself, or the one that its name or the settings say, measured as the settings say.
+
+    From here on the user's code is called through the guard alone: see `tasks.guard`.
+
+    Args:
+        task: A `Task`, the name of one, or None.
+        config: What the run file says.
+        calls: Are told of every call of the user's code.
+    """
     from autocompress.tasks import load_task, measured_by
+    from autocompress.tasks.guard import guarded
 
     if task is None or isinstance(task, str):
-        return load_task(config.task)
-    return measured_by(config.task.metric, task)
+        return guarded(load_task(config.task), calls)
+    return guarded(measured_by(config.task.metric, task), calls)
 
 
 def check(config: RunConfig) -> None:

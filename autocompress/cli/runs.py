@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autocompress.cli.terminal import echo, err, out, plain_errors
+
+if TYPE_CHECKING:
+    from autocompress.runs.directory import RunDirectory
 
 
 @click.command(
@@ -59,8 +62,9 @@ def search(
     """
     from autocompress import api
     from autocompress.deploy.summary import shortfall
-    from autocompress.errors import NoFeasibleTrialError
+    from autocompress.errors import AutoCompressError, NoFeasibleTrialError
     from autocompress.report.live import LiveObserver
+    from autocompress.runs.directory import RunDirectory
 
     task, options["task.metric"] = options.pop("task"), options.pop("metric")
     if compute_capability is not None:
@@ -73,13 +77,22 @@ def search(
                 hint = f"Everything finished is saved. Go on with: autocompress search --out {observer.run} --resume"
                 err.print(hint, markup=False, highlight=False, soft_wrap=True)
             raise
+        except AutoCompressError as error:
+            # What had been found before is shown all the same.
+            if error.run is not None:
+                _print_result(RunDirectory.open(error.run), as_json=as_json)
+            raise
     summary = run.summary
-    if as_json:
-        echo(json.dumps(summary, indent=2))
-    else:
-        _print_run(run.directory)
+    _print_result(run.directory, as_json=as_json)
     if not summary["best"]["feasible"]:
         raise NoFeasibleTrialError(shortfall(summary))
+
+
+def _print_result(directory: RunDirectory, *, as_json: bool) -> None:
+    if as_json:
+        echo(json.dumps(directory.read("summary.json"), indent=2))
+    else:
+        _print_run(directory)
 
 
 def _print_run(directory: Any) -> None:

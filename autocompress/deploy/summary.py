@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
 from autocompress.engines.artifact import read_artifact, write_record
 from autocompress.engines.base import EngineFile
+from autocompress.errors import ConfigError
 from autocompress.exploration.constraints import Constraints, counting
 from autocompress.exploration.missed_limits import limits_of, missed_limits, say_alternatives, say_missed
 from autocompress.exploration.pareto import finished_records
@@ -41,6 +42,8 @@ _SLOWEST = 3
 def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     """Read the test data, check and measure the best file again in a fresh process, and return ``summary.json``.
 
+    Where the test data cannot be read, their figures are None, and `SearchSession.lost` and `failure` tell why.
+
     Raises:
         VerificationError: The file computes something else than when it was measured.
     """
@@ -51,11 +54,11 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)
     with evaluator.ledger.charge("test"):
-        dense_accuracy = evaluator.test_accuracy(evaluator.baseline_file)
-        accuracy = evaluator.test_accuracy(file)
+        dense_accuracy, accuracy = _tested(session, file)
     measured = best.measurement if evaluator.device_absent else _measured_again(session, file, best)
     assert measured is not None
-    drop = dense_accuracy - accuracy
+    # Without test data the validation data it was chosen on tell.
+    drop = session.constraints.drop(best) if dense_accuracy is None or accuracy is None else dense_accuracy - accuracy
     limits = limits_of(session.constraints, measured.baseline_ms)
     figures = {
         "latency_ms": measured.latency_ms,
@@ -110,10 +113,27 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
         "n_trials": len(records),
         "n_failed": sum(r.state == "failed" for r in records.values()),
         "last_error": next((r.error for r in reversed(records.values()) if r.state == "failed"), None),
-        "prediction": session.loop.prediction(),
+        # What failed and is missing, a sentence each.
+        "lost": list(session.lost),
+        "prediction": session.prediction(),
         "explanation": [reason.to_dict() for reason in session.reasons],
         "seconds": group_seconds(evaluator.ledger.seconds, time.monotonic() - session.started),
     }
+
+
+def _tested(session: SearchSession, file: EngineFile) -> tuple[float | None, float | None]:
+    """Return the metric of the baseline and of the best file on the test data; None for both where they cannot be read.
+
+    The search is over then: what it found must not be lost with them.
+    """
+    try:
+        dense, best = session.evaluator.test_accuracies([session.evaluator.baseline_file, file])
+    except ConfigError as error:
+        session.lost.append(f"The accuracy on test data: {error}")
+        session.observer.warn(f"The result is not measured on test data: {error}")
+        session.failure = session.failure or error
+        return None, None
+    return dense, best
 
 
 def interval_of(measured: Measurement) -> dict[str, Any]:

@@ -302,12 +302,25 @@ class CandidateEvaluator:
         return self.task.metric(torch.from_numpy(outputs), self.data.targets)
 
     def test_accuracy(self, file: EngineFile) -> float:
-        """Return the metric on the test data. To be called once per file, when every choice has been made."""
-        outputs, targets = [], []
+        """Return the metric of one file on the test data; see `test_accuracies`."""
+        return self.test_accuracies([file])[0]
+
+    def test_accuracies(self, files: Sequence[EngineFile]) -> list[float]:
+        """Return the metric of each file on the test data, which are read once, when every choice has been made.
+
+        Raises:
+            ConfigError: They cannot be read, there are none, or the metric gives no number.
+        """
+        outputs: list[list[Tensor]] = [[] for _ in files]
+        targets: list[Tensor] = []
         for inputs, target in self.task.test(4 * _BATCH):
-            outputs.append(torch.from_numpy(self.worker.infer(self._builder.runnable(file), inputs.float().numpy())))
+            values = inputs.float().numpy()
+            for file, own in zip(files, outputs, strict=True):
+                own.append(torch.from_numpy(self.worker.infer(self._builder.runnable(file), values)))
             targets.append(target)
-        return self.task.metric(torch.cat(outputs), torch.cat(targets))
+        if not targets:
+            raise ConfigError(f"Task {self.task.name!r} gave no test data when they were read in the end.")
+        return [self.task.metric(torch.cat(own), torch.cat(targets)) for own in outputs]
 
     def _latency_inputs(self) -> np.ndarray:
         return self.inputs.float().numpy()

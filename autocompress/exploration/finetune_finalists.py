@@ -49,6 +49,7 @@ class Recovery:
         on_record: Called with every new record.
         quantization: How ranges of activations are set.
         time_limit: What the user gave the run, as they wrote it: part of what makes a training the same.
+        lost: What failed, a sentence each.
     """
 
     evaluator: CandidateEvaluator
@@ -61,6 +62,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         self._finished = FinishedTrainings(self.evaluator.run)
+        self.lost: list[str] = []
         self._teacher = Teacher(self.evaluator.task.network(), self.evaluator.compressor.dtype)
         self._failed: set[int] = set()
 
@@ -149,7 +151,9 @@ class Recovery:
                 model, record.policy, record.number, folder, ledger, stage="recovered", earlier=record.measurement
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever the data or the engine raises, what was found is kept
-            self.observer.warn(f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}")
+            said = f"Fine-tuning of trial {record.number} failed: {in_a_line(error)}"
+            self.observer.warn(said)
+            self.lost.append(said)
             self._failed.add(record.number)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ from autocompress.compress.layout import in_fast_layout
 from autocompress.compress.task_evidence import channel_scores
 from autocompress.config import QuantizationConfig, RunConfig
 from autocompress.engines.base import dense_dtypes
-from autocompress.errors import CompressionError
+from autocompress.errors import CompressionError, NotANumberError
 from autocompress.exploration.int8_sensitivity import Int8Sensitivity
 from autocompress.exploration.loss_curve import at_severity, completed
 from autocompress.exploration.sensitivity_cache import SensitivityCache
@@ -341,10 +341,10 @@ class SensitivityPass:
     def _loss(self, policy: CompressionPolicy, expected: Tensor) -> float:
         try:
             model = self._compressor.model(policy)
-        except CompressionError:
+            with torch.no_grad():
+                return float(self._task.divergence(self._outputs(model), expected))
+        except (CompressionError, NotANumberError):
             return math.inf
-        with torch.no_grad():
-            return float(self._task.divergence(self._outputs(model), expected))
 
     def _outputs(self, model: nn.Module) -> Tensor:
         dtype = self._compressor.dtype

@@ -16,7 +16,7 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
 from autocompress.engines import engine_class
 from autocompress.engines.artifact import read_artifact
-from autocompress.errors import EngineError, ExportError
+from autocompress.errors import ConfigError, EngineError, ExportError
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.choice_path import Choices
 from autocompress.exploration.constraints import counting
@@ -98,6 +98,9 @@ class SearchSession:
             taught_by(self.task.network(), self.evaluator.base, self.task, self.config.recovery)
         self._space_file = space
         self.reasons: list[Reason] = []
+        # What failed and is missing from the result, a sentence each; and what ended the search before its time.
+        self.lost: list[str] = []
+        self.failure: Exception | None = None
         # Trials that the standard protocol measured.
         self._confirmed: set[int] = set()
 
@@ -169,6 +172,7 @@ class SearchSession:
                 self.config.timeout,
             )  # fmt: skip
             tuning.run(chosen, self.deadline)
+            self.lost += tuning.lost
         elif not recovery.enabled and self.constraints.max_drop is not None and not self._settled():
             mending = Requantization(
                 self.evaluator, self.constraints.max_drop, self.observer, self._improve, self.config.quantization
@@ -180,6 +184,25 @@ class SearchSession:
         write_front(self.run)
         self.reasons = self._explain(space, baseline)
         return self._best if self._best is not None else baseline
+
+    def best_so_far(self) -> TrialRecord | None:
+        """Return the best record of a search that an error ended, with front and ``best/`` on disk.
+
+        None where not even the baseline was measured.
+        """
+        try:
+            baseline = self.evaluator.baseline
+        except ConfigError:
+            return None
+        self.constraints = Constraints.of(self.config, baseline)
+        best = self._resumed_best(baseline)
+        write_front(self.run)
+        return best
+
+    def prediction(self) -> dict[str, Any] | None:
+        """Return what prediction did: see `TrialLoop.prediction`; None also where the search ended before trials."""
+        loop: TrialLoop | None = getattr(self, "loop", None)
+        return None if loop is None else loop.prediction()
 
     def _search(self, space: SearchSpace, begun: float, until: float, progress: Callable[[int, int], None]) -> None:
         """Run the trials; the last ones use the room that the best, measured once more, leaves below its limit.

@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from autocompress.errors import AutoCompressError, ConfigError, UnavailableError
+from autocompress.errors import AutoCompressError, ConfigError, TaskError, UnavailableError
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.early_rejection import cannot_win
 from autocompress.exploration.initial_policies import seed_choices
@@ -49,6 +49,8 @@ _REPEATS = 64
 _FURTHER = 2
 # What these first trials tell is worth more to a sampler than the time that asking ahead saves.
 _FIRST_TOLD = 3
+# Trials in a row that the user's own code fails before it is the code that is at fault.
+_USER_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class TrialLoop:
         # Milder networks that were asked for by now.
         self._milder: set[CompressionPolicy] = set()
         self._longest = 0.0
+        self._user_failures = 0
         self.evaluator = evaluator
         self.space = space
         self.study = study
@@ -313,12 +316,12 @@ class TrialLoop:
         try:
             # The same network drawn again: its figures are known, and the study learns them for these choices too.
             record = known if known is not None else self._evaluated(trial, policy, predicted, another=another)
-        except (ConfigError, UnavailableError):
-            # Not this candidate's fault; resuming fails the trial that is left running.
-            raise
-        except Exception as error:  # noqa: BLE001 - the one broad except: a trial may fail, the search goes on
+        except Exception as error:  # the one broad except: a trial may fail, the search goes on
+            if self._ends_search(error):
+                raise
             self._failed(trial, choices, policy, error, predicted)
             return True
+        self._user_failures = 0
         if record.state == "rejected":
             return self._rejected(trial, record, new=known is None)
         note(trial, record, self.constraints, self.latency_filter.machine_speed if self.latency_filter else None)
@@ -339,6 +342,14 @@ class TrialLoop:
             if not trial.user_attrs.get(_FIRST):
                 self._ask_milder(choices, record)
         return known is None
+
+    def _ends_search(self, error: Exception) -> bool:
+        """Whether an error is not its candidate's fault; resuming then fails the trial that is left running."""
+        if isinstance(error, TaskError):
+            # One candidate's outputs may be what the user's metric refuses; those of all of them are not.
+            self._user_failures += 1
+            return self._user_failures >= _USER_FAILURES
+        return isinstance(error, (ConfigError, UnavailableError))
 
     def _ask_milder(self, choices: dict[str, Choice], record: TrialRecord) -> None:
         """Queue a milder network after one that went too far; predictions that are trusted have seen to that before."""
@@ -489,7 +500,7 @@ class TrialLoop:
         trial.set_user_attr("error", record.error)
         self.evaluator.run.append(record)
         self.records[trial.number] = record
-        refused = isinstance(error, AutoCompressError)
+        refused = isinstance(error, AutoCompressError) and not isinstance(error, TaskError)
         if refused:
             ratio = 1.0 if predicted is None else predicted.ratio
             for name in self.constraints.names:

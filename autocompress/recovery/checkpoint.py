@@ -16,7 +16,8 @@ def save_checkpoint(model: nn.Module, path: Path, fraction: float, epoch: int, *
     """Write a network's state with the fraction and epochs done, and whether int8 has begun; a finished one settled."""
     if fraction >= 1:
         settle(model)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(path, save(state, {"fraction": str(fraction), "epoch": str(epoch), "int8": str(int8)}))
 
 

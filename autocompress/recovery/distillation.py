@@ -23,6 +23,7 @@ from autocompress.recovery.distillation_points import OUTPUT, Place, choose_plac
 from autocompress.recovery.distillations.base import Distillation
 from autocompress.recovery.recalibration import batch_norms
 from autocompress.tasks.base import Task
+from autocompress.tasks.repeats import checksum
 
 __all__ = ["DISTILLATIONS", "Distiller", "Teacher", "check_distillation", "taught_by"]
 
@@ -73,7 +74,7 @@ class Teacher:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model.eval().requires_grad_(False)
         self._dtype, self._laid_out = dtype, False
-        self._kept: dict[Question, dict[tuple[int, int], Tensor]] = {}
+        self._kept: dict[Question, dict[tuple[int, ...], Tensor]] = {}
         self._bytes = self._batch_size = 0
 
     def batches_of(self, size: int) -> None:
@@ -89,13 +90,13 @@ class Teacher:
     def answers(
         self,
         inputs: Tensor,
-        key: tuple[int, int] | None,
+        key: tuple[int, ...] | None,
         questions: Mapping[Question, Callable[[Tensor], Tensor]],
     ) -> dict[Question, Tensor]:
         """Return what each question makes of a module's output ``(N, ...)`` for a batch, kept as `outputs` are.
 
-        What nobody asks for any more is dropped, but for the outputs. Without a `key` (epoch, index) nothing is kept:
-        the batch will not be seen again.
+        What nobody asks for any more is dropped, but for the outputs. Without a `key` (epoch, index, and what tells
+        its samples from others) nothing is kept: the batch will not be seen again.
         """
         for question in [q for q in self._kept if key is not None and q not in questions and q != _OUTPUTS]:
             self._bytes -= sum(answer.nbytes for answer in self._kept.pop(question).values())
@@ -225,7 +226,9 @@ class Distiller:
             return lambda output: self._methods[name].target(place, output)
 
         questions = {Question(name, place.teacher): asked(name, place) for name, place in pairs}
-        answers = self._teacher.answers(inputs, (epoch, index) if keep else None, questions)
+        # By the samples too: a task whose epochs do not repeat would be taught the answers to others.
+        key = (epoch, index, checksum(inputs[0])) if keep else None
+        answers = self._teacher.answers(inputs, key, questions)
         return {(name, place): answers[Question(name, place.teacher)] for name, place in pairs}
 
     def watching(self, student: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import AutoCompressError
+from autocompress.errors import AutoCompressError, NotANumberError, TaskError
 from autocompress.recovery.optimizers import state_of
 from autocompress.tasks.base import Batch, Task
 
@@ -83,6 +83,10 @@ class HeldOut:
         self.sample_seconds = spent / samples
         try:
             return self._task.metric(torch.cat(outputs), torch.cat(targets))
+        except NotANumberError:  # of this state: it is no better than any other
+            return -math.inf
+        except TaskError:
+            raise
         except AutoCompressError:  # there is nothing to measure by
             return None
 

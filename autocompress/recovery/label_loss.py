@@ -28,7 +28,7 @@ class LabelLoss:
         scores = not task.has_own_divergence and isinstance(task.found_divergence(), ClassScores)
         self._scale: float | None = 1.0 if scores else None
         # The default, cross-entropy, is of class scores on axis 1; of anything else it would be a number without sense.
-        default = type(task).loss is Task.loss
+        default = not task.has_own_loss
         self.used = task.labelled and (not default or task.found_divergence() == ClassScores())
 
     def __call__(self, outputs: Tensor, targets: Tensor, reference: Callable[[], Tensor]) -> Tensor | None:

@@ -38,6 +38,8 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     for row in (*_figures(summary), ("baseline", Text(_conditions(summary)))):
         grid.add_row(*row)
     grid.add_row("trial", f"{'none' if uncompressed else best['trial']}, {best['stage']}; {counted}")
+    for said in summary.get("lost") or ():
+        grid.add_row("lost", Text(said, overflow="fold", style="yellow"))
     if said := _prediction(summary.get("prediction") or {}):
         grid.add_row("prediction", said)
     grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))

@@ -123,7 +123,8 @@ def _accuracy(view: RunView, best: Point) -> str:
     if given.get("accuracy") is not None and base.get("accuracy") is not None:
         before, after, said = float(base["accuracy"]), float(given["accuracy"]), f"test {name}, read once"
     elif view.baseline is not None:
-        before, after, said = view.baseline.accuracy, best.accuracy, f"validation {name}; test data not read yet"
+        before, after = view.baseline.accuracy, best.accuracy
+        said = f"validation {name}; test data {'could not be read' if view.summary.get('lost') else 'not read yet'}"
     else:
         return _number(label, metric.value(best.accuracy), "", "baseline unknown", f"validation {name}")
     value, _, unit = metric.change(before - after).partition(" ")
@@ -362,15 +363,17 @@ def _flat(data: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def failures(view: RunView) -> str:
-    """What failed and why, folded away."""
+    """What is missing from the result and why, and which candidates failed, folded away."""
+    lost = "".join(f"<li class=warn>{text(said)}</li>" for said in view.summary.get("lost") or ())
+    lost = f"<section><h2>What is missing</h2><ul>{lost}</ul></section>" if lost else ""
     if not view.failed:
-        return ""
+        return lost
     rows = "".join(
         f"<tr><td>{r.number}<td>{text(r.policy.describe())}<td><code>{text(r.error or 'not recorded')}</code></tr>"
         for r in view.failed
     )
     count = f"{len(view.failed)} candidate{'s' if len(view.failed) != 1 else ''} failed"
     return (
-        f"<section><details><summary>{count}</summary><div class=scroll><table><tr><th>trial<th>what was done<th>why"
-        f"</tr>{rows}</table></div></details></section>"
+        f"{lost}<section><details><summary>{count}</summary><div class=scroll><table><tr><th>trial<th>what was done"
+        f"<th>why</tr>{rows}</table></div></details></section>"
     )

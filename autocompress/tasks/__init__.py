@@ -15,6 +15,7 @@ from autocompress.tasks.checks import check_task
 from autocompress.tasks.cifar_models import OptionAShortcut
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.divergence import check_kind
+from autocompress.tasks.guard import guarded
 from autocompress.tasks.label_free import LabelFreeTask, UnlabelledTask
 from autocompress.tasks.samples import DatasetSamples, Normalization, Samples, TensorSamples
 from autocompress.tasks.user_code import from_user
@@ -73,7 +74,8 @@ def load_task(config: TaskConfig) -> Task:
 
 def measured_by(metric: str | None, task: Task) -> Task:
     """Return `task` measured by a metric of `label_free`; itself for None, or when it is so already."""
-    return task if metric is None or isinstance(task, LabelFreeTask) else LabelFreeTask(task, metric)
+    # The metric asks the user's model from the start.
+    return task if metric is None or isinstance(task, LabelFreeTask) else LabelFreeTask(guarded(task), metric)
 
 
 def _named(config: TaskConfig) -> Task:

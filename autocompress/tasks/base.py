@@ -103,6 +103,16 @@ class Task(abc.ABC):
         """Return the scalar training loss on labels; cross-entropy unless a task says otherwise."""
         return nn.functional.cross_entropy(outputs, targets)
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether `loss` is the task's own and not cross-entropy."""
+        return type(self).loss is not Task.loss
+
+    @property
+    def source(self) -> Task:
+        """The task itself, beneath what is wrapped about it."""
+        return self
+
     def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """Return how far `outputs` have moved from `reference`; everything that steers asks this.
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import AutoCompressError, ConfigError
+from autocompress.errors import AutoCompressError, ConfigError, TaskError
 from autocompress.tasks.base import Task
 from autocompress.tasks.classification import ClassificationTask
 from autocompress.tasks.label_free import LabelFreeTask
 from autocompress.tasks.model_checks import check_model, first_nan, run
 from autocompress.tasks.plain_model import plain_copy
-from autocompress.tasks.reading import read_batches, read_calibration
+from autocompress.tasks.reading import as_number, read_batches, read_calibration
 from autocompress.tasks.sampling import class_numbers
 from autocompress.tasks.split import SplitTask
 from autocompress.tasks.validation import ValidationData
@@ -27,6 +27,8 @@ from autocompress.tasks.validation import ValidationData
 _BATCH = 32
 _FEW = 8  # samples that a model is tried on
 _MOST = 64  # samples that a metric is tried on, and that predictions are looked at of
+_NO_DIVERGENCE = 1e-2  # of outputs from themselves, by rounding
+_SAME = 1e-6  # a metric of the same outputs, over its value
 _CLEARLY = 0.3  # accuracy that labels moved by one must gain before they are doubted
 
 
@@ -66,12 +68,13 @@ class _Check:
     def __init__(self, task: Task, seconds: float) -> None:
         self.task, self.seconds = task, seconds
         self.where = f"Task {task.name!r}"
-        self.source = task._task if isinstance(task, LabelFreeTask) else task
+        self.source = task.source
         self.warnings: list[str] = []
 
     def all(self, training: bool, scored: bool) -> list[str]:
         model, said = plain_copy(self.task.model(), self.where)
         self.warnings += [*self.source.model_notes, *said]
+        self.examples(model)
         rows, names = self.calibration(model)
         few = check_model(self.where, model, rows[:_FEW])
         self.finite_outputs(model, rows[:_FEW], few, names)
@@ -81,17 +84,30 @@ class _Check:
         most = max(_FEW, min(_MOST, int(self.seconds / 4 / max(spent, 1e-4))))
         predicted = run(model, rows[:most])
         self.finite_outputs(model, rows[:most], predicted, names)
-        if not isinstance(self.task, LabelFreeTask) and isinstance(self.task, ClassificationTask):
-            for split, targets in self.task.known_targets().items():
+        if self.task.has_own_divergence:
+            self.divergence(predicted)
+        if not isinstance(self.task, LabelFreeTask) and isinstance(self.source, ClassificationTask):
+            for split, targets in self.source.known_targets().items():
                 self.labels(split, targets, few.shape[1], whole=True)
         if training:
+            self.task.train_size()
             self.train(model)
+        if scored:
+            # A run needs it; one that raises is to do so now.
+            self.task.fingerprint()
         self.validation(model, most, predicted, scored)
         if next(read_batches(self.task, "test", 2), None) is None:
             raise ConfigError(f"{self.where} has no test data. What is delivered is verified on them; give some.")
         return self.warnings
 
     # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def examples(self, model: nn.Module) -> None:
+        """Refuse example inputs with NaN that the model does not bear: networks are traced and compared on them."""
+        inputs = self.task.example_inputs(2)
+        finite = torch.isfinite(_rows(inputs)).all(1)
+        bad = [(int(at), inputs[at]) for at in (~finite).nonzero().flatten()]
+        self.not_finite("example", len(inputs), bad, model)
 
     def calibration(self, model: nn.Module) -> tuple[Tensor, list[str]]:
         """Return some finite calibration samples, spread over those read, and what they are called."""
@@ -230,7 +246,7 @@ class _Check:
         width = outputs.shape[1]
         outside = classes[(classes < 0) | (classes >= width)]
         # A task of the user's own may know what such labels mean; then its loss does.
-        meant = not isinstance(self.task, ClassificationTask) and self.has_loss(outputs[:1], outside[:1])
+        meant = not isinstance(self.source, ClassificationTask) and self.has_loss(outputs[:1], outside[:1])
         if len(outside) and not meant:
             self.labels(split, classes, width)
 
@@ -249,6 +265,8 @@ class _Check:
                 f"{self.where} has no training batches (train_batches yields nothing). Fine-tuning needs them; give "
                 "training data, or switch it off (recovery.enabled=false)."
             )
+        # The guard compares two readings of the same epoch.
+        next(read_batches(self.task, "train", _BATCH), None)
         inputs, targets = batch[0][:_FEW], batch[1]
         finite = torch.isfinite(_rows(batch[0])).all(1)
         bad = [(int(at), batch[0][at]) for at in (~finite).nonzero().flatten()]
@@ -268,7 +286,26 @@ class _Check:
                 "Task.loss where it is not cross-entropy."
             )
 
-    # -- metric ---------------------------------------------------------------------------------------------------
+    # -- divergence and metric ------------------------------------------------------------------------------------
+
+    def divergence(self, outputs: Tensor) -> None:
+        """Refuse a divergence of the task's own that gives no number, and doubt one that is not 0 for equal outputs."""
+        said = f"the divergence of {len(outputs)} outputs from themselves"
+        try:
+            # As for training: what is not differentiated here would not be there.
+            with torch.enable_grad():
+                value = as_number(self.task.divergence(outputs.clone().requires_grad_(), outputs))
+        except AutoCompressError:
+            raise
+        except Exception as error:  # the user's code
+            raise ConfigError(f"{self.where}: {said} raised {type(error).__name__}: {error}.") from error
+        if value is None or not math.isfinite(value):
+            found = "no number" if value is None else f"{value}"
+            raise ConfigError(
+                f"{self.where}: {said} is {found}; Task.divergence must return a scalar, 0 for equal ones."
+            )
+        if abs(value) > _NO_DIVERGENCE:
+            self.warnings.append(f"{said} is {value:.3g}. It must be 0 there, and grow as they move apart.")
 
     def validation(self, model: nn.Module, most: int, predicted: Tensor, scored: bool) -> None:
         """Check validation inputs, labels and what the metric makes of them."""
@@ -323,6 +360,11 @@ class _Check:
         said = f"the metric of {len(outputs)} validation samples"
         try:
             value: object = self.task.metric(outputs, targets)
+        except TaskError as error:  # said by the guard
+            if not alone:
+                raise
+            self.warnings.append(f"{error} These samples are all of one class.")
+            return
         except AutoCompressError:
             raise
         except Exception as error:  # the user's code
@@ -334,7 +376,7 @@ class _Check:
                 f"{self.where}: {problem}. It gets outputs {tuple(outputs.shape)} of {outputs.dtype} and targets "
                 f"{tuple(targets.shape)} of {targets.dtype}."
             ) from error
-        number = _number(value)
+        number = as_number(value)
         if number is None or not math.isfinite(number):
             found = repr(value) if number is None else f"{number}"
             if alone and number is not None:
@@ -343,13 +385,19 @@ class _Check:
             raise ConfigError(
                 f"{self.where}: {said} is {found}; Task.metric must return one finite number, higher for better."
             )
+        again = as_number(self.task.metric(outputs, targets))
+        if again is None or abs(again - number) > _SAME * max(1.0, abs(number)):
+            self.warnings.append(
+                f"{said} is {number:.6g}, and {again} when it is asked again for the same. Candidates are told apart "
+                "by it: leave out what is random in it, or what it adds up over calls."
+            )
         if not -1e-6 <= number <= 1 + 1e-6:
             hint = " If it is a percentage, divide it by 100." if 1 < number <= 100 else ""
             self.warnings.append(
                 f"{said} is {number:.6g}, outside 0 to 1. A drop of 1 pp means 0.01 of it, and higher must be better."
                 + hint
             )
-        elif isinstance(self.task, ClassificationTask) and classes is not None:
+        elif isinstance(self.source, ClassificationTask) and classes is not None:
             self.chance(outputs, classes, number)
 
     def chance(self, outputs: Tensor, classes: Tensor, accuracy: float) -> None:
@@ -377,13 +425,3 @@ class _Check:
 def _rows(values: Tensor) -> Tensor:
     """Return floats ``(N, values of a sample)``."""
     return values.detach().float().reshape(len(values), -1)
-
-
-def _number(value: object) -> float | None:
-    """Return a metric's value as a float, or None where it is none."""
-    if value is None or isinstance(value, (str, bytes, complex)):
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        return None

@@ -49,6 +49,11 @@ class LabelFreeTask(Task):
         self.kind = self._fitting() if metric == "agreement" else metric
         self.metric_name, self.metric_is_share = self.kind, self.kind == "top1"
 
+    @property
+    def source(self) -> Task:
+        """See `Task.source`."""
+        return self._task.source
+
     def model(self) -> nn.Module:
         """See `Task.model`."""
         return self._task.model()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.errors import AutoCompressError, ConfigError
+from autocompress.errors import AutoCompressError, ConfigError, TaskError
 from autocompress.tasks.base import Batch, Task
 
 # Samples, and bytes of them, that layers are fitted to: images of high resolution have many positions each.
@@ -29,26 +29,52 @@ def read_batches(task: Task, split: str, batch_size: int) -> Iterator[Batch]:
     where = f"Task {task.name!r}: {split} data"
     count = 0
     for batch in _named(where, lambda: _opened(task, split, batch_size)):
-        if isinstance(batch, (tuple, list)) and len(batch) == 2 and batch[1] is None:
-            batch = batch[0]  # noqa: PLW2901
-        if isinstance(batch, Tensor):
-            raise ConfigError(
-                f"{where} have no labels: yield (inputs, targets). Without labels measure by the uncompressed model's "
-                "own outputs: yield (inputs, torch.zeros(len(inputs))) and give --metric agreement (task.metric)."
-            )
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(b, Tensor) for b in batch)):
-            raise ConfigError(
-                f"{where}: a batch must be two tensors, inputs (N, ...) and targets (N, ...), found {_kind(batch)}."
-            )
-        inputs, targets = batch
-        if not inputs.ndim or len(inputs) != (len(targets) if targets.ndim else -1):
-            raise ConfigError(
-                f"{where}: samples from {count} on have inputs {tuple(inputs.shape)} but targets "
-                f"{tuple(targets.shape)}; both must have N rows."
-            )
+        inputs, targets = checked_batch(where, batch, count)
         if len(inputs):
             yield inputs, targets
         count += len(inputs)
+
+
+def checked_batch(where: str, batch: object, count: int) -> Batch:
+    """Return a batch as inputs and targets.
+
+    Args:
+        where: Whose it is, for messages.
+        batch: As the user's iterator gave it.
+        count: Samples that came before.
+
+    Raises:
+        TaskError: It is not inputs ``(N, ...)`` with targets ``(N, ...)``.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and batch[1] is None:
+        batch = batch[0]
+    if isinstance(batch, Tensor):
+        raise TaskError(
+            f"{where} have no labels: yield (inputs, targets). Without labels measure by the uncompressed model's "
+            "own outputs: yield (inputs, torch.zeros(len(inputs))) and give --metric agreement (task.metric)."
+        )
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(b, Tensor) for b in batch)):
+        raise TaskError(
+            f"{where}: a batch must be two tensors, inputs (N, ...) and targets (N, ...), found {kind_of(batch)}."
+        )
+    inputs, targets = batch
+    if not inputs.ndim or len(inputs) != (len(targets) if targets.ndim else -1):
+        raise TaskError(
+            f"{where}: samples from {count} on have inputs {tuple(inputs.shape)} but targets "
+            f"{tuple(targets.shape)}; both must have N rows."
+        )
+    return inputs, targets
+
+
+def checked_inputs(where: str, inputs: object) -> Tensor:
+    """Return a batch of inputs alone.
+
+    Raises:
+        TaskError: It is no tensor ``(N, ...)``.
+    """
+    if not isinstance(inputs, Tensor) or not inputs.ndim:
+        raise TaskError(f"{where}: a batch must be one tensor (N, ...), found {kind_of(inputs)}.")
+    return inputs
 
 
 def read_calibration(task: Task, batch_size: int) -> Iterator[Tensor]:
@@ -59,9 +85,7 @@ def read_calibration(task: Task, batch_size: int) -> Iterator[Tensor]:
     """
     where = f"Task {task.name!r}: calibration data"
     for inputs in _named(where, lambda: task.calibration(batch_size)):
-        if not isinstance(inputs, Tensor) or not inputs.ndim:
-            raise ConfigError(f"{where}: a batch must be one tensor (N, ...), found {_kind(inputs)}.")
-        if len(inputs):
+        if len(checked_inputs(where, inputs)):
             yield inputs
 
 
@@ -88,7 +112,18 @@ def _named(where: str, start: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         ) from error
 
 
-def _kind(value: object) -> str:
+def as_number(value: object) -> float | None:
+    """Return what a user's method gives as a float, or None where it is none."""
+    if value is None or isinstance(value, (str, bytes, complex)):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, in a few words."""
     if isinstance(value, (tuple, list)):
         return f"{type(value).__name__} of {', '.join(type(part).__name__ for part in value)}"
     if isinstance(value, dict):

@@ -44,7 +44,7 @@ def from_user(where: str, name: str, config: TaskConfig, *, returns: str, given:
         return factory(config) if takes_config else factory()
     except AutoCompressError:
         raise
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
         raise ConfigError(
             f"{where}: calling {attribute!r} of module {module_name!r} raised {type(error).__name__}: {error}"
         ) from error
@@ -63,7 +63,7 @@ def _imported(where: str, module_name: str, attribute: str) -> object:
         raise ConfigError(f"{where}: module {module_name!r} cannot be imported: {error}{hint}.") from error
     except AttributeError as error:
         raise ConfigError(f"{where}: module {module_name!r} has no attribute {attribute!r} ({error}).") from error
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise ConfigError(
             f"{where}: importing module {module_name!r} raised {type(error).__name__}: {error}"
         ) from error

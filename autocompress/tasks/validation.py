@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, TaskError
 from autocompress.tasks.array_file import ArrayFile, reorder_rows
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.label_free import LabelFreeTask
@@ -127,7 +127,7 @@ def write_validation(
     source = task._task if isinstance(task, LabelFreeTask) else task
     kept = _read(source, path, min(limit, samples_for(max_drop) or limit), output_bytes, seconds)
     targets, numbers = torch.stack(kept.targets), np.array(kept.numbers)
-    if not _is_shuffled(source):
+    if not _is_shuffled(source.source):
         order = stratified_order(len(targets), class_numbers(targets), seeded(0))
         reorder_rows(path, order.numpy())
         targets, numbers = targets[order], numbers[order.numpy()]
@@ -141,8 +141,9 @@ def write_validation(
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
         bad_name = f"validation sample {numbers[at]}"
-        if isinstance(source, SplitTask) and _is_shuffled(source):
-            bad_name = source.sample_name("validation", at)
+        own = source.source
+        if isinstance(own, SplitTask) and _is_shuffled(own):
+            bad_name = own.sample_name("validation", at)
     # Forms of a model are compared on these, and NaN is unlike itself.
     first = np.flatnonzero(finite)[:REFERENCE_SAMPLES] if finite.any() else np.arange(len(stored))[:REFERENCE_SAMPLES]
     return ValidationData(
@@ -168,7 +169,7 @@ def _is_shuffled(task: Task) -> bool:
 
 def _read(task: Task, path: Path, wanted: int, output_bytes: int, seconds: float) -> _Kept:
     """Write `wanted` random samples to a file, or all there are, and return the rest of them."""
-    shuffled, generator = _is_shuffled(task), np.random.default_rng(0)
+    shuffled, generator = _is_shuffled(task.source), np.random.default_rng(0)
     end = time.monotonic() + seconds
     kept = _Kept([], [])
     batch = max(_LEAST_BATCH, min(_BATCH, _READ_BYTES // max(1, task.example_inputs(1).nbytes)))
@@ -196,8 +197,8 @@ def _read(task: Task, path: Path, wanted: int, output_bytes: int, seconds: float
             kept.total = kept.seen
         if not kept.targets:
             raise ConfigError(f"Task {task.name!r} has no validation data.")
-    if shuffled and isinstance(task, SplitTask):
-        kept.total = task.validation_size()
+    if shuffled and isinstance(task.source, SplitTask):
+        kept.total = task.source.validation_size()
     return kept
 
 
@@ -221,7 +222,11 @@ def estimate_accuracy(
         part = slice(start, start + size)
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             outputs = model(torch.from_numpy(stored[part].copy())).float()
-        found.append(metric(outputs, data.targets[part]))
+        try:
+            found.append(metric(outputs, data.targets[part]))
+        except TaskError:
+            # What ranks classes may not be defined on a part of the samples: all of them decide.
+            return ProxyEstimate(math.nan, math.inf)
     middle = fmean(found)
     if len(found) < 2 or not math.isfinite(middle):
         return ProxyEstimate(middle, math.inf)
