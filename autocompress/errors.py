@@ -18,16 +18,33 @@
         ├── TableMismatchError            a latency table from another device
         └── StudyMismatchError            a run directory made with other settings
 
-A message says what happened, the offending value, and what to do. An interrupted run exits with 130.
+A message says what happened, the offending value, and what to do. A run that a signal stopped exits with 128 and the
+signal's number: 130 of Ctrl-C, 143 of a scheduler's SIGTERM, 129 of a terminal that was closed.
 """
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-EXIT_INTERRUPTED = 130
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the process to end: Ctrl-C, a scheduler's SIGTERM, or SIGHUP of a terminal that was closed.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process exits with."""
+        return 128 + self.signal
 
 
 class AutoCompressError(Exception):

@@ -137,6 +137,10 @@ def test_a_killed_and_an_interrupted_search_go_on_and_miss_an_unreachable_target
     code, stdout, stderr = tiny.stopped((*start, "--resume"), tmp_path, signal.SIGINT, finished(len(first) + 1))
     assert code == 130 and stdout == "", stderr
     assert "Interrupted." in stderr and "autocompress search --out out --resume" in stderr
+    assert "The best so far is in out/best" in stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["best"]["accuracy"] is None and "interrupted" in summary["lost"][-1]
+    assert (tmp_path / "out/report.html").exists()
     assert "Traceback" not in stderr and "baseline" in stderr
     second = run.history()
     assert second[: len(first)] == first and len(second) > len(first)
@@ -157,6 +161,21 @@ def test_a_killed_and_an_interrupted_search_go_on_and_miss_an_unreachable_target
     # The last line is the closest one measured again.
     assert third[: len(second)] == second and third[-1].number == summary["best"]["trial"]
     assert len({r.policy for r in third}) == len({r.number for r in third}) == len(second) + 1
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_a_scheduler_or_a_closed_terminal_stops_is_saved(how: signal.Signals, code: int, tmp_path: Path) -> None:
+    tiny.write_task(tmp_path)
+    run = RunDirectory(tmp_path / "a [run]")
+    words = ("search", "--task", "tiny_task:wide", "--n-trials", "50", "--space", "prune-only", "--out", "a [run]")
+    sets = ("--set", "recovery.enabled=false", "--set", "dense_dtype=fp32")
+    found, stdout, stderr = tiny.stopped((*words, *sets), tmp_path, how, lambda: len(run.history()) >= 1)
+    assert (found, stdout) == (code, "") and "Traceback" not in stderr, stderr
+    assert f"Interrupted by {how.name}." in stderr
+    assert "Go on with: autocompress search --out 'a [run]' --resume" in stderr
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["n_trials"] == len(run.records()) and "interrupted" in summary["lost"][-1]
+    assert run.report_file.exists() and not list(run.path.glob(".owner*"))
 
 
 # -- looking at a run -------------------------------------------------------------------------------------------------

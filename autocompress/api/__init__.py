@@ -69,6 +69,7 @@ def search(
         ConfigError: An option, the data or the weights cannot be used.
         AutoCompressError: The search ended early, or test data could not be read; its `run` is the directory where
             what had been found is summarised, reported and ready to deploy.
+        KeyboardInterrupt: As well, once what had been found is summarised and reported.
     """
     started = time.monotonic()
     from autocompress.exploration.session import SearchSession
@@ -107,6 +108,8 @@ def search(
             result.report()
         except MissingDependencyError as error:
             observer.warn(str(error))
+    if session.interrupted is not None:
+        raise session.interrupted
     if session.failure is not None:
         raise with_kept(session.failure, run.path)
     return result

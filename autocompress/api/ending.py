@@ -1,4 +1,4 @@
-"""How a search that an error ended still ends: with the best it had found, and an error that says where that is."""
+"""How a search still ends that an error or a signal ended: with the best it had found, and an error that says where."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.errors import AutoCompressError, MismatchError, in_a_line
+from autocompress.runs.observer import Observer
 
 if TYPE_CHECKING:
     from autocompress.exploration.session import SearchSession
@@ -13,15 +14,24 @@ if TYPE_CHECKING:
 
 
 def best_of(session: SearchSession) -> TrialRecord:
-    """Return a search's result, or the best it had found when an error ended it, which is noted.
+    """Return a search's result, or the best it had found when an error or a signal ended it, which is noted.
 
     Hours of somebody's compute are summarised and reported whatever happens.
 
     Raises:
-        AutoCompressError: Not even the baseline was measured, or the directory is of other settings.
+        AutoCompressError, KeyboardInterrupt: Not even the baseline was measured, or the directory is of other settings.
     """
     try:
         return session.execute()
+    except KeyboardInterrupt as error:
+        best = session.best_so_far()
+        if best is None:
+            raise
+        session.interrupted = error
+        session.lost.append("The rest of the search and the figures on test data: it was interrupted")
+        # The one there was may raise once more what it has not seen raised; a second signal still ends all at once.
+        session.observer = Observer()
+        return best
     except MismatchError:
         # What is in the directory was found with other settings: nothing of it is written anew.
         raise

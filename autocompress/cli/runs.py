@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def search(
     """Search for the best compression within the limits; fine-tune, verify and report it.
 
     RUN_FILE is YAML; options are laid over it. The result is in DIR/best whenever the search ends; exit code 3 says
-    that it misses a limit. Interrupted with Ctrl-C, it goes on with --out DIR --resume.
+    that it misses a limit. Interrupted with Ctrl-C or SIGTERM, it is summarised and goes on with --out DIR --resume.
     """
     from autocompress import api
     from autocompress.deploy.summary import shortfall
@@ -74,7 +75,13 @@ def search(
             run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
         except KeyboardInterrupt:
             if observer.run is not None:
-                hint = f"Everything finished is saved. Go on with: autocompress search --out {observer.run} --resume"
+                folder = shlex.quote(str(observer.run))
+                if (observer.run / "summary.json").exists():
+                    err.print(
+                        f"The best so far is in {folder}/best; summary.json and report.html say what is missing.",
+                        markup=False, highlight=False, soft_wrap=True,
+                    )  # fmt: skip
+                hint = f"Everything finished is saved. Go on with: autocompress search --out {folder} --resume"
                 err.print(hint, markup=False, highlight=False, soft_wrap=True)
             raise
         except AutoCompressError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -11,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from autocompress.errors import EXIT_INTERRUPTED, AutoCompressError
+from autocompress.errors import AutoCompressError, Stopped
 
 out = Console()
 err = Console(stderr=True)
@@ -48,8 +49,10 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             # Not wrapped: paths and commands in a message are there to be copied.
             err.print(str(error), markup=False, highlight=False, soft_wrap=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            err.print("Interrupted.", highlight=False)
-            sys.exit(EXIT_INTERRUPTED)
+        except KeyboardInterrupt as error:
+            stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+            by = "" if stopped.signal == signal.SIGINT else f" by {stopped.signal.name}"
+            err.print(f"Interrupted{by}.", highlight=False)
+            sys.exit(stopped.exit_code)
 
     return run

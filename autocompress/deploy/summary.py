@@ -55,7 +55,8 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     file = read_artifact(run.best)
     with evaluator.ledger.charge("test"):
         dense_accuracy, accuracy = _tested(session, file)
-    measured = best.measurement if evaluator.device_absent else _measured_again(session, file, best)
+    known = evaluator.device_absent or session.interrupted is not None
+    measured = best.measurement if known else _measured_again(session, file, best)
     assert measured is not None
     # Without test data the validation data it was chosen on tell.
     drop = session.constraints.drop(best) if dense_accuracy is None or accuracy is None else dense_accuracy - accuracy
@@ -124,8 +125,11 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
 def _tested(session: SearchSession, file: EngineFile) -> tuple[float | None, float | None]:
     """Return the metric of the baseline and of the best file on the test data; None for both where they cannot be read.
 
-    The search is over then: what it found must not be lost with them.
+    The search is over then: what it found must not be lost with them. Where a signal ended it, there is no time for
+    them, and another session will read them.
     """
+    if session.interrupted is not None:
+        return None, None
     try:
         dense, best = session.evaluator.test_accuracies([session.evaluator.baseline_file, file])
     except ConfigError as error:

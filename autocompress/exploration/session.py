@@ -101,6 +101,7 @@ class SearchSession:
         # What failed and is missing from the result, a sentence each; and what ended the search before its time.
         self.lost: list[str] = []
         self.failure: Exception | None = None
+        self.interrupted: KeyboardInterrupt | None = None
         # Trials that the standard protocol measured.
         self._confirmed: set[int] = set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -12,16 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from autocompress import quantities
+from autocompress.errors import Stopped
 from autocompress.runs.metric import Metric
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
+
+# What asks a process to end; Windows has no SIGHUP.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 class LiveObserver(Observer):
     """Draw progress on a console (stderr); plain lines where it is no terminal. A context manager.
 
-    An interrupt that arrives where Python drops exceptions (finalizers, callbacks of weak references) is raised again
-    at the next progress.
+    Ctrl-C, SIGTERM and SIGHUP raise `Stopped` meanwhile. One that arrives where Python drops exceptions (finalizers,
+    callbacks of weak references) is raised again at the next progress.
 
     Attributes:
         run: The run directory, once it is there.
@@ -44,13 +49,17 @@ class LiveObserver(Observer):
         )
         self._task = self._bars.add_task("Starting", total=None, text="")
         self._metric = Metric()
-        self._interrupted = False
-        self._handler: Any = None
+        self._stopped_by: int | None = None
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread alone; one that is not Python's own is None.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None:
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            # What is ignored, as by nohup, stays so.
+            for number in _STOPPING:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    self._handlers[number] = signal.signal(number, self._stop)
         self._bars.start()
         return self
 
@@ -58,16 +67,22 @@ class LiveObserver(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A process that reads data for this one, and has its handlers: it ends as any other.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._stopped_by = number
+        raise Stopped(number)
 
     def _raise_if_interrupted(self) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
+        if self._stopped_by is not None:
+            raise Stopped(self._stopped_by)
 
     def opened(self, run: Path) -> None:
         """See `Observer.opened`."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from autocompress.errors import Stopped
 from autocompress.report.live import LiveObserver
 
 
@@ -34,7 +35,7 @@ def test_a_dropped_interrupt_is_raised_at_the_next_progress(
     with pytest.raises(KeyboardInterrupt), observer() as live:
         live.progress(0.1)
         Dying()
-        assert dropped == [KeyboardInterrupt]
+        assert dropped == [Stopped]
         then(live)
     assert signal.getsignal(signal.SIGINT) == before
 
