@@ -114,7 +114,8 @@ class RunConfig(_Section):
     `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. Trials begin with
     `first_candidates`, what a good engineer tries, and end when nothing more can be won (`stop_early`). A latency limit
     is judged in the least favourable state of the machine that is measured, beside a busy processor, unless
-    `latency_state` is ``"quiet"``.
+    `latency_state` is ``"quiet"``. A `deterministic` search is steered by a latency table of this device alone, never
+    by a clock: the same seed gives the same networks, also after interruptions; its latencies are predictions.
     """
 
     task: TaskConfig = TaskConfig()
@@ -135,6 +136,7 @@ class RunConfig(_Section):
     stop_early: bool = True
     latency_state: Literal["worst", "quiet"] = "worst"
     seed: int = 0
+    deterministic: bool = False
     table: str = ANY_TABLE
     allow_foreign_table: bool = False
     validation_limit: int = Field(default=5000, ge=1)
@@ -231,6 +233,13 @@ def load_config(
         raise ConfigError(_explain(error, source)) from error
     # Parsing here makes every bad limit an error before anything is loaded.
     _ = (config.latency_limit, config.drop_limit, config.size_limit, config.timeout_seconds)
+    if config.deterministic and config.timeout is not None:
+        raise ConfigError(
+            f"deterministic and timeout = {config.timeout!r} exclude each other: a clock ends a search elsewhere every "
+            "time. Leave --timeout away, and bound the search with --n-trials and recovery.epochs."
+        )
+    if config.deterministic and config.table == NO_TABLE:
+        raise ConfigError(f"deterministic needs a latency table to be steered by; table is {NO_TABLE!r}.")
     return config
 
 

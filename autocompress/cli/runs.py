@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--timeout", metavar="TIME", help="For everything, fine-tuning included, such as 25m. Default none.")
 @click.option("--sampler", help="knapsack (default), tpe, nsga2, gp or random.")
 @click.option("--seed", type=int, help="Of sampling, splits and training.")
+@click.option(
+    "--deterministic", is_flag=True, default=None, help="Steer by the latency table alone: one seed, one result."
+)
 @click.option("--engine", help="openvino (default), onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--compute-capability", metavar="CC", help="tensorrt-rtx: build for these GPUs; latency is PREDICTED.")
 @click.option("--threads", type=int, help="Threads of one inference call. Default 1.")

@@ -55,7 +55,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     file = read_artifact(run.best)
     with evaluator.ledger.charge("test"):
         dense_accuracy, accuracy = _tested(session, file)
-    known = evaluator.device_absent or session.interrupted is not None
+    known = evaluator.forecast is not None or session.interrupted is not None
     measured = best.measurement if known else _measured_again(session, file, best)
     assert measured is not None
     # Without test data the validation data it was chosen on tell.
@@ -99,7 +99,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
             # The model itself is an answer where it meets the limits and other networks were measured, too.
             "feasible": not missed and (best.stage != "baseline" or any(r.measurement for r in records.values())),
-            "verified": not evaluator.device_absent,
+            "verified": evaluator.forecast is None and session.interrupted is None,
             "latency_source": measured.source,
             "path": str(file.path),
         },

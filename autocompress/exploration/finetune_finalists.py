@@ -29,6 +29,7 @@ from autocompress.recovery.finetune import finetune
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
 from autocompress.runs.time_ledger import TimeLedger
+from autocompress.tasks.seeding import seed_everything
 
 # Share of the time (or of the epochs) that each finalist gets in the first of two rounds.
 _FIRST_ROUND = 0.12
@@ -49,6 +50,8 @@ class Recovery:
         on_record: Called with every new record.
         quantization: How ranges of activations are set.
         time_limit: What the user gave the run, as they wrote it: part of what makes a training the same.
+        from_checkpoints: Whether a training that was cut off goes on from its last checkpoint, not quite as it would
+            have: the optimizer's momentum starts anew.
         lost: What failed, a sentence each.
     """
 
@@ -59,6 +62,7 @@ class Recovery:
     on_record: Callable[[TrialRecord], None] = lambda record: None
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     time_limit: str | None = None
+    from_checkpoints: bool = True
 
     def __post_init__(self) -> None:
         self._finished = FinishedTrainings(self.evaluator.run)
@@ -134,13 +138,15 @@ class Recovery:
         folder, checkpoint = None, run.artifact(record.number) / f"checkpoint-{key[:16]}.safetensors"
         try:
             with ledger.charge("recovery"):
+                # What was drawn before decides nothing: a run that was interrupted draws the same.
+                seed_everything(int(key[:8], 16))
                 folder_before = run.path / record.artifact
                 model = load_compressed(self.evaluator.task, folder_before, record, self.quantization)
                 report = finetune(
                     model, self._teacher, self.evaluator.task, self.config,
                     Budget(self._epochs(seconds) * epochs, seconds),
-                    checkpoint=checkpoint, progress=self.observer.progress, first_epoch=round_number - 1,
-                    on_message=self.observer.warn,
+                    checkpoint=checkpoint if self.from_checkpoints else None, progress=self.observer.progress,
+                    first_epoch=round_number - 1, on_message=self.observer.warn,
                 )  # fmt: skip
             if not report.improved:
                 self._discard(record, report.before, report.metric, key)

@@ -35,7 +35,7 @@ from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.protocol import Protocol
 from autocompress.prediction.predictor import LatencyPredictor
-from autocompress.prediction.profile import open_ahead, open_predictor
+from autocompress.prediction.profile import open_ahead, open_frozen, open_predictor
 from autocompress.prediction.staircase import drop_dominated_choices
 from autocompress.recovery.distillation import taught_by
 from autocompress.runs.directory import RunDirectory
@@ -121,6 +121,8 @@ class SearchSession:
         )
         if self.evaluator.device_absent:
             self._open_ahead()
+        elif self.config.deterministic:
+            self._open_frozen()
         baseline = self._baseline()
         self.observer.baseline(baseline)
         self._say_of_baseline(baseline)
@@ -146,7 +148,6 @@ class SearchSession:
             ahead=self.config.sampler in FORESIGHTED, cost=self._found.knowns.cost, on_message=self.observer.warn,
         )  # fmt: skip
         self._best = self._resumed_best(baseline)
-        recovery = self.config.recovery
         begun, until = time.monotonic(), self.plan.candidates_until()
         if self.config.first_candidates:
             self._try_first(space, until)
@@ -160,6 +161,14 @@ class SearchSession:
             self.observer.progress(max(done / total, elapsed), f"{done} trials")
 
         self._search(space, begun, until, progress)
+        self._improve_finalists(baseline)
+        write_front(self.run)
+        self.reasons = self._explain(space, baseline)
+        return self._best if self._best is not None else baseline
+
+    def _improve_finalists(self, baseline: TrialRecord) -> None:
+        """Fine-tune the best candidates, or correct their ranges where training is switched off."""
+        recovery = self.config.recovery
         if recovery.enabled and not self._settled():
 
             def choose() -> list[TrialRecord]:
@@ -170,7 +179,7 @@ class SearchSession:
             chosen = self._confirm(choose)
             tuning = Recovery(
                 self.evaluator, recovery, self.constraints, self.observer, self._improve, self.config.quantization,
-                self.config.timeout,
+                self.config.timeout, from_checkpoints=not self.config.deterministic,
             )  # fmt: skip
             tuning.run(chosen, self.deadline)
             self.lost += tuning.lost
@@ -182,9 +191,6 @@ class SearchSession:
             machine_speed = self.constraints.machine_speed(self.run.history())
             chosen = finalists(records, self.constraints, baseline, recovery.candidates, machine_speed)
             mending.run(chosen, recovery.candidates, self.deadline)
-        write_front(self.run)
-        self.reasons = self._explain(space, baseline)
-        return self._best if self._best is not None else baseline
 
     def best_so_far(self) -> TrialRecord | None:
         """Return the best record of a search that an error ended, with front and ``best/`` on disk.
@@ -251,6 +257,17 @@ class SearchSession:
         self.observer.warn(
             f"{evaluator.engine} for {evaluator.device}: engines are built, not run. Latency is PREDICTED from "
             f"{self.config.table}, accuracy is that of the same graphs in ONNX Runtime."
+        )
+
+    def _open_frozen(self) -> None:
+        """Take latencies from a table of this device, which is not asked: its answers are never twice the same."""
+        evaluator = self.evaluator
+        with evaluator.ledger.charge("profile"):
+            forecast = open_frozen(evaluator.graphs, self.config, evaluator.engine_version)
+        evaluator.forecast, self.predictor = forecast, forecast.predictor
+        self.observer.warn(
+            f"Deterministic: latency is PREDICTED from the latency table, nothing is measured. 'autocompress measure "
+            f"{self.run.path}' measures what was found."
         )
 
     def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:
@@ -377,7 +394,7 @@ class SearchSession:
         A trial's measuring is short, and what comes out best of many is so partly by luck. What turns out to be over
         the limit gives way to the next.
         """
-        measured = self.constraints.latency is not None and not self.evaluator.device_absent
+        measured = self.constraints.latency is not None and self.evaluator.forecast is None
         for _ in range(_CONFIRMATIONS if measured else 0):
             fresh = [r for r in choose() if r.stage == "proxy" and r.number not in self._confirmed]
             if not fresh:
@@ -431,7 +448,7 @@ class SearchSession:
     def _another_occasion(self) -> None:
         """Measure the best once more where that was long ago: its occasions are to be spread over the whole run."""
         best = self._best
-        if best is None or best.stage == "baseline" or best.measurement is None or self.evaluator.device_absent:
+        if best is None or best.stage == "baseline" or best.measurement is None or self.evaluator.forecast is not None:
             return
         occasions = best.measurement.occasions
         if not occasions or time.time() - occasions[-1].at < _APART_S:

@@ -6,7 +6,6 @@ here, around a trial: whatever fails costs that trial alone.
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -124,14 +123,16 @@ class TrialLoop:
         # What the last process was scoring when it died.
         self._left = deque(in_flight(study, space.parameters))
         self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
+        self._remember_refusals()
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.latency_filter: LatencyFilter | None = None
         self._sampler: LatencyLimitedSampler | None = None
         # The next trial, or why there is none, when it was asked for while the one before was being scored.
         self._ahead: _Asked | Exception | None = None
         if predictor is not None:
-            rng = random.Random(f"{seed} {len(study.trials)}")
-            self.latency_filter = LatencyFilter(predictor, space, constraints, rng)
+            self.latency_filter = LatencyFilter(predictor, space, constraints, seed)
+            left = [space.policy({name: trial.params[name] for name in space.parameters}) for trial in self._left]
+            self.latency_filter.taken |= {*left, *(record.policy for record in self.records.values())}
             for record in evaluator.run.history():
                 if record.measurement is not None and record.measurement.source == MEASURED:
                     self.latency_filter.observe(record)
@@ -148,6 +149,18 @@ class TrialLoop:
         if best is None or not self.constraints.within_budget(best) or best.number not in self._choices:
             return None
         return self._choices[best.number], best
+
+    def _remember_refusals(self) -> None:
+        """Take note of what trials of earlier sessions finished, and which were refused, in their order."""
+        refused = {t.number for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get(_REFUSED)}
+        for number, record in sorted(self.records.items()):
+            if record.choices is None:
+                continue
+            choices = self._refusals.allowed(dict(record.choices))
+            if record.state == "complete":
+                self._refusals.finished(choices)
+            elif number in refused:
+                self._refusals.refused(choices, record.error or "")
 
     def replace(self, record: TrialRecord) -> None:
         """Take a trial's record as it is after another measurement."""
@@ -288,6 +301,8 @@ class TrialLoop:
             trial.set_user_attr(_PROPOSED, choices)
             choices = allowed
         policy = self.space.policy(choices)
+        if self.latency_filter is not None:
+            self.latency_filter.taken.add(policy)
         if self._sampler is None or trial.user_attrs.get(_FIRST):
             return _Asked(trial, choices, policy)
         proposal = self._sampler.proposal(trial.number)

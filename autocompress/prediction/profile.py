@@ -190,7 +190,7 @@ def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> 
             "it with --table FILE; or search on this machine's own engine and build its front with 'autocompress "
             "build'."
         )
-    layout, path = graphs.layout, Path(config.table)
+    path = Path(config.table)
     table = LatencyTable.load(path)
     # The device is another one by intent; what it must be is the GPU that is built for.
     table.check(
@@ -203,16 +203,49 @@ def open_ahead(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> 
             f"Latency table {path} is of compute capability {gpu or 'unknown'}, engines are built for {targets}. "
             f"Name the table of that GPU, or use this one with --allow-foreign-table."
         )
-    own = table.of_network(layout.hash)
-    dtypes = [row.policy.dense_dtype for row in own.networks]
+    return _frozen(table, path, graphs, config, "'autocompress profile' on the GPU adds more.")
+
+
+def open_frozen(graphs: GraphBuilder, config: RunConfig, engine_version: str) -> RemoteDevicePredictor:
+    """Return what the latency table of this device says of a model, for a search that measures nothing.
+
+    `config.table` names a file, or ``"auto"``: the user's table of this device, else one that was shipped.
+
+    Raises:
+        ConfigError: There is no table, it is damaged, or knows too little of this model.
+        TableMismatchError: It is of another device, engine, version or thread count.
+        ExportError: The model's structure cannot be read off a graph.
+    """
+    layout, device = graphs.layout, device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
+    path: Path | None = Path(config.table)
+    if config.table == ANY_TABLE:
+        path = find_table(
+            config.engine, device, layout.hash, threads=config.threads, batch_size=config.batch_size,
+            engine_version=engine_version,
+        )  # fmt: skip
+    mend = f"'autocompress profile --engine {config.engine}' with the same task and space makes one."
+    if path is None:
+        raise ConfigError(f"A deterministic search is steered by a latency table, and none knows this model. {mend}")
+    table = LatencyTable.load(path)
+    table.check(
+        device, config.engine, engine_version, config.threads, config.batch_size,
+        allow_foreign=config.allow_foreign_table,
+    )  # fmt: skip
+    return _frozen(table, path, graphs, config, mend)
+
+
+def _frozen(
+    table: LatencyTable, path: Path, graphs: GraphBuilder, config: RunConfig, mend: str
+) -> RemoteDevicePredictor:
+    layout = graphs.layout
+    dtypes = [row.policy.dense_dtype for row in table.of_network(layout.hash).networks]
     dense_dtype = config.dense_dtype if config.dense_dtype != "best" or not dtypes else dtypes[-1]
     predictor = predictor_from(table, layout, dense_dtype)
     baseline_ms = table.baseline_ms(layout.hash)
     if not predictor.ready or baseline_ms is None:
         raise ConfigError(
             f"Latency table {path} knows {dtypes.count(dense_dtype)} forms of this model in {dense_dtype}, too few to "
-            f"predict the others; at least {LEAST_NETWORKS}, and the times of their layers, are needed. 'autocompress "
-            "profile' on the GPU adds more."
+            f"predict the others; at least {LEAST_NETWORKS}, and the times of their layers, are needed. {mend}"
         )
     return RemoteDevicePredictor(predictor, dense_dtype, baseline_ms)
 

@@ -1,4 +1,4 @@
-"""Latencies on a device that is not here, from its latency table: predicted, and labelled so."""
+"""Latencies from a latency table alone, of a device that is not here or is not asked: predicted, and labelled so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autocompress.runs.records import Measurement
 
 @dataclass(frozen=True)
 class RemoteDevicePredictor:
-    """What a table says of a device that is not here.
+    """What a table says of a device that is not here, or is not asked.
 
     Attributes:
         predictor: Of the model's compressed forms there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +56,7 @@ def limits(target: str) -> Constraints:
 
 def latency_filter(bench: Bench, known: Any = None, target: str = "0.5x", seed: int = 0, **parts: Any) -> LatencyFilter:
     space = bench.space(**(parts or RATIOS))
-    return LatencyFilter(known or Known(), space, limits(target), random.Random(seed))
+    return LatencyFilter(known or Known(), space, limits(target), seed)
 
 
 def ratio(made: LatencyFilter, choices: Mapping[str, Choice]) -> float:

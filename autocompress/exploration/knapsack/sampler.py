@@ -231,10 +231,10 @@ class KnapsackSampler(optuna.samplers.BaseSampler):
         """Return the positions of a trial's choices, -1 for what is switched off; None where it has none of ours."""
         params: Mapping[str, Any] = trial.params
         if not trial.state.is_finished():
-            # A worker has written few of its parameters, or none, when another one looks.
-            if trial.number in self._proposed:
-                return self._proposed[trial.number]
             params = {**trial.system_attrs.get("fixed_params", {}), **params}
+            # A worker has written few of its parameters, or none, when another one looks.
+            if trial.number in self._proposed and not params.keys() >= set(self._graph.names):
+                return self._proposed[trial.number]
         found = [
             index.get(params[name], -1) if name in params else -1
             for name, index in zip(self._graph.names, self._index, strict=True)

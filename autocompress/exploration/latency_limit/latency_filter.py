@@ -79,7 +79,7 @@ class LatencyFilter:
         predictor: Of this model on this engine; learns on. It may be empty.
         space: What may be chosen.
         constraints: Whose latency limit counts; without one, nothing is screened.
-        rng: Decides between moves that are equally good.
+        seed: Of what decides between moves that are equally good.
 
     Attributes:
         taken: Networks that have been measured or are about to be, which `fit` does not return.
@@ -90,11 +90,11 @@ class LatencyFilter:
     """
 
     def __init__(
-        self, predictor: LatencyPredictor, space: SearchSpace, constraints: Constraints, rng: random.Random
+        self, predictor: LatencyPredictor, space: SearchSpace, constraints: Constraints, seed: int = 0
     ) -> None:
         self.predictor = predictor
         self.space = space
-        self._rng = rng
+        self._seed, self._rng = seed, random.Random(seed)
         self.taken: set[CompressionPolicy] = set()
         self.blocks: Sequence[str] = ()
         self.best: tuple[Choices, TrialRecord] | None = None
@@ -110,6 +110,10 @@ class LatencyFilter:
         self._misses: deque[tuple[Measurement, float]] = deque(maxlen=_LAST)
         self._errors: deque[tuple[Measurement, float]] = deque(maxlen=_RECENT)
         self._left_out: tuple[int, float] = (-1, 1.0)
+
+    def reseed(self, number: int) -> None:
+        """Begin drawing for a trial."""
+        self._rng.seed(f"{self._seed} {number}")
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -343,6 +347,8 @@ class LatencyLimitedSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the choices of a trial."""
+        # What was drawn for earlier trials decides nothing: a run that was interrupted draws the same.
+        self._latency_filter.reseed(trial.number)
         found = self._screened(study, trial, search_space)
         self._proposal = trial.number, found
         return dict(found.choices)

@@ -102,7 +102,7 @@ def test_fitting_asks_for_a_bounded_number_of_predictions(bench: Bench) -> None:
 
 def test_a_learned_machine_is_fitted_as_well() -> None:
     predictor = made_up.predictor(made_up.measure(80, seed=0))
-    made = LatencyFilter(predictor, made_up.SPACE, limits("0.6x"), random.Random(0))
+    made = LatencyFilter(predictor, made_up.SPACE, limits("0.6x"), 0)
     assert made.can_filter
     rng = random.Random(3)
     fitted = [made.fit(random_choices(made_up.SPACE, rng)) for _ in range(12)]

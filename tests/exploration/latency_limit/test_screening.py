@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +83,7 @@ def test_a_limit_in_milliseconds_follows_the_baseline_of_the_last_measurements(b
         made.observe(measured(CompressionPolicy(pruning={"c0": (number + 1) / 10}), 0.4, base=23))
     assert made.limit == pytest.approx(0.25)
     assert latency_filter(bench, target="0.5x").limit == 0.5
-    assert LatencyFilter(Known(), bench.space(), Constraints.of(RunConfig(), BASELINE), random.Random()).limit is None  # type: ignore[arg-type]
+    assert LatencyFilter(Known(), bench.space(), Constraints.of(RunConfig(), BASELINE)).limit is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("off", "target_ratio"), [(1.04, 0.96), (0.97, 1.03), (1.5, 0.8)])
