@@ -143,11 +143,19 @@ class _FastMean:
     def mean(self, points: Points) -> Matrix:
         """Return the expected values ``(N,)`` less the learned ones' mean."""
         scaled = (points.smooth / self._lengths).astype(np.float32)
-        # In place, as a few thousand known points are a large array for every one that is asked for.
-        away = scaled @ self._scaled.T
+        found = np.array([self._one(row, int(group)) for row, group in zip(scaled, points.group_ids, strict=True)])
+        return np.asarray(found + [float(row @ self._slope) for row in points.linear])
+
+    def _one(self, scaled: Matrix, group: int) -> float:
+        """Return what the smooth, the rough and the own part say at one place.
+
+        One at a time: a product of matrices rounds a row otherwise beside other rows, so that what was asked for before
+        would decide a digit.
+        """
+        away = self._scaled @ scaled
         away *= -2
         away += self._norms
-        away += (scaled**2).sum(1)[:, None]
+        away += scaled @ scaled
         np.maximum(away, 0, out=away)
         near = np.exp(-0.5 * away)
         np.sqrt(away, out=away)
@@ -155,12 +163,9 @@ class _FastMean:
         fading = np.exp(-away)
         away += 1
         away *= fading
-        found = self._smooth * (near @ self._weights) + self._rough * (away @ self._weights)
-        for row, group in enumerate(points.group_ids):
-            own = self._of_group.get(int(group))
-            if own is not None:
-                found[row] += self._own * float(near[row, own] @ self._weights[own])
-        return np.asarray(found.astype(np.float64) + points.linear @ self._slope)
+        found = self._smooth * float(near @ self._weights) + self._rough * float(away @ self._weights)
+        own = self._of_group.get(group)
+        return found if own is None else found + self._own * float(near[own] @ self._weights[own])
 
 
 def _squares(left: Matrix, right: Matrix) -> Matrix:
