@@ -85,10 +85,11 @@ def search(
     observer = calls.followed(observer)
     with owned_folder(path, named=out is not None, observer=observer) as path:
         run = RunDirectory.create(path, resume=resume)
+        if not resume:
+            # Before anything else: a directory with something in it and no run file can be neither resumed nor taken.
+            run.write_config(resolved)
         with EngineWorker(log_file=run.path / "worker.log") as worker, calls.watched():
             with emptied_unless_begun(run, fresh=not resume):
-                if not resume:
-                    run.write_config(resolved)
                 observer.stage("Loading the task")
                 loaded = settings.loaded(task, resolved, calls)
                 for text in check_task(loaded, training=resolved.recovery.enabled):

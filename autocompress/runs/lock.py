@@ -94,8 +94,8 @@ def owned(folder: Path) -> Iterator[Owner | None]:
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file of a run directory says who owns it, not what was found."""
-    return path.name in (LOCK_NAME, OWNER_NAME)
+    """Whether a file of a run directory says who owns it, or was about to when its process died; not what was found."""
+    return path.name in (LOCK_NAME, OWNER_NAME) or path.name.startswith((f".{OWNER_NAME}.", ".config.yaml."))
 
 
 def _acquire(lock: FileLock, folder: Path) -> None:

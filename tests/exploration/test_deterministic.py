@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import autocompress
-from autocompress.compress import rewrite
 from autocompress.config import load_config
-from autocompress.engines import get_engine
 from autocompress.errors import ConfigError
-from autocompress.evaluation.profiler import random_choices
-from autocompress.graph.builder import GraphBuilder
-from autocompress.graph.layout import Unit
-from autocompress.measurement.fingerprint import device_fingerprint
-from autocompress.model.inventory import take_inventory
-from autocompress.prediction.table import LatencyTable
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import PREDICTED, TrialRecord
-from autocompress.space.search_space import SearchSpace, load_space
 from autocompress.tasks import Task
+from benchmarks.faults.steering_table import DTYPE, ENGINE, write_table
 from tests.exploration import tiny
-from tests.prediction.tables import layer_row, network_row
 
 pytest.importorskip("onnxruntime")
-ENGINE, BASELINE_MS, TRIALS = "onnxruntime", 0.4, 10
+TRIALS = 10
 OPTIONS: dict[str, Any] = {
-    "engine": ENGINE, "dense_dtype": "fp32", "target_latency": "0.6x", "n_trials": TRIALS, "deterministic": True,
+    "engine": ENGINE, "dense_dtype": DTYPE, "target_latency": "0.6x", "n_trials": TRIALS, "deterministic": True,
     "stop_early": False, "recovery": {"epochs": 0.5, "candidates": 2, "batch_size": 32},
 }  # fmt: skip
-
-
-def time_of(unit: Unit) -> float:
-    return 2e-3 + unit.macs * (1e-9 if unit.int8 else 2e-9)
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +31,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="module")
 def table(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `profile` would leave on a machine whose kernels take exactly what `time_of` says."""
-    base = rewrite(task.model())
-    inventory = take_inventory(base, task.example_inputs(2))
-    layout = GraphBuilder(base, task.example_inputs(1), inventory, ENGINE).layout
-    space = SearchSpace(load_space("default"), inventory, "fp32", int8=True, sparse=False)
-    path = tmp_path_factory.mktemp("tables") / "onnxruntime.csv"
-    made = LatencyTable(device_fingerprint(gpu=False), ENGINE, get_engine(ENGINE).version())
-    made.save(path)
-    whole = sum(time_of(unit) for unit in layout.units(space.policy({})))
-    rng = random.Random(0)
-    for _ in range(40):
-        policy = space.policy(random_choices(space, rng))
-        units = layout.units(policy)
-        ratio = sum(map(time_of, units)) / whole
-        rows = [
-            layer_row(
-                network=layout.hash, name="wide", layer=u.layer, op=u.kind, in_channels=u.in_channels, ranks=u.ranks,
-                out_channels=u.out_channels, dtype="int8" if u.int8 else "fp32", macs=u.macs, policy=policy.hash,
-                time_ms=time_of(u) / whole * BASELINE_MS, baseline_ms=BASELINE_MS, dense_dtype="fp32",
-            )
-            for u in units
-        ]  # fmt: skip
-        own = {"ratio": ratio, "ratio_low": 0.99 * ratio, "ratio_high": 1.01 * ratio, "baseline_ms": BASELINE_MS}
-        made.append(
-            *rows, network_row(network=layout.hash, name="wide", policy=policy, latency_ms=ratio * BASELINE_MS, **own)
-        )
-    return path
+    return write_table(task, tmp_path_factory.mktemp("tables") / "onnxruntime.csv")
 
 
 class Interrupting(Observer):

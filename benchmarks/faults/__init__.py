@@ -1,0 +1,1 @@
+"""What goes wrong on purpose, and what becomes of a run then."""
