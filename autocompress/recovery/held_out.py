@@ -83,8 +83,10 @@ class HeldOut:
         self.sample_seconds = spent / samples
         try:
             return self._task.metric(torch.cat(outputs), torch.cat(targets))
-        except NotANumberError:  # of this state: it is no better than any other
-            return -math.inf
+        except NotANumberError:
+            if self.before is None:
+                raise
+            return -math.inf  # training has spoiled this state
         except TaskError:
             raise
         except AutoCompressError:  # there is nothing to measure by

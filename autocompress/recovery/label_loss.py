@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from autocompress.errors import TaskError
 from autocompress.tasks.base import Task
 from autocompress.tasks.divergence import ClassScores
 
@@ -47,7 +48,10 @@ class LabelLoss:
                 self._scale = self._measured(targets, reference().float())
         except Exception as error:  # noqa: BLE001 - the user's loss, on the user's labels
             self.used = False
-            self._on_message(f"Labels are not learned from: the task's loss raised {type(error).__name__}: {error}")
+            # The guard of a user's task has named the loss already.
+            own = isinstance(error, TaskError)
+            said = str(error) if own else f"the task's loss raised {type(error).__name__}: {error}"
+            self._on_message(f"Labels are not learned from: {said}")
             return None
         return self._scale * loss
 

@@ -58,7 +58,11 @@ def search(method: str, fault: str, stage: str, run: Path) -> dict[str, object]:
         "--n-trials", "3", "--timeout", "60s", "--out", str(run), "--set", "recovery.epochs=2", "--json",
     ]  # fmt: skip
     begun = time.monotonic()
-    environment = {**os.environ, "AUTOCOMPRESS_FAULT": f"{method}:{fault}:{stage}", "COLUMNS": "200"}
+    environment = {
+        **os.environ, "AUTOCOMPRESS_FAULT": f"{method}:{fault}:{stage}", "COLUMNS": "200",
+        # What an earlier search measured of the same task would hide what fails in this one.
+        "AUTOCOMPRESS_CACHE": str(run.with_suffix(".cache")),
+    }  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
         code, said = str(done.returncode), done.stderr
