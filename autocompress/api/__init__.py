@@ -19,15 +19,17 @@ from autocompress.api.methods import quantize as quantize
 from autocompress.api.run import Run, open_run
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import example_inputs, resolve
-from autocompress.deploy.summary import summarize
+from autocompress.deploy.summary import found_so_far, summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
+from autocompress.errors import ConfigError, EngineError, MissingDependencyError, UnavailableError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
+from autocompress.runs.deadline import Deadline
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import Measurement
 
@@ -77,7 +79,10 @@ def search(
     resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
     settings.check(resolved)
     run = RunDirectory.create(path, resume=resume)
-    with EngineWorker(log_file=run.path / "worker.log") as worker:
+    limits = RequestLimits(
+        Deadline.after(resolved.working_seconds, started), build_s=resolved.build_seconds, learns=True
+    )  # fmt: skip
+    with EngineWorker(log_file=run.path / "worker.log", limits=limits) as worker:
         with _not_begun(run, fresh=not resume):
             if not resume:
                 run.write_config(resolved)
@@ -92,6 +97,8 @@ def search(
         try:
             best = session.execute()
             summary = summarize(session, best)
+        except EngineError as error:
+            raise type(error)(f"{error} {found_so_far(run)}") from error
         finally:
             session.evaluator.close()
     run.write("summary.json", summary)

@@ -16,6 +16,7 @@ from autocompress.exploration.pareto import finished_records
 from autocompress.exploration.selection import offer
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.occasions import combined
+from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric, metric_name
 from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
 
@@ -50,10 +51,12 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)
-    with evaluator.ledger.charge("test"):
-        dense_accuracy = evaluator.test_accuracy(evaluator.baseline_file)
-        accuracy = evaluator.test_accuracy(file)
-    measured = best.measurement if evaluator.device_absent else _measured_again(session, file, best)
+    # Nothing comes after this that time would have to be left for.
+    with session.worker.limits.until(session.verified_by, share=1.0):
+        with evaluator.ledger.charge("test"):
+            dense_accuracy = evaluator.test_accuracy(evaluator.baseline_file)
+            accuracy = evaluator.test_accuracy(file)
+        measured = best.measurement if evaluator.device_absent else _measured_again(session, file, best)
     assert measured is not None
     drop = dense_accuracy - accuracy
     limits = limits_of(session.constraints, measured.baseline_ms)
@@ -116,6 +119,22 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     }
 
 
+def found_so_far(run: RunDirectory) -> str:
+    """Return what a run that ends in an error has found, and how it goes on, in sentences."""
+    done = sum(record.state == "complete" for record in run.records().values())
+    stored = run.best / "record.json"
+    if not done or not stored.exists():
+        return f"No trial had finished. What there is, is in {run.path}."
+    best = TrialRecord.from_dict(run.read("best/record.json"))
+    name = "the uncompressed model" if best.stage == "baseline" else f"trial {best.number}"
+    ratio = "" if best.measurement is None else f", {best.measurement.ratio:.3g}x the latency"
+    score = "" if best.accuracy is None else f", {best.accuracy:.4g} on validation data"
+    return (
+        f"Found so far: {done} trials; the best, {name}{ratio}{score}, is in {run.best}, not verified. "
+        f"autocompress search --resume --out {run.path} goes on from there."
+    )
+
+
 def interval_of(measured: Measurement) -> dict[str, Any]:
     """Return how sure a result's ratio is, as ``summary.json`` says it; what it means is `Measurement`'s to say."""
     return {
@@ -130,7 +149,8 @@ def interval_of(measured: Measurement) -> dict[str, Any]:
 def _measured_again(session: SearchSession, file: EngineFile, best: TrialRecord) -> Measurement:
     """Check the best file in a fresh process and measure it on further occasions; all of them count."""
     evaluator, run = session.evaluator, session.run
-    with evaluator.ledger.charge("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
+    log, limits = run.path / "verify.log", session.worker.limits
+    with evaluator.ledger.charge("measure"), EngineWorker(log_file=log, limits=limits) as fresh:
         check_outputs(fresh, file, run.best / REFERENCE_NAME)
         inputs = read_reference(run.best / REFERENCE_NAME)[0]
         found = fresh.measure([evaluator.baseline_file, file], inputs, evaluator.timing())[1]

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
-import tempfile
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +41,7 @@ from autocompress.prediction.table import LatencyTable, table_path
 from autocompress.prediction.table_rows import LayerRow, NetworkRow
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import Measurement
+from autocompress.runs.scratch import ScratchFolder
 from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks.base import Task
@@ -116,8 +114,7 @@ class Profiler:
             self._base, self._example, self.inventory, self._graphs, config=config, capabilities=self._capabilities
         )
         self.name = name or task.name
-        self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
-        self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        self._folder = ScratchFolder("profile")
         self._files = 0
         self._baselines: deque[float] = deque(maxlen=_RECENT)
         # What a profiler's times add up to over the latency without it.
@@ -145,7 +142,7 @@ class Profiler:
 
     def close(self) -> None:
         """Remove temporary files."""
-        self._clean()
+        self._folder.close()
 
     def run(self, seconds: float, networks: int | None = None) -> Profile:
         """Measure until `seconds` have passed since this object was made, or `networks` are in the table.
@@ -249,7 +246,7 @@ class Profiler:
     def _write(self, policy: CompressionPolicy) -> EngineFile:
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
-        return self._networks.write(policy, self._scratch / f"network-{self._files % 2}.onnx")
+        return self._networks.write(policy, self._folder.path / f"network-{self._files % 2}.onnx")
 
     def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:
         """Return the dense dtype in which the uncompressed model is fastest, and its file."""
