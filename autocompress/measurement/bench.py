@@ -25,7 +25,7 @@ import numpy as np
 
 from autocompress.engines import EngineFile, engine_class
 from autocompress.engines.base import Array
-from autocompress.errors import WorkerLostError
+from autocompress.errors import ConfigError, WorkerLostError
 from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.measure import Taken, measure_timers
 from autocompress.measurement.noise import Watch, siblings
@@ -377,8 +377,14 @@ def _keep(path: Path, taken: Sequence[Sequence[Taken]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new.npz")
     arrays = {f"samples_ms_{i}": np.concatenate([one.samples for one in pieces]) for i, pieces in enumerate(taken)}
-    np.savez(fresh, **arrays)  # type: ignore[arg-type]
-    fresh.replace(path)
+    try:
+        np.savez(fresh, **arrays)  # type: ignore[arg-type]
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space; --resume goes on from here."
+        ) from error
 
 
 def _allowed() -> list[int]:

@@ -324,7 +324,8 @@ class Timing:
 def _explained(operation: str, error: Exception) -> tuple[str, str]:
     """Return the class and the message of what a runtime, or numpy, raised."""
     said = traceback.format_exception_only(error)[-1].strip()
-    if isinstance(error, OSError) and error.errno in _FULL:
+    # Of an array that did not fit numpy says "n requested and m written", and no number.
+    if isinstance(error, OSError) and (error.errno in _FULL or (error.errno is None and "written" in said)):
         # Of no candidate in particular: the next one would find the disk as full.
         return ConfigError.__name__, f"{operation} could not write: {said}. Free some space, or set TMPDIR."
     if isinstance(error, MemoryError):

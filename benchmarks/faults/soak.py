@@ -1,6 +1,6 @@
 """A long search of a tiny network: does anything of the process grow? Memory, descriptors, files, time to propose.
 
-    python benchmarks/faults/soak.py --trials 2000 [--seconds 900] [--engine openvino] [--name soak]
+    python -m benchmarks.faults.soak --trials 2000 [--seconds 900] [--engine openvino] [--name soak]
 
 Every trial is a real one: compressed, exported, built, checked, timed in the measuring process. Only the timing is cut
 short, as what is looked at is the searching process. Writes ``benchmarks/faults/results/NAME.json`` with the number of
@@ -36,6 +36,7 @@ from autocompress.runs.records import TrialRecord
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
+LIBC = ctypes.CDLL(None)
 # Trials before this one warm caches of torch, Optuna and the allocator.
 WARM = 20
 EVERY = 20
@@ -72,6 +73,26 @@ def task(width: int = 64, depth: int = 4) -> ClassificationTask:
 def size(path: Path) -> int:
     """Return the bytes of a file, or 0."""
     return path.stat().st_size if path.exists() else 0
+
+
+class Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`, of which are read: bytes in use, bytes that are free, bytes mapped one by one."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        )
+    )
 
 
 class EnoughError(Exception):
@@ -127,8 +148,12 @@ class Meter(Observer):
         if self.trace:
             # What the allocator holds without use, and what is held.
             gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
+            LIBC.malloc_trim(0)
             self.rows[-1]["rss_trimmed_mib"] = round(self.process.memory_info().rss / MIB, 1)
+            LIBC.mallinfo2.restype = Heap
+            heap = LIBC.mallinfo2()
+            used = {"used": heap.uordblks, "free": heap.fordblks, "mapped": heap.hblkhd}
+            self.rows[-1] |= {f"heap_{name}_mib": round(size / MIB, 1) for name, size in used.items()}
         self.proposals.clear()
         print(self.rows[-1], flush=True)
 
@@ -199,7 +224,7 @@ def main() -> None:
     except EnoughError:
         print(f"The time was up after {meter.done} trials.")
     document = {
-        "command": f"python benchmarks/faults/soak.py --trials {words.trials}",
+        "command": f"python -m benchmarks.faults.soak --trials {words.trials}",
         "engine": words.engine, "sampler": words.sampler, "trials": meter.done,
         "artifacts": sum(1 for _ in (scratch / "run" / "artifacts").iterdir()),
         "per_1000_trials": {

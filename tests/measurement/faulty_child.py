@@ -1,6 +1,6 @@
 """The worker's child with one more engine, which fails in the way that the ONNX file's name says.
 
-It fails in any other request, too: `FAULT` in the environment is ``OPERATION HOW TIMES FILE``, and FILE counts.
+It fails in any other request, too: `FAULT` in the environment names a file of ``OPERATION HOW TIMES``.
 """
 
 from __future__ import annotations
@@ -130,13 +130,11 @@ class FaultyChild(child.Child):
     answers = 1
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        operation, how, times, file = os.environ.get("FAULT", "- - 0 -").split(" ", 3)
-        if request["operation"] != operation:
+        fault = Path(os.environ.get("FAULT", "/nowhere"))
+        operation, how, times = fault.read_text().split() if fault.exists() else ("none", "", "0")
+        if request["operation"] != operation or times == "0":
             return super().answer(request)
-        with Path(file).open("ab") as count:
-            count.write(b".")
-        if Path(file).stat().st_size > int(times):
-            return super().answer(request)
+        fault.write_text(f"{operation} {how} {int(times) - 1}")
         return self.fail(how, request)
 
     def fail(self, how: str, request: Mapping[str, Any]) -> dict[str, Any]:

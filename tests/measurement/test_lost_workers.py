@@ -43,7 +43,7 @@ UNREAD = ("timer_open", "timer_settle", "timer_close")
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineWorker]:
     monkeypatch.setitem(ENGINES, "faulty", FaultyEngine)
-    monkeypatch.delenv("FAULT", raising=False)
+    monkeypatch.setenv("FAULT", str(tmp_path / "fault"))
     with EngineWorker(command=COMMAND, log_file=tmp_path / "worker.log", time_limit_s=30) as worker:
         yield worker
 
@@ -66,14 +66,9 @@ def request_of(worker: EngineWorker, tmp_path: Path) -> Callable[[str], object]:
 
 
 @pytest.fixture
-def fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str, int], None]:
-    """Have the next children fail in an operation, so many times together."""
-
-    def fail(operation: str, how: str, times: int) -> None:
-        (tmp_path / "count").unlink(missing_ok=True)
-        monkeypatch.setenv("FAULT", f"{operation} {how} {times} {tmp_path / 'count'}")
-
-    return fail
+def fail(tmp_path: Path) -> Callable[[str, str, int], object]:
+    """Have children fail in an operation, so many times together."""
+    return lambda operation, how, times: (tmp_path / "fault").write_text(f"{operation} {how} {times}")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +80,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str,
     ],
 )  # fmt: skip
 def test_what_is_lost_once_is_answered_by_the_next_process(
-    request_of: Callable[[str], object], fail: Callable[[str, str, int], None], operation: str, how: str
+    request_of: Callable[[str], object], fail: Callable[[str, str, int], object], operation: str, how: str
 ) -> None:
     fail(operation, how, 1)
     assert request_of(operation) is not None
@@ -100,20 +95,19 @@ def test_what_is_lost_once_is_answered_by_the_next_process(
     ],
 )  # fmt: skip
 def test_what_is_lost_twice_is_an_error_that_names_the_end(
-    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], None],
+    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], object],
     operation: str, how: str,
 ) -> None:  # fmt: skip
     fail(operation, how, 1000)
     with pytest.raises(WorkerLostError, match=rf"^Tried twice \(the first time the worker process .*{SAID[how]}"):
         request_of(operation)
-    fail("none", how, 0)
-    worker._drop()
+    fail(operation, how, 0)
     assert request_of(operation) is not None
 
 
 @pytest.mark.parametrize("operation", ["describe", "infer", "timer_time"])
 def test_a_hang_lives_within_what_is_left(
-    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], None], operation: str
+    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], object], operation: str
 ) -> None:
     fail(operation, "hang", 1000)
     worker.limits.deadline, begun = Deadline.after(8), time.monotonic()
@@ -131,23 +125,22 @@ def test_nothing_is_begun_when_no_time_is_left(worker: EngineWorker, request_of:
 
 
 def test_the_second_hang_fails_a_candidate(
-    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], None], tmp_path: Path
+    worker: EngineWorker, request_of: Callable[[str], object], fail: Callable[[str, str, int], object], tmp_path: Path
 ) -> None:
     worker.time_limit_s = 3
     fail("build", "hang", 1)
     request_of("build")
     fail("infer", "hang", 1000)
-    worker._drop()
     with pytest.raises(WorkerLostError, match=r"^Running .* timed out"):
         request_of("infer")
-    assert (tmp_path / "count").read_bytes() == b"."
+    assert (tmp_path / "fault").read_text() == "infer hang 999"
     worker.limits.new_candidate()
     fail("infer", "hang", 1)
     request_of("infer")
 
 
 def test_a_full_disk_is_no_candidate_s_fault(
-    request_of: Callable[[str], object], fail: Callable[[str, str, int], None]
+    request_of: Callable[[str], object], fail: Callable[[str, str, int], object]
 ) -> None:
     fail("infer", "full", 1000)
     with pytest.raises(ConfigError, match=r"infer could not write: OSError.*Free some space"):
@@ -155,7 +148,7 @@ def test_a_full_disk_is_no_candidate_s_fault(
 
 
 def test_what_a_killed_build_leaves_is_removed(
-    request_of: Callable[[str], object], fail: Callable[[str, str, int], None], tmp_path: Path
+    request_of: Callable[[str], object], fail: Callable[[str, str, int], object], tmp_path: Path
 ) -> None:
     (tmp_path / ".build-abcd1234").mkdir()
     fail("build", "SIGKILL", 1)

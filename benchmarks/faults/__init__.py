@@ -1,0 +1,1 @@
+"""What goes wrong on machines, provoked: each fault with what it costs."""
