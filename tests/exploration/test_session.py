@@ -125,7 +125,7 @@ def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypat
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(module, "timestamp", lambda: now[0])
     session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
     session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
     best = record(1, 0.9, 5.0)
