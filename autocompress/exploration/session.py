@@ -427,6 +427,8 @@ class SearchSession:
             self._improve(record)
         self._another_occasion()
         write_front(self.run)
+        # Candidates' weights and graphs come and go among what stays: without this the process grows by the holes.
+        environment.release_memory()
         self.observer.trial(record)
 
     def _another_occasion(self) -> None:
