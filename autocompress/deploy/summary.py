@@ -129,8 +129,9 @@ def found_so_far(run: RunDirectory) -> str:
     name = "the uncompressed model" if best.stage == "baseline" else f"trial {best.number}"
     ratio = "" if best.measurement is None else f", {best.measurement.ratio:.3g}x the latency"
     score = "" if best.accuracy is None else f", {best.accuracy:.4g} on validation data"
+    trials = "1 trial" if done == 1 else f"{done} trials"
     return (
-        f"Found so far: {done} trials; the best, {name}{ratio}{score}, is in {run.best}, not verified. "
+        f"Found so far: {trials}; the best, {name}{ratio}{score}, is in {run.best}, not verified. "
         f"autocompress search --resume --out {run.path} goes on from there."
     )
 

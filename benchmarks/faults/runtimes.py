@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import resource
 import shutil
 import sys
@@ -70,8 +71,8 @@ def row(part: str, fault: str, request: str, stage: str, times: str, **values: A
 
 def told(error: BaseException) -> str:
     """Return the beginning of an error, without the folders of this machine."""
-    text = f"{type(error).__name__}: {error}".replace(tempfile.gettempdir(), "TMP").replace("\n", " ")
-    return text[:_SAID]
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}/[\w-]+", "TMP", f"{type(error).__name__}: {error}")
+    return text.replace("\n", " ")[:_SAID]
 
 
 # -- requests -----------------------------------------------------------------------------------------------------
