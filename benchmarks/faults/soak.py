@@ -227,7 +227,7 @@ def main() -> None:
     except EnoughError:
         print(f"The time was up after {meter.done} trials.")
     document = {
-        "command": f"python -m benchmarks.faults.soak --trials {words.trials}",
+        "command": f"python -m benchmarks.faults.soak --trials {words.trials} --seconds {words.seconds:g}",
         "engine": words.engine, "sampler": words.sampler, "trials": meter.done,
         "artifacts": sum(1 for _ in (scratch / "run" / "artifacts").iterdir()),
         # What is cached by shape, and what the predictor may hold, fills up in the first hundreds of trials.
