@@ -114,7 +114,8 @@ class Profiler:
             self._base, self._example, self.inventory, self._graphs, config=config, capabilities=self._capabilities
         )
         self.name = name or task.name
-        self._folder = ScratchFolder("profile")
+        self._temporary = ScratchFolder("profile")
+        self._scratch = self._temporary.path
         self._files = 0
         self._baselines: deque[float] = deque(maxlen=_RECENT)
         # What a profiler's times add up to over the latency without it.
@@ -142,7 +143,7 @@ class Profiler:
 
     def close(self) -> None:
         """Remove temporary files."""
-        self._folder.close()
+        self._temporary.close()
 
     def run(self, seconds: float, networks: int | None = None) -> Profile:
         """Measure until `seconds` have passed since this object was made, or `networks` are in the table.
@@ -246,7 +247,7 @@ class Profiler:
     def _write(self, policy: CompressionPolicy) -> EngineFile:
         # Two names in turn: the engine of the last one may still be open.
         self._files += 1
-        return self._networks.write(policy, self._folder.path / f"network-{self._files % 2}.onnx")
+        return self._networks.write(policy, self._scratch / f"network-{self._files % 2}.onnx")
 
     def _fastest(self, dtypes: Sequence[str]) -> tuple[str, EngineFile]:
         """Return the dense dtype in which the uncompressed model is fastest, and its file."""
