@@ -111,11 +111,12 @@ class RunConfig(_Section):
     """One search run.
 
     Limits are kept as written (``"5ms"``, ``"0.5x"``, ``"1pp"``); the `latency_limit`, `drop_limit`, `size_limit` and
-    `timeout_seconds` properties give them parsed. `importance` stands in for the search space's own. Trials begin with
-    `first_candidates`, what a good engineer tries, and end when nothing more can be won (`stop_early`). A latency limit
-    is judged in the least favourable state of the machine that is measured, beside a busy processor, unless
-    `latency_state` is ``"quiet"``. A `deterministic` search is steered by a latency table of this device alone, never
-    by a clock: the same seed gives the same networks, also after interruptions; its latencies are predictions.
+    `timeout_seconds` properties give them parsed, as `build_seconds` gives `build_timeout`, the most that one engine
+    may take to build. `importance` stands in for the search space's own. Trials begin with `first_candidates`, what a
+    good engineer tries, and end when nothing more can be won (`stop_early`). A latency limit is judged in the least
+    favourable state of the machine that is measured, beside a busy processor, unless `latency_state` is ``"quiet"``. A
+    `deterministic` search is steered by a latency table of this device alone, never by a clock: the same seed gives the
+    same networks, also after interruptions; its latencies are predictions.
     """
 
     task: TaskConfig = TaskConfig()
@@ -131,6 +132,7 @@ class RunConfig(_Section):
     max_size: str | None = None
     n_trials: int = Field(default=100, ge=1)
     timeout: str | None = None
+    build_timeout: str | None = None
     sampler: str = "knapsack"
     first_candidates: bool = True
     stop_early: bool = True
@@ -150,7 +152,7 @@ class RunConfig(_Section):
             raise ValueError(f"unknown sampler {value!r}.{nearest(value, SAMPLERS)}")
         return value
 
-    @field_validator("target_latency", "max_drop", "max_size", "timeout", mode="before")
+    @field_validator("target_latency", "max_drop", "max_size", "timeout", "build_timeout", mode="before")
     @classmethod
     def _number_without_unit(cls, value: Any) -> Any:
         # YAML reads `timeout: 90` as a number; as text, the parser below names the units to choose from.
@@ -175,6 +177,11 @@ class RunConfig(_Section):
     def timeout_seconds(self) -> float | None:
         """Wall time for the whole run, recovery included."""
         return None if self.timeout is None else quantities.parse_duration(self.timeout)
+
+    @property
+    def build_seconds(self) -> float | None:
+        """The longest that one engine may take to build; None finds it from the network's size and what is left."""
+        return None if self.build_timeout is None else quantities.parse_duration(self.build_timeout, "build_timeout")
 
     @property
     def occasions(self) -> int:
@@ -232,7 +239,9 @@ def load_config(
     except ValidationError as error:
         raise ConfigError(_explain(error, source)) from error
     # Parsing here makes every bad limit an error before anything is loaded.
-    _ = (config.latency_limit, config.drop_limit, config.size_limit, config.timeout_seconds)
+    _ = (
+        config.latency_limit, config.drop_limit, config.size_limit, config.timeout_seconds, config.build_seconds,
+    )  # fmt: skip
     if config.deterministic and config.timeout is not None:
         raise ConfigError(
             f"deterministic and timeout = {config.timeout!r} exclude each other: a clock ends a search elsewhere every "

@@ -12,6 +12,7 @@
     ├── EngineError                   5
     │   ├── ExportError                   PyTorch to ONNX
     │   ├── BuildError                    ONNX to engine, or the runtime crashed, hung or ran out of memory
+    │   │   └── WorkerLostError               the process that builds and measures died or hung
     │   └── CompressionError              a policy that cannot be applied to the model
     ├── VerificationError             6   two forms of the same model disagree
     └── MismatchError                 7
@@ -28,6 +29,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+
+# How a `WorkerLostError` ended that was given up when its time was.
+HUNG = "hung"
 
 
 class Stopped(KeyboardInterrupt):
@@ -108,6 +112,25 @@ class ExportError(EngineError):
 
 class BuildError(EngineError):
     """The runtime refused the graph, crashed, hung, or ran out of memory."""
+
+
+class WorkerLostError(BuildError):
+    """The process that builds, runs and measures died, hung, or answered nonsense.
+
+    Attributes:
+        ending: What became of it, after "the worker process".
+        again: Whether the same request may well succeed in a new process.
+    """
+
+    def __init__(self, message: str, *, ending: str = "was lost", again: bool = False) -> None:
+        super().__init__(message)
+        self.ending, self.again = ending, again
+
+    def after(self, first: WorkerLostError) -> WorkerLostError:
+        """Return this error as that of a second attempt, which is the last."""
+        return WorkerLostError(
+            f"Tried twice (the first time the worker process {first.ending}): {self}", ending=self.ending
+        )
 
 
 class CompressionError(EngineError):

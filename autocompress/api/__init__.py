@@ -19,15 +19,17 @@ from autocompress.api.run import Run, open_run
 from autocompress.api.run_folder import emptied_unless_begun, owned_folder
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import example_inputs, resolve
-from autocompress.deploy.summary import summarize
+from autocompress.deploy.summary import found_so_far, summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
+from autocompress.errors import ConfigError, EngineError, MissingDependencyError, UnavailableError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
+from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
+from autocompress.runs.deadline import Deadline
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import Measurement
 
@@ -80,6 +82,9 @@ def search(
     observer = observer or Observer()
     resolved, path = settings.resolve(task, config, out, resume=resume, sets=sets, options=options)
     settings.check(resolved)
+    limits = RequestLimits(
+        Deadline.after(resolved.working_seconds, started), build_s=resolved.build_seconds, learns=True
+    )  # fmt: skip
     calls = UserCalls(on_message=observer.warn)
     calls.limit(started, resolved.timeout_seconds)
     observer = calls.followed(observer)
@@ -88,7 +93,7 @@ def search(
         if not resume:
             # Before anything else: a directory with something in it and no run file can be neither resumed nor taken.
             run.write_config(resolved)
-        with EngineWorker(log_file=run.path / "worker.log") as worker, calls.watched():
+        with EngineWorker(log_file=run.path / "worker.log", limits=limits) as worker, calls.watched():
             with emptied_unless_begun(run, fresh=not resume):
                 observer.stage("Loading the task")
                 loaded = settings.loaded(task, resolved, calls)
@@ -101,6 +106,8 @@ def search(
             observer.opened(run.path)
             try:
                 summary = summarize(session, best_of(session))
+            except EngineError as error:
+                raise type(error)(f"{error} {found_so_far(run)}") from error
             finally:
                 session.evaluator.close()
         run.write("summary.json", summary)

@@ -12,7 +12,12 @@ from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.files import check_new
 from autocompress.measurement.client import EngineWorker
+from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.protocol import Protocol
+from autocompress.runs.deadline import Deadline
+
+# What measuring teacher and student may take beyond --timeout before it is given up.
+_OVERTIME_S = 60.0
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,7 +172,8 @@ def distill(
         student = load_student(student, resolved.task, classes, None if weights is None else str(weights))
     elif weights is not None:
         raise ConfigError("weights are for a student known by name; load them into the model that you pass.")
-    with EngineWorker() as worker:
+    by = Deadline.after(resolved.timeout_seconds).keeping(-_OVERTIME_S)
+    with EngineWorker(limits=RequestLimits(by, share=1.0, build_s=resolved.build_seconds)) as worker:
         return distill_recipe.distill(
             loaded, student, resolved, worker, epochs=resolved.recovery.whole_epochs if epochs is None else epochs,
             to=folder, protocol=protocol, stage=observer.stage, progress=observer.progress,

@@ -17,6 +17,7 @@ from autocompress.exploration.pareto import finished_records
 from autocompress.exploration.selection import offer
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.occasions import combined
+from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric, metric_name
 from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
 
@@ -53,10 +54,12 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best)
-    with evaluator.ledger.charge("test"):
-        dense_accuracy, accuracy = _tested(session, file)
     known = evaluator.forecast is not None or session.interrupted is not None
-    measured = best.measurement if known else _measured_again(session, file, best)
+    # Nothing comes after this that time would have to be left for.
+    with session.worker.limits.until(session.verified_by, share=1.0):
+        with evaluator.ledger.charge("test"):
+            dense_accuracy, accuracy = _tested(session, file)
+        measured = best.measurement if known else _measured_again(session, file, best)
     assert measured is not None
     # Without test data the validation data it was chosen on tell.
     drop = session.constraints.drop(best) if dense_accuracy is None or accuracy is None else dense_accuracy - accuracy
@@ -140,6 +143,23 @@ def _tested(session: SearchSession, file: EngineFile) -> tuple[float | None, flo
     return dense, best
 
 
+def found_so_far(run: RunDirectory) -> str:
+    """Return what a run that ends in an error has found, and how it goes on, in sentences."""
+    done = sum(record.state == "complete" for record in run.records().values())
+    stored = run.best / "record.json"
+    if not done or not stored.exists():
+        return f"No trial had finished. What there is, is in {run.path}."
+    best = TrialRecord.from_dict(run.read("best/record.json"))
+    name = "the uncompressed model" if best.stage == "baseline" else f"trial {best.number}"
+    ratio = "" if best.measurement is None else f", {best.measurement.ratio:.3g}x the latency"
+    score = "" if best.accuracy is None else f", {best.accuracy:.4g} on validation data"
+    trials = "1 trial" if done == 1 else f"{done} trials"
+    return (
+        f"Found so far: {trials}; the best, {name}{ratio}{score}, is in {run.best}, not verified. "
+        f"autocompress search --resume --out {run.path} goes on from there."
+    )
+
+
 def interval_of(measured: Measurement) -> dict[str, Any]:
     """Return how sure a result's ratio is, as ``summary.json`` says it; what it means is `Measurement`'s to say."""
     return {
@@ -154,7 +174,8 @@ def interval_of(measured: Measurement) -> dict[str, Any]:
 def _measured_again(session: SearchSession, file: EngineFile, best: TrialRecord) -> Measurement:
     """Check the best file in a fresh process and measure it on further occasions; all of them count."""
     evaluator, run = session.evaluator, session.run
-    with evaluator.ledger.charge("measure"), EngineWorker(log_file=run.path / "verify.log") as fresh:
+    log, limits = run.path / "verify.log", session.worker.limits
+    with evaluator.ledger.charge("measure"), EngineWorker(log_file=log, limits=limits) as fresh:
         check_outputs(fresh, file, run.best / REFERENCE_NAME)
         inputs = read_reference(run.best / REFERENCE_NAME)[0]
         found = fresh.measure([evaluator.baseline_file, file], inputs, evaluator.timing())[1]

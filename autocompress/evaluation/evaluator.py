@@ -418,6 +418,7 @@ class CandidateEvaluator:
     def measure_again(self, record: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
         """Return a finished record with further occasions; its artefact says so too."""
         assert record.artifact is not None
+        self.worker.limits.new_candidate()
         folder, ledger = self.run.path / record.artifact, TimeLedger()
         file = read_artifact(folder)
         try:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
-import tempfile
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +41,7 @@ from autocompress.prediction.table import LatencyTable, table_path
 from autocompress.prediction.table_rows import LayerRow, NetworkRow
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import Measurement
+from autocompress.runs.scratch import ScratchFolder
 from autocompress.space.parameter import Parameter
 from autocompress.space.search_space import Choice, SearchSpace, bind, configured_space
 from autocompress.tasks.base import Task
@@ -116,8 +114,8 @@ class Profiler:
             self._base, self._example, self.inventory, self._graphs, config=config, capabilities=self._capabilities
         )
         self.name = name or task.name
-        self._scratch = Path(tempfile.mkdtemp(prefix="autocompress-profile-"))
-        self._clean = weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        self._temporary = ScratchFolder("profile")
+        self._scratch = self._temporary.path
         self._files = 0
         self._baselines: deque[float] = deque(maxlen=_RECENT)
         # What a profiler's times add up to over the latency without it.
@@ -145,7 +143,7 @@ class Profiler:
 
     def close(self) -> None:
         """Remove temporary files."""
-        self._clean()
+        self._temporary.close()
 
     def run(self, seconds: float, networks: int | None = None) -> Profile:
         """Measure until `seconds` have passed since this object was made, or `networks` are in the table.

@@ -14,7 +14,7 @@ from autocompress.compress.quantization import quantization_mode
 from autocompress.config import RunConfig
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.engines.options import engine_options
-from autocompress.errors import BuildError, VerificationError
+from autocompress.errors import HUNG, BuildError, VerificationError, WorkerLostError
 from autocompress.evaluation.agreement import check_outputs_match, relative_error
 from autocompress.evaluation.background import BackgroundTask
 from autocompress.files import write_bytes, write_json
@@ -67,10 +67,13 @@ class VerifiedBuilder:
             VerificationError: Two forms of the model disagree beyond `TOLERANCES`.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        self._worker.limits.new_candidate()
         try:
             return self._build(model, policy, folder, ledger, background)
-        except (BuildError, VerificationError):
-            if not self._graphs.edits:
+        except (BuildError, VerificationError) as error:
+            # What has hung twice has had its time.
+            hung = isinstance(error, WorkerLostError) and error.ending == HUNG
+            if not self._graphs.edits or hung:
                 raise
             background.join()
             # Was it the candidate, or the editing of its graph? An export tells.

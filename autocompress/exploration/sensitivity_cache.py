@@ -46,7 +46,8 @@ class SensitivityCache:
         """Return what earlier passes measured; a line cut short by a crash is left out."""
         found: dict[str, dict[Choice, float]] = {}
         try:
-            lines = self.path.read_text().splitlines()
+            # Bytes that are no text make their own line wrong, not the others.
+            lines = self.path.read_text(errors="replace").splitlines()
         except OSError:
             return found
         for line in lines:

@@ -16,7 +16,7 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
 from autocompress.engines import engine_class
 from autocompress.engines.artifact import read_artifact
-from autocompress.errors import ConfigError, EngineError, ExportError
+from autocompress.errors import ConfigError, EngineError, ExportError, WorkerLostError
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.choice_path import Choices
 from autocompress.exploration.constraints import counting
@@ -38,9 +38,11 @@ from autocompress.prediction.predictor import LatencyPredictor
 from autocompress.prediction.profile import open_ahead, open_frozen, open_predictor
 from autocompress.prediction.staircase import drop_dominated_choices
 from autocompress.recovery.distillation import taught_by
+from autocompress.runs.deadline import Deadline, timestamp
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
+from autocompress.runs.scratch import sweep_run
 from autocompress.space import rank_choices
 from autocompress.space.search_space import SearchSpace, bind, configured_space
 from autocompress.tasks import Task
@@ -54,6 +56,8 @@ _LAST_SHARE = 0.12
 _LEAST_TRIALS = 8
 # How often a choice is made anew because what was chosen turned out to be slower than its trial had measured.
 _CONFIRMATIONS = 4
+# Seconds that the end may take beyond --timeout before it is given up, at least.
+_OVERTIME_S = 10.0
 # Seconds between two occasions of the best network, at least: of two seconds each they take 3 % of the time.
 _APART_S = 60.0
 # Half-width of the interval of a file against its copy from which the machine is called busy.
@@ -87,6 +91,7 @@ class SearchSession:
 
     def __post_init__(self) -> None:
         seed_everything(self.config.seed)
+        sweep_run(self.run.path)
         space = configured_space(self.config)
         if self.task.tokens is not None:
             self.task.tokens.write(self.run.path)
@@ -113,6 +118,18 @@ class SearchSession:
         seconds = self.config.working_seconds
         return None if seconds is None else self.started + seconds
 
+    @property
+    def verified_by(self) -> Deadline:
+        """When test data and verification must have ended.
+
+        They have what was kept back for them even after a search that overran, and once more of it, as nobody
+        wants to lose a night's result for some seconds.
+        """
+        if self.config.timeout_seconds is None:
+            return Deadline()
+        reserve = max(_OVERTIME_S, self.plan.reserve if self.plan is not None else 0.0)
+        return max(Deadline.after(self.config.timeout_seconds, self.started), Deadline.after(0)).keeping(-reserve)
+
     def execute(self) -> TrialRecord:
         """Run every stage; return the best record, the baseline's where nothing is better."""
         self.run.write(
@@ -128,6 +145,7 @@ class SearchSession:
         self._say_of_baseline(baseline)
         self.constraints = Constraints.of(self.config, baseline)
         self.plan = self._plan(baseline)
+        self.worker.limits.deadline = Deadline(math.inf if self.deadline is None else self.deadline)
         self.observer.warn(self.plan.describe())
         with self.evaluator.ledger.charge("profile"):
             # Found once, by running the uncompressed model.
@@ -402,8 +420,10 @@ class SearchSession:
             for record in fresh:
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     return choose()
-                again = self.evaluator.measure_again(record)
-                self._confirmed.add(again.number)
+                self._confirmed.add(record.number)
+                again = self._measured_again(record)
+                if again is None:
+                    continue
                 self.run.append(again)
                 self.loop.replace(again)
                 if self._best is record:
@@ -422,7 +442,13 @@ class SearchSession:
         try:
             return self.evaluator.open_baseline(self.observer.warn)
         except EngineError as error:
-            raise type(error)(f"The uncompressed model cannot be measured on {self.config.engine}: {error}") from error
+            told = f"The uncompressed model cannot be measured on {self.config.engine}: {error}"
+            if isinstance(error, WorkerLostError):
+                told += (
+                    f" `autocompress doctor` tests {self.config.engine} by itself; try another --engine, fewer "
+                    "--threads, a smaller --batch-size, or another --set dense_dtype."
+                )
+            raise type(error)(told) from error
 
     def _identity(self, space: SearchSpace) -> dict[str, Any]:
         config = self.config
@@ -443,6 +469,8 @@ class SearchSession:
             self._improve(record)
         self._another_occasion()
         write_front(self.run)
+        # Candidates' weights and graphs come and go among what stays: without this the process grows by the holes.
+        environment.release_memory()
         self.observer.trial(record)
 
     def _another_occasion(self) -> None:
@@ -451,14 +479,24 @@ class SearchSession:
         if best is None or best.stage == "baseline" or best.measurement is None or self.evaluator.forecast is not None:
             return
         occasions = best.measurement.occasions
-        if not occasions or time.time() - occasions[-1].at < _APART_S:
+        if not occasions or timestamp() - occasions[-1].at < _APART_S:
             return
-        again = self.evaluator.measure_again(best, Protocol.again(1))
+        again = self._measured_again(best, Protocol.again(1))
+        if again is None:
+            return
         self.run.append(again)
         if again.stage == "proxy":
             self.loop.replace(again)
         self._best = None
         self._improve(again)
+
+    def _measured_again(self, record: TrialRecord, protocol: Protocol | None = None) -> TrialRecord | None:
+        """Return a record with further occasions; None where its engine is lost now, which costs only those."""
+        try:
+            return self.evaluator.measure_again(record, protocol) if protocol else self.evaluator.measure_again(record)
+        except EngineError as error:
+            self.observer.warn(f"Trial {record.number} could not be measured again; its trial's figures stand: {error}")
+            return None
 
     def _resumed_best(self, baseline: TrialRecord) -> TrialRecord | None:
         """Return the best record of an earlier session, and make sure that ``best/`` holds it.

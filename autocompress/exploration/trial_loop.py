@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 
-from autocompress.errors import AutoCompressError, ConfigError, TaskError, UnavailableError
+from autocompress.errors import AutoCompressError, ConfigError, EngineError, TaskError, UnavailableError
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.early_rejection import cannot_win
 from autocompress.exploration.initial_policies import seed_choices
@@ -409,7 +409,12 @@ class TrialLoop:
         best = max((r.accuracy or 0.0 for r in inside), default=0.0)
         if not self.constraints.undecided(measured) or (record.accuracy or 0.0) < best - self.constraints.tie:
             return record
-        return self.evaluator.measure_again(record, Protocol.again(_FURTHER))
+        try:
+            return self.evaluator.measure_again(record, Protocol.again(_FURTHER))
+        except EngineError as error:
+            # The trial is finished: what is lost are further occasions.
+            self._on_message(f"Trial {record.number} could not be measured further: {error}")
+            return record
 
     def _looks(self, number: int) -> bool:
         """Whether a first sight of a trial's network may decide that it is not built."""

@@ -11,39 +11,47 @@ import base64
 import os
 import random
 import re
+import select
 import subprocess
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from autocompress.engines import EngineFile, engine_class
 from autocompress.engines.base import Array
-from autocompress.errors import BuildError
+from autocompress.errors import ConfigError, WorkerLostError
+from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.measure import Taken, measure_timers
 from autocompress.measurement.noise import Watch, siblings
 from autocompress.measurement.occasions import Spread, combined, figures, half_width
-from autocompress.measurement.process import end, environment, python_command
+from autocompress.measurement.process import end, environment, python_command, wait_for
 from autocompress.measurement.protocol import Protocol
 from autocompress.measurement.statistics import mad
 from autocompress.measurement.timers import Slice, Timer
+from autocompress.runs.deadline import timestamp
 from autocompress.runs.records import Measurement, Occasion
+from autocompress.runs.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from autocompress.measurement.client import EngineWorker
 
+_Answer = TypeVar("_Answer")
 # A process that stays between measurements is replaced after this many: where its memory lies is no property of a file.
 _RENEWED_EVERY = 8
 # Files that are timed in turns, the baseline included; of more, each has the baseline beside it in a group of its own.
 _SIDE_BY_SIDE = 4
 # What a load needs to be felt.
 _FELT_S = 0.02
+# A load answers within milliseconds of its start, which takes seconds on a busy machine.
+_LOAD_ANSWERS_S = 30.0
+# Another occasion is begun where so many times the longest so far are left.
+_ROOM = 1.5
 
 
 class RemoteTimer(Timer):
@@ -68,7 +76,7 @@ class RemoteTimer(Timer):
 
     def warm_up(self, protocol: Protocol) -> bool:
         """Run untimed until the median settles."""
-        return bool(self._ask("warm_up", protocol=protocol.to_dict()))
+        return self._ask("warm_up", read=bool, protocol=protocol.to_dict())
 
     def settle(self, *, switched: bool = True) -> None:
         """Run untimed."""
@@ -76,9 +84,7 @@ class RemoteTimer(Timer):
 
     def time(self, seconds: float, least: int) -> Slice:
         """Time calls."""
-        found = self._ask("time", seconds=seconds, least=least)
-        samples = np.frombuffer(base64.b64decode(found["samples"]), dtype=np.float32)
-        return Slice(samples, found["value"], found["seconds"])
+        return self._ask("time", read=_slice, seconds=seconds, least=least)
 
     def joined(self, pieces: Sequence[Slice]) -> float:
         """Return the median of all calls."""
@@ -86,17 +92,17 @@ class RemoteTimer(Timer):
 
     def used(self) -> tuple[float, int]:
         """Return the process's processor time in s, and how often it lost its processor, but for our requests."""
-        seconds, switches = self._ask("used")
+        seconds, switches = self._ask("used", read=lambda used: (float(used[0]), int(used[1])))
         return seconds, switches - self._requests
 
     def close(self) -> None:
         """Let the process use all processors again."""
         self._ask("close")
 
-    def _ask(self, operation: str, **arguments: Any) -> Any:
+    def _ask(self, operation: str, read: Callable[[Any], _Answer] = lambda answer: answer, **arguments: Any) -> _Answer:
         # Its answer wakes us, often on its own processor.
         self._requests += 1
-        return self._worker.timer(self._file, operation, **arguments)
+        return self._worker.timer(self._file, operation, read=read, **arguments)
 
 
 class Bench:
@@ -104,10 +110,13 @@ class Bench:
 
     Args:
         another: Starts a worker for one file.
+        limits: Say how long it may take; fewer occasions where not all fit.
     """
 
-    def __init__(self, another: Callable[[], EngineWorker]) -> None:
-        self._another = another
+    def __init__(self, another: Callable[[], EngineWorker], limits: RequestLimits | None = None) -> None:
+        self._another, self._limits = another, limits or RequestLimits()
+        # The first loss of a process in this measurement: the occasion is taken anew, once.
+        self._lost: WorkerLostError | None = None
         self._workers: list[EngineWorker] = []
         self._measured = 0
         # Of its own: what a search draws does not depend on how it was measured.
@@ -127,12 +136,16 @@ class Bench:
     ) -> list[Measurement]:
         """Measure files on as many occasions as the protocol asks for, and more while the ratio is not known well.
 
+        Where a process is lost, the occasion is taken anew in new ones, once. Where time is short, the occasions are
+        fewer, and the interval is as wide as that makes it.
+
         Args:
             files: The baseline first.
             inputs: A ``.npy`` of samples ``(n, ...)``.
             protocol: How long, how often.
             keep_samples: A ``.npz`` that gets the quiet samples in ms, ``samples_ms_0`` for the first file and so on.
         """
+        self._lost = None
         try:
             made, taken = self._side_by_side(files[:_SIDE_BY_SIDE], inputs, protocol)
             for start in range(_SIDE_BY_SIDE, len(files), _SIDE_BY_SIDE - 1):
@@ -154,9 +167,12 @@ class Bench:
         spread = Spread(protocol.deviation, protocol.freedom, protocol.crossed) if protocol.freedom else None
         taken: list[list[Taken]] = [[] for _ in files]
         occasions: list[list[Occasion]] = [[] for _ in files]
+        longest = 0.0
         while True:
+            begun = time.monotonic()
             quiet, beside = self._occasion(files, inputs, protocol)
-            at = time.time()
+            longest = max(longest, time.monotonic() - begun)
+            at = timestamp()
             for index in range(len(files)):
                 states = dict(figures(quiet[0], quiet[index], loaded=False, usual_ms=protocol.usual_ms))
                 if beside:
@@ -169,7 +185,8 @@ class Bench:
             ]
             count = len(occasions[0])
             wide = any(half_width(found) > protocol.precision for found in made[1:])
-            if count >= protocol.occasions and (not wide or count >= protocol.max_occasions):
+            enough = count >= protocol.occasions and (not wide or count >= protocol.max_occasions)
+            if enough or self._limits.deadline.left() < _ROOM * longest:
                 return made, taken
 
     def _occasion(
@@ -177,8 +194,18 @@ class Bench:
     ) -> tuple[list[Taken], list[Taken]]:
         once = protocol.occasion()
         gpu = engine_class(files[0].engine).uses_gpu
-        workers = self._ready(1 if gpu else len(files), restart=protocol.restart)
-        found = _in_one(workers[0], files, inputs, once) if gpu else self._alone(workers, files, inputs, once)
+        try:
+            workers = self._ready(1 if gpu else len(files), restart=protocol.restart)
+            # A single request is asked again by the worker itself.
+            found = _in_one(workers[0], files, inputs, once) if gpu else self._alone(workers, files, inputs, once)
+        except WorkerLostError as error:
+            if self._lost is not None:
+                raise error.after(self._lost) from None
+            if gpu or not error.again:
+                raise
+            self._lost = error
+            self.close()
+            return self._occasion(files, inputs, protocol)
         if protocol.restart:
             self._end()
         return found
@@ -231,15 +258,20 @@ class Bench:
             self._load.close()
             self._load = None
         if self._load is None:
-            self._load = _Load(beside)
+            self._load = _Load(beside, self._limits)
         return self._load.working()
 
 
 class _Load:
-    """A process that keeps a processor busy when told."""
+    """A process that keeps a processor busy when told.
 
-    def __init__(self, cpu: int) -> None:
-        self._cpu = cpu
+    Args:
+        cpu: The processor.
+        limits: Say how long its answer may take.
+    """
+
+    def __init__(self, cpu: int, limits: RequestLimits) -> None:
+        self._cpu, self._limits = cpu, limits
         self._process = subprocess.Popen(
             [*python_command("autocompress.measurement.load"), str(cpu)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(), bufsize=0,
@@ -263,20 +295,35 @@ class _Load:
 
     def _tell(self, letter: bytes) -> None:
         put, get = self._process.stdin, self._process.stdout
+        ended, answered = "has ended", False
         try:
-            answered = put is not None and get is not None and put.write(letter) == 1 and get.read(1) == letter
+            if put is not None and get is not None:
+                put.write(letter)
+                wait_for(get.fileno(), select.POLLIN, self._limits.deadline.within(_LOAD_ANSWERS_S).end)
+                answered = get.read(1) == letter
+        except TimeoutError:
+            ended = "does not answer"
         except OSError:
-            answered = False
+            pass
         if not answered:
-            raise BuildError("The process that keeps a processor busy beside what is timed has ended. Try again.")
+            raise WorkerLostError(
+                f"The process that keeps a processor busy beside what is timed {ended}. Try again.",
+                ending=ended, again=True,
+            )  # fmt: skip
+
+
+def _slice(found: Any) -> Slice:
+    """Read a slice of timing from an answer."""
+    samples = np.frombuffer(base64.b64decode(found["samples"]), dtype=np.float32)
+    return Slice(samples, float(found["value"]), float(found["seconds"]))
 
 
 def _in_one(
     worker: EngineWorker, files: Sequence[EngineFile], inputs: Path, protocol: Protocol
 ) -> tuple[list[Taken], list[Taken]]:
     """Take an occasion with all files in one process: two processes on one GPU take turns by slices of its own."""
-    with tempfile.TemporaryDirectory(prefix="autocompress-samples-") as folder:
-        kept = Path(folder) / "samples.npz"
+    with ScratchFolder("samples") as folder:
+        kept = folder / "samples.npz"
         measured = worker.measure(files, inputs, protocol, kept)
         with np.load(kept, allow_pickle=False) as samples:
             # Without the rounds, the ratio of all of them is the occasion's.
@@ -330,8 +377,14 @@ def _keep(path: Path, taken: Sequence[Sequence[Taken]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new.npz")
     arrays = {f"samples_ms_{i}": np.concatenate([one.samples for one in pieces]) for i, pieces in enumerate(taken)}
-    np.savez(fresh, **arrays)  # type: ignore[arg-type]
-    fresh.replace(path)
+    try:
+        np.savez(fresh, **arrays)  # type: ignore[arg-type]
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space; --resume goes on from here."
+        ) from error
 
 
 def _allowed() -> list[int]:

@@ -7,6 +7,7 @@ it and 1 becomes stderr, which the client sends to a log. It ends when stdin clo
 from __future__ import annotations
 
 import base64
+import errno
 import faulthandler
 import json
 import os
@@ -56,6 +57,8 @@ _GRACE_S = 10.0
 _CAN_PIN = sys.platform == "linux"
 # When memory runs out the kernel is to end this process and not the search (0 is neutral, 1000 the first to go).
 _OOM_SCORE = "500"
+# What a full disk, a quota and a limit of file sizes say.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # Of an opened engine: its engine's name, file, options, stamps of the file, number of the instance.
@@ -93,9 +96,11 @@ class Child:
         except AutoCompressError as error:
             return {"id": request["id"], "error": type(error).__name__, "message": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises costs one request, never the child.
-            traceback.print_exc()
-            message = f"{request['operation']} failed: {traceback.format_exception_only(error)[-1].strip()}"
-            return {"id": request["id"], "error": BuildError.__name__, "message": message}
+            # A disk that is full takes no traceback either.
+            with suppress(OSError):
+                traceback.print_exc()
+            name, message = _explained(request["operation"], error)
+            return {"id": request["id"], "error": name, "message": message}
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -314,6 +319,18 @@ class Timing:
         """Unpin."""
         self._timer = None
         self._stack.close()
+
+
+def _explained(operation: str, error: Exception) -> tuple[str, str]:
+    """Return the class and the message of what a runtime, or numpy, raised."""
+    said = traceback.format_exception_only(error)[-1].strip()
+    # Of an array that did not fit numpy says "n requested and m written", and no number.
+    if isinstance(error, OSError) and (error.errno in _FULL or (error.errno is None and "written" in said)):
+        # Of no candidate in particular: the next one would find the disk as full.
+        return ConfigError.__name__, f"{operation} could not write: {said}. Free some space, or set TMPDIR."
+    if isinstance(error, MemoryError):
+        said = f"out of memory ({said}). Free some, or choose a smaller --batch-size"
+    return BuildError.__name__, f"{operation} failed: {said}"
 
 
 def _file(data: Mapping[str, Any]) -> EngineFile:

@@ -1,21 +1,20 @@
 """The client of the worker: builds, runs and measures engines in a child process with a deadline.
 
-A crash, a hang or an out-of-memory kill in a runtime becomes a `BuildError` here, and the next request gets a new
-child. Requests and answers are JSON lines over pipes; arrays go through ``.npy`` files that the child maps.
+Requests and answers are JSON lines over pipes; arrays go through ``.npy`` files that the child maps. What is lost with
+a child, by a crash, a hang, an out-of-memory kill or an answer that is none, is asked once more of a new one; lost
+again, it is a `WorkerLostError`. How long an answer may take is `measurement.limits`'s to say.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import threading
 import time
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -23,18 +22,48 @@ from autocompress import errors
 from autocompress.engines import EngineFile, EngineOptions
 from autocompress.engines.base import Array
 from autocompress.engines.kernel_attribution import KernelTime
-from autocompress.errors import AutoCompressError, BuildError, ConfigError
+from autocompress.errors import HUNG, AutoCompressError, BuildError, ConfigError, WorkerLostError
 from autocompress.measurement import overrun
+from autocompress.measurement.array_file import ArrayFile
 from autocompress.measurement.bench import Bench
+from autocompress.measurement.limits import RequestLimits
 from autocompress.measurement.process import ChildProcess, ending, python_command
 from autocompress.measurement.protocol import LATENCY, Protocol
 from autocompress.runs.records import Measurement
+from autocompress.runs.scratch import ScratchFolder
 
+_Answer = TypeVar("_Answer")
 _LOG_LINES = 6
 _LOG_BYTES = 16_384
 # Lines of faulthandler's report that show our own stack, or lists of modules.
 _STACK = ("  File ", "Current thread ", "Thread 0x", "Extension modules:")
 _LINE_CHARACTERS = 300
+# What of an answer's content can be wrong.
+_WRONG = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a child is asked.
+
+    Attributes:
+        what: The beginning of a sentence about its failure.
+        operation, arguments: As the child names them.
+        engine: That it is for.
+        size: How much of it there is: samples, files.
+        usual_s: The caller's limit; None for the worker's.
+        repeatable: Whether a new child could answer it, too: one of a series could not.
+        output: What is built.
+    """
+
+    what: str
+    operation: str
+    arguments: Mapping[str, Any]
+    engine: str
+    size: float = 1.0
+    usual_s: float | None = None
+    repeatable: bool = True
+    output: Path | None = None
 
 
 class EngineWorker:
@@ -44,26 +73,30 @@ class EngineWorker:
     this object and with this process. Requests of several threads are answered one after the other.
 
     `log_file` takes what the child and the runtimes print; without one it is dropped at `close`. `time_limit_s` is for
-    one request and includes starting the child. `command` replaces the child's command line; the temporary
-    folder is added as its last argument.
+    one request and includes starting the child; `limits` may make it shorter. `command` replaces the child's command
+    line; the temporary folder is added as its last argument.
 
     Every request raises:
-        BuildError: The runtime refused the graph, crashed, was killed, or ran out of time (`overrun` says doing what).
+        WorkerLostError: The runtime crashed, was killed, or ran out of time (`overrun` says doing what), and did so
+            again in a new child where that was worth trying.
+        BuildError: The runtime refused the graph, or no time is left for the request.
         AutoCompressError: Whatever the child raised, as the same class with the same message.
     """
 
     def __init__(
-        self, *, log_file: Path | None = None, time_limit_s: float = 300.0, command: Sequence[str] | None = None
-    ) -> None:
+        self, *, log_file: Path | None = None, time_limit_s: float = 300.0, command: Sequence[str] | None = None,
+        limits: RequestLimits | None = None,
+    ) -> None:  # fmt: skip
         self.time_limit_s = time_limit_s
+        self.limits = limits or RequestLimits()
         self._command = tuple(command or python_command("autocompress.measurement.child"))
-        self._folder = Path(tempfile.mkdtemp(prefix="autocompress-worker-"))
+        self._scratch = ScratchFolder("worker")
+        self._folder = self._scratch.path
         self._log = log_file or self._folder / "worker.log"
         self._child: ChildProcess | None = None
         self._lock = threading.Lock()
         self._bench: Bench | None = None
         self._requests = 0
-        self._clean = weakref.finalize(self, _remove, self._folder, os.getpid())
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +111,7 @@ class EngineWorker:
         if self._bench is not None:
             self._bench.close()
         self._drop()
-        self._clean()
+        self._scratch.close()
 
     def start(self) -> None:
         """Start the child now, without waiting for it; else the first request does."""
@@ -96,22 +129,23 @@ class EngineWorker:
         `settings` are the engine's own (`EngineOptions.settings`): they may name a device that is not here, and then
         ``runs_here`` is False.
         """
-        result: dict[str, Any] = self._ask(
-            f"Loading the engine {engine!r}", "describe", engine=engine, settings=dict(settings or {})
-        )
-        return result
+        arguments = {"engine": engine, "settings": dict(settings or {})}
+        return self._ask(_Request(f"Loading the engine {engine!r}", "describe", arguments, engine), _description)
 
     def build(self, engine: str, onnx: Path, options: EngineOptions, output: Path) -> EngineFile:
         """Build an engine file from an ONNX file, as `Engine.build`."""
-        path = self._ask(
-            f"Building {onnx} with {engine}",
-            "build",
-            engine=engine,
-            onnx=_absolute(onnx),
-            options=options.to_dict(),
-            output=_absolute(output),
-        )
-        return EngineFile(engine, output.with_name(Path(path).name), options)
+
+        def built(path: Any) -> EngineFile:
+            file = output.with_name(Path(path).name)
+            if not file.exists():
+                raise ValueError(f"{file} is not there")
+            return EngineFile(engine, file, options)
+
+        arguments = {
+            "engine": engine, "onnx": _absolute(onnx), "options": options.to_dict(), "output": _absolute(output),
+        }  # fmt: skip
+        what = f"Building {onnx} with {engine}"
+        return self._ask(_Request(what, "build", arguments, engine, output=output), built)
 
     def infer(
         self, file: EngineFile, inputs: Array | Path, threads: int | None = None, *, time_limit_s: float | None = None
@@ -122,19 +156,13 @@ class EngineWorker:
         thread count run side by side on `threads` processors, all allowed ones by default. The last batch is padded.
         """
         output = self._folder / "outputs.npy"
-        with _Shared(inputs, self._folder) as shared:
-            self._ask(
-                f"Running {file.path}",
-                "infer",
-                time_limit_s,
-                file=_described(file),
-                inputs=shared,
-                output=str(output),
-                cpus=threads,
+        shared = ArrayFile(inputs, self._folder)
+        with shared as path:
+            arguments = {"file": _described(file), "inputs": path, "output": str(output), "cpus": threads}
+            request = _Request(
+                f"Running {file.path}", "infer", arguments, file.engine, size=len(shared), usual_s=time_limit_s
             )
-        outputs: Array = np.load(output, allow_pickle=False)
-        output.unlink()
-        return outputs
+            return self._ask(request, lambda _: _taken(output, len(shared)))
 
     def measure(
         self,
@@ -163,26 +191,26 @@ class EngineWorker:
             raise ConfigError(f"Engine files to compare must be of one thread count, {said}.")
         protocol = protocol or Protocol.standard()
         if protocol.occasions and protocol.mode == LATENCY:
-            with _Shared(inputs, self._folder) as shared:
-                bench = self._bench = self._bench or Bench(self._another)
+            with ArrayFile(inputs, self._folder) as shared:
+                bench = self._bench = self._bench or Bench(self._another, self.limits)
                 return bench.measure(files, Path(shared), protocol, keep_samples)
         fresh = None
         if keep_samples is not None:
             keep_samples.parent.mkdir(parents=True, exist_ok=True)
             fresh = keep_samples.with_name(f".{keep_samples.name}.new.npz")
-        with _Shared(inputs, self._folder) as shared:
-            results = self._ask(
-                f"Measuring {', '.join(str(file.path) for file in files)}",
-                "measure",
-                time_limit_s,
-                files=[_described(file) for file in files],
-                inputs=shared,
-                protocol=protocol.to_dict(),
-                keep_samples=None if fresh is None else _absolute(fresh),
-            )
+        with ArrayFile(inputs, self._folder) as shared:
+            arguments = {
+                "files": [_described(file) for file in files], "inputs": shared, "protocol": protocol.to_dict(),
+                "keep_samples": None if fresh is None else _absolute(fresh),
+            }  # fmt: skip
+            what = f"Measuring {', '.join(str(file.path) for file in files)}"
+            request = _Request(
+                what, "measure", arguments, files[0].engine, size=len(files), usual_s=time_limit_s
+            )  # fmt: skip
+            measured = self._ask(request, lambda results: _measurements(results, len(files)))
         if fresh is not None and keep_samples is not None:
             fresh.replace(keep_samples)
-        return [Measurement.from_dict(result) for result in results]
+        return measured
 
     def profile(
         self, file: EngineFile, inputs: Array | Path, *, seconds: float = 0.3, time_limit_s: float | None = None
@@ -192,56 +220,119 @@ class EngineWorker:
         Raises:
             UnavailableError: This runtime does not tell.
         """
-        with _Shared(inputs, self._folder) as shared:
-            found = self._ask(
-                f"Profiling {file.path}", "profile", time_limit_s, file=_described(file), inputs=shared, seconds=seconds
-            )
-        return [KernelTime.from_dict(kernel) for kernel in found]
+        with ArrayFile(inputs, self._folder) as shared:
+            arguments = {"file": _described(file), "inputs": shared, "seconds": seconds}
+            request = _Request(f"Profiling {file.path}", "profile", arguments, file.engine, usual_s=time_limit_s)
+            return self._ask(request, lambda kernels: [KernelTime.from_dict(kernel) for kernel in kernels])
 
-    def timer(self, file: EngineFile, operation: str, **arguments: Any) -> Any:
-        """Ask the child for one of a timer's operations on a file, as `measurement.bench` does."""
+    def timer(
+        self, file: EngineFile, operation: str, *, read: Callable[[Any], _Answer] = lambda answer: answer,
+        **arguments: Any,
+    ) -> _Answer:  # fmt: skip
+        """Ask the child for one of a timer's operations on a file, as `measurement.bench` does.
+
+        A new child knows nothing of the operations before: what is lost here the caller begins anew.
+        """
         if operation == "open":
             arguments["file"] = _described(file)
-        return self._ask(f"Measuring {file.path}", f"timer_{operation}", None, **arguments)
+        request = _Request(
+            f"Measuring {file.path}", f"timer_{operation}", arguments, file.engine, repeatable=False
+        )  # fmt: skip
+        return self._ask(request, read)
 
     def _another(self) -> EngineWorker:
-        """Return a worker of the same kind, with the same log."""
+        """Return a worker of the same kind, with the same log and the same limits."""
         log = None if self._log.parent == self._folder else self._log
-        return EngineWorker(log_file=log, time_limit_s=self.time_limit_s, command=self._command)
+        return EngineWorker(
+            log_file=log, time_limit_s=self.time_limit_s, command=self._command, limits=self.limits
+        )  # fmt: skip
 
     # -- the child ----------------------------------------------------------------------------------------------
 
-    def _ask(self, what: str, operation: str, time_limit_s: float | None = None, /, **arguments: Any) -> Any:
-        limit = self.time_limit_s if time_limit_s is None else time_limit_s
+    def _ask(self, request: _Request, read: Callable[[Any], _Answer]) -> _Answer:
+        """Return what `read` makes of the answer; ask a second child where the first one was lost."""
         with self._lock:
-            deadline = time.monotonic() + limit
-            child = self._living_child()
-            mark, used_s = self._log.stat().st_size, overrun.processor_seconds(child.pid)
-            self._requests += 1
-            request = {"id": self._requests, "time_limit_s": limit, "operation": operation, "arguments": arguments}
             try:
-                answer = child.ask(request, deadline)
-            except TimeoutError:
+                return self._attempt(request, read)
+            except WorkerLostError as first:
+                if not (request.repeatable and first.again):
+                    raise
                 try:
-                    doing = overrun.describe(child.pid, self._log, used_s)
-                finally:
-                    self._drop()
-                where = "" if self._log.parent == self._folder else f" See the end of {self._log}."
-                raise BuildError(f"{what} timed out after {limit:g} s.{doing}{where}") from None
-            except (EOFError, OSError, ValueError):
-                status = child.status()
-                self._drop()
-                raise BuildError(f"{what}: the worker process {ending(status)}.{self._tail(mark)}") from None
-            except BaseException:
-                # Interrupted between request and answer: the next request must not read this one's answer.
-                self._drop()
-                raise
+                    return self._attempt(request, read)
+                except WorkerLostError as second:
+                    raise second.after(first) from None
+
+    def _attempt(self, request: _Request, read: Callable[[Any], _Answer]) -> _Answer:
+        usual = self.time_limit_s if request.usual_s is None else request.usual_s
+        onnx = request.arguments.get("onnx")
+        limit = self.limits.seconds(
+            request.operation, request.engine, request.size, usual, None if onnx is None else Path(onnx)
+        )
+        if limit <= 0:
+            raise BuildError(f"{request.what} was not begun: no time is left of --timeout.")
+        begun = time.monotonic()
+        child = self._living_child()
+        mark, used_s = self._log.stat().st_size, overrun.processor_seconds(child.pid)
+        self._requests += 1
+        message = {
+            "id": self._requests, "time_limit_s": limit, "operation": request.operation,
+            "arguments": request.arguments,
+        }  # fmt: skip
+        try:
+            answer = child.ask(message, begun + limit)
+            if "error" not in answer:
+                result = read(answer["result"])
+        except TimeoutError:
+            raise self._hung(request, child, limit, used_s) from None
+        except (EOFError, BrokenPipeError, ConnectionError):
+            status = child.status()
+            self._lose(request)
+            raise self._lost(request, ending(status), self._tail(mark)) from None
+        except _WRONG as error:
+            # What it says next is not to be believed either.
+            self._lose(request)
+            told = str(error) if isinstance(error, ValueError) and str(error).startswith("answered") else None
+            told = told or f"answered what cannot be read ({type(error).__name__}: {error})"
+            raise self._lost(request, told, self._tail(mark)) from None
+        except BaseException:
+            # Interrupted between request and answer: the next request must not read this one's answer.
+            self._lose(request)
+            raise
         if "error" in answer:
-            raise _error_class(answer["error"])(answer["message"])
-        return answer["result"]
+            raise _error_class(str(answer["error"]))(str(answer["message"]))
+        self.limits.answered(request.operation, request.engine, request.size, time.monotonic() - begun)
+        return result
+
+    def _lost(self, request: _Request, ended: str, tail: str) -> WorkerLostError:
+        return WorkerLostError(
+            f"{request.what}: the worker process {ended}.{tail}", ending=ended, again=not self.limits.deadline.passed()
+        )
+
+    def _hung(
+        self, request: _Request, child: ChildProcess, limit: float, used_before_s: float | None
+    ) -> WorkerLostError:
+        """Kill a child whose time is up, and return the error that says what it was doing."""
+        used_s = overrun.processor_seconds(child.pid)
+        used = None if used_s is None or used_before_s is None else used_s - used_before_s
+        try:
+            doing = overrun.describe(child.pid, self._log, used_before_s)
+        finally:
+            self._lose(request)
+        where = "" if self._log.parent == self._folder else f" See the end of {self._log}."
+        return WorkerLostError(
+            f"{request.what} timed out after {round(limit, 1):g} s.{doing}{where}", ending=HUNG,
+            again=self.limits.again_after_hang(limit, used),
+        )  # fmt: skip
+
+    def _lose(self, request: _Request) -> None:
+        """End the child, and remove what it leaves of a build."""
+        self._drop()
+        if request.output is not None:
+            for left in request.output.parent.glob(".build-*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _living_child(self) -> ChildProcess:
-        if not self._clean.alive:
+        if not self._scratch.alive:
             raise ConfigError("This EngineWorker is closed; make another.")
         if self._child is None or not self._child.usable():
             self._drop()
@@ -265,38 +356,27 @@ class EngineWorker:
         return " Its last words:\n  " + "\n  ".join(kept[-_LOG_LINES:]) if kept else " It said nothing."
 
 
-class _Shared:
-    """An array as a ``.npy`` file for the child: the user's own, or a temporary one."""
-
-    def __init__(self, inputs: Array | Path, folder: Path) -> None:
-        self._inputs, self._folder = inputs, folder
-        self._made: Path | None = None
-
-    def __enter__(self) -> str:
-        if isinstance(self._inputs, Path):
-            return _absolute(self._inputs)
-        handle, name = tempfile.mkstemp(dir=self._folder, prefix="inputs-", suffix=".npy")
-        self._made = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, self._inputs, allow_pickle=False)
-        except OSError as error:
-            self._made.unlink(missing_ok=True)
-            raise ConfigError(
-                f"Cannot write inputs to {self._folder}: {error.strerror or error}. Free some space, or set TMPDIR."
-            ) from error
-        return name
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._made is not None:
-            self._made.unlink(missing_ok=True)
+def _description(answer: Any) -> dict[str, Any]:
+    """Return an engine's description, with everything it has to have."""
+    for key in ("name", "version", "device", "capabilities", "runs_here"):
+        _ = answer[key]
+    return dict(answer)
 
 
-def _remove(folder: Path, owner: int) -> None:
-    if owner == os.getpid():
-        shutil.rmtree(folder, ignore_errors=True)
+def _taken(path: Path, count: int) -> Array:
+    """Return the outputs in a file of the child, and remove it."""
+    outputs: Array = np.load(path, allow_pickle=False)
+    path.unlink()
+    if len(outputs) != count:
+        raise ValueError(f"answered with {len(outputs)} outputs for {count} samples")
+    return outputs
+
+
+def _measurements(results: Any, count: int) -> list[Measurement]:
+    found = [Measurement.from_dict(result) for result in results]
+    if len(found) != count:
+        raise ValueError(f"answered with {len(found)} measurements of {count} files")
+    return found
 
 
 def _error_class(name: str) -> type[AutoCompressError]:

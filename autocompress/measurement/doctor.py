@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from autocompress.errors import AutoCompressError, DeviceNotFoundError, MissingD
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.measure import Protocol
 from autocompress.quantities import format_bytes, format_ms
+from autocompress.runs.scratch import ScratchFolder
 
 OK, FAILED, SKIPPED, NOTE = "ok", "failed", "skipped", "note"
 _SIZE, _CHANNELS, _CLASSES = 32, 32, 16
@@ -84,8 +84,8 @@ def examine(engine: str, settings: Mapping[str, Any] | None = None) -> Iterator[
         yield Check("dtypes", OK, ", ".join(told["capabilities"]))
         if engine_class(engine).uses_gpu and not ahead:
             yield from _clocks()
-        with tempfile.TemporaryDirectory(prefix="autocompress-doctor-") as folder:
-            yield from _networks(worker, engine, told["capabilities"], settings, Path(folder), ahead=ahead)
+        with ScratchFolder("doctor") as folder:
+            yield from _networks(worker, engine, told["capabilities"], settings, folder, ahead=ahead)
 
 
 def _clocks() -> Iterator[Check]:

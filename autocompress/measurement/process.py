@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ _NO_BINDING = {"HWLOC_THISSYSTEM": "0"}
 _DROPPED = ("OMP_", "KMP_", "GOMP_")
 # A signal that another thread of the parent caught is handled in this one only when it wakes.
 _WAKE_S = 1.0
-# Between the pipe's end and the exit status there is at most the kernel's clean-up of a large process.
+# Between the pipe's end and the exit status there is at most the kernel's clean-up of a large process. One that the
+# kernel cannot end, as it waits for a device, is left to it.
 _EXIT_S = 10.0
+# The largest answer is the raw samples of one slice of timing, far below.
+_LONGEST_ANSWER = 64 * 2**20
+# As much of a wrong answer is told.
+_TOLD = 60
 
 
 def python_command(module: str) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ class ChildProcess:
                 start_new_session=True,
             )
         self._owner = os.getpid()
-        self._rest = b""
+        self._rest = bytearray()
         self.end = weakref.finalize(self, end, self._process, self._owner)
 
     @property
@@ -66,7 +72,8 @@ class ChildProcess:
 
         Raises:
             TimeoutError: `deadline` (of `time.monotonic`) passed.
-            EOFError, OSError, ValueError: The child died or wrote something else.
+            EOFError, OSError: The child died.
+            ValueError: It wrote what is no answer to this request.
         """
         put, get = self._process.stdin, self._process.stdout
         if put is None or get is None:
@@ -74,19 +81,21 @@ class ChildProcess:
         unsent = json.dumps(request).encode() + b"\n"
         while unsent:
             # What a pipe is ready for is at least this much; more may wait for a child that does not read.
-            _await(put.fileno(), select.POLLOUT, deadline)
+            wait_for(put.fileno(), select.POLLOUT, deadline)
             unsent = unsent[os.write(put.fileno(), unsent[: select.PIPE_BUF]) :]
-        while b"\n" not in self._rest:
-            _await(get.fileno(), select.POLLIN, deadline)
+        seen = 0
+        while (end := self._rest.find(b"\n", seen)) < 0:
+            seen = len(self._rest)
+            wait_for(get.fileno(), select.POLLIN, deadline)
             data = os.read(get.fileno(), 65_536)
             if not data:
                 raise EOFError
             self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if answer.get("id") != request["id"]:
-            raise ValueError("an answer to another request")
-        return answer
+            if len(self._rest) > _LONGEST_ANSWER:
+                raise ValueError(f"answered more than {_LONGEST_ANSWER} bytes")
+        line = bytes(self._rest[:end])
+        del self._rest[: end + 1]
+        return _checked(line, request["id"])
 
     def status(self) -> int | None:
         """Return the exit status of a child that closed its end; negative is a signal, None when it still runs."""
@@ -94,6 +103,20 @@ class ChildProcess:
             return self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _checked(line: bytes, number: int) -> dict[str, Any]:
+    """Return an answer; raise ValueError with the words that say what it is instead."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    known = isinstance(answer, dict) and ("result" in answer or {"error", "message"} <= answer.keys())
+    if not known:
+        raise ValueError(f"answered {line[:_TOLD].decode(errors='replace')!r}, which is no answer")
+    if answer.get("id") != number:
+        raise ValueError(f"answered request {answer.get('id')!r} instead of {number}")
+    return dict(answer)
 
 
 def ending(status: int | None) -> str:
@@ -109,7 +132,7 @@ def ending(status: int | None) -> str:
     return f"was killed by {name}" + (" (perhaps out of memory)" if name == "SIGKILL" else "")
 
 
-def _await(descriptor: int, event: int, deadline: float) -> None:
+def wait_for(descriptor: int, event: int, deadline: float) -> None:
     """Return when a pipe is ready or broken; raise TimeoutError at `deadline`."""
     poll = select.poll()
     poll.register(descriptor, event)
@@ -130,7 +153,8 @@ def end(process: subprocess.Popen[bytes], owner: int) -> None:
                 pipe.close()
             except OSError:  # What was buffered for a dead child.
                 continue
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_EXIT_S)
 
 
 def environment() -> dict[str, str]:

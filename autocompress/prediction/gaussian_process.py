@@ -25,6 +25,8 @@ _AMPLITUDE_SPREAD, _LENGTH_SPREAD = 2.5, 1.0
 # How much shorter the rough part's lengths are.
 _ROUGH = 1.5
 _JITTER = 1e-8
+# Rows of a covariance that are computed at once: of 2,000 points the matrix takes 32 MB, and each of its parts would.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class GaussianProcess:
         self._values = values - self._mean
         covariance = _covariance(self._hyper, points, points)
         covariance[np.diag_indices_from(covariance)] += noise + self.noise + _JITTER
-        self._factor = cho_factor(covariance, lower=True)
+        # Of a symmetric matrix the transpose is the same, and LAPACK factors it where it lies.
+        self._factor = cho_factor(covariance.T, lower=True, overwrite_a=True)
         self._weights: Matrix = cho_solve(self._factor, self._values)
         self._short = _FastMean(self._hyper, points, self._weights)
 
@@ -116,7 +119,7 @@ class GaussianProcess:
 
     def left_out(self, groups: Sequence[Whole]) -> list[tuple[Matrix, Matrix]]:
         """Return for each group of learned points what all others say of them: values, and variances with noise."""
-        inverse = cho_solve(self._factor, np.eye(len(self._points)))
+        inverse = cho_solve(self._factor, np.eye(len(self._points), order="F"), overwrite_b=True)
         found = []
         for rows in groups:
             own = np.linalg.inv(inverse[np.ix_(rows, rows)])
@@ -174,6 +177,13 @@ def _squares(left: Matrix, right: Matrix) -> Matrix:
 
 
 def _covariance(hyper: Matrix, left: Points, right: Points) -> Matrix:
+    found = np.empty((len(left), len(right)))
+    for start in range(0, len(left), _ROWS):
+        found[start : start + _ROWS] = _covariance_of_rows(hyper, left[start : start + _ROWS], right)
+    return found
+
+
+def _covariance_of_rows(hyper: Matrix, left: Points, right: Points) -> Matrix:
     lengths, (smooth, rough, own, linear, _) = np.exp(hyper[:-_PARTS]), np.exp(hyper[-_PARTS:])
     squares = _squares(left.smooth / lengths, right.smooth / lengths)
     near = np.exp(-0.5 * squares)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from autocompress.recovery.budget import Budget
 from autocompress.recovery.distillation import Teacher, taught_by
 from autocompress.recovery.finetune import finetune
 from autocompress.runs.records import Measurement
+from autocompress.runs.scratch import ScratchFolder
 from autocompress.tasks.base import Batch, Task
 from autocompress.tasks.validation import REFERENCE_SAMPLES
 
@@ -158,8 +158,8 @@ def distill(
     )  # fmt: skip
     student.to(memory_format=torch.contiguous_format)
     stage("Measuring teacher and student")
-    with TemporaryDirectory(prefix="autocompress-distill-") as folder:
-        bench = _Bench(task, config, worker, Path(folder), described["capabilities"])
+    with ScratchFolder("distill") as folder:
+        bench = _Bench(task, config, worker, folder, described["capabilities"])
         files = [bench.build(model, policies, name) for name, model in (("teacher", teacher), ("student", student))]
         chosen, measured = bench.measure(files, protocol or Protocol.standard())
         stage("Reading the test data")

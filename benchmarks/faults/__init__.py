@@ -1,1 +1,1 @@
-"""What goes wrong on purpose, and what becomes of a run then."""
+"""What goes wrong on machines, provoked: each fault with what it costs."""

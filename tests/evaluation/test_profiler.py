@@ -350,7 +350,7 @@ def test_a_kernel_profiler_that_fails_costs_no_network(
 def test_temporary_files_go(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(profiler.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     monkeypatch.setattr(worker, "refuses", lambda asked: KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         profile(worker, tmp_path, 1)

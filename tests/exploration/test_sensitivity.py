@@ -19,6 +19,7 @@ from autocompress.errors import CompressionError
 from autocompress.exploration.int8_sensitivity import Int8Sensitivity, harmful
 from autocompress.exploration.loss_curve import completed
 from autocompress.exploration.sensitivity import SAMPLES, Sensitivity, SensitivityPass
+from autocompress.exploration.sensitivity_cache import SensitivityCache
 from autocompress.model.inventory import take_inventory
 from autocompress.policy import CompressionPolicy
 from autocompress.recovery import TrainingFreeCompressor
@@ -263,3 +264,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = json.loads(CliRunner().invoke(main, words).stdout)
     assert data["unit"] == "KL divergence of class scores" and data["measured"] == data["choices"]
     assert data["losses"]["prune/0"][0] == {"choice": 0.0, "loss": 0.0}
+
+
+def test_damaged_lines_of_the_cache_are_left_out_and_the_others_serve(tmp_path: Path) -> None:
+    cache = object.__new__(SensitivityCache)
+    cache.path = tmp_path / "losses.jsonl"
+    cache.path.write_bytes(b'\xff\xfe\n{"parameter": "a", "choice": 1, "loss": 2}\nnull\n[]\n{"parameter": "b", "ch')
+    assert cache.read() == {"a": {1: 2.0}}

@@ -12,6 +12,8 @@ from typing import Any, cast
 import pytest
 
 from autocompress.config import RunConfig
+from autocompress.deploy.summary import found_so_far
+from autocompress.errors import WorkerLostError
 from autocompress.exploration import session as module
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.session import SearchSession
@@ -108,6 +110,41 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
     assert [r.number for r in session._confirm(best)] == [2] and asked == [0, 1, 2]
 
 
+def test_what_is_lost_when_it_is_measured_again_costs_only_that(tmp_path: Path) -> None:
+    session = make(tmp_path, target_latency="0.5x")
+    found, said = record(0, 0.9, 5.0), []
+    session.observer.warn = said.append  # type: ignore[method-assign]
+    session.loop = SimpleNamespace(records={0: found}, replace=None)  # type: ignore[assignment]
+    session._confirmed = set()
+    session._finished(finish(session, found))
+
+    def lost(one: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
+        raise WorkerLostError("Measuring it: the worker process was killed by SIGSEGV.")
+
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=lost, device_absent=False)  # type: ignore[assignment]
+    assert [r.number for r in session._confirm(lambda: [found])] == [0] and held(session)[0] == 0
+    assert said == [
+        "Trial 0 could not be measured again; its trial's figures stand: Measuring it: the worker process was killed "
+        "by SIGSEGV."
+    ]
+    assert "Found so far: 1 trial; the best, trial 0, 0.435x the latency, 0.9 on validation data" in found_so_far(
+        session.run
+    )
+    assert "No trial had finished" in found_so_far(RunDirectory(tmp_path / "empty"))
+
+
+def test_the_end_has_its_reserve_even_after_a_search_that_overran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make(tmp_path, timeout="60s")
+    session.plan = cast(Any, SimpleNamespace(reserve=25.0))
+    for now, left in ((1050.0, 35.0), (1090.0, 25.0)):
+        monkeypatch.setattr("autocompress.runs.deadline.time.monotonic", lambda now=now: now)
+        assert session.verified_by.left() == left
+    session = make(tmp_path)
+    assert not session.verified_by.finite
+
+
 @pytest.mark.usefixtures("whole_protocols")
 def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, now = make(tmp_path, target_latency="0.5x"), [1000.0]
@@ -125,7 +162,7 @@ def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypat
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(module, "timestamp", lambda: now[0])
     session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
     session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
     best = record(1, 0.9, 5.0)

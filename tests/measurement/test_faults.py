@@ -159,6 +159,8 @@ def test_killed_from_outside_while_busy_and_while_idle(
 ) -> None:
     build("fine")
     assert worker.pid is not None
+    # It is asked again, and hangs then.
+    worker.time_limit_s = 5
     killer = threading.Timer(0.2, os.kill, (worker.pid, signal.SIGKILL))
     killer.start()
     with pytest.raises(BuildError, match="SIGKILL"):
