@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from autocompress.errors import ConfigError
 from autocompress.files import write_json
+from autocompress.runs.deadline import timestamp
 
 LOCK_NAME, OWNER_NAME = ".lock", ".owner.json"
 # Seconds between two signs of life, and after how many without one the owner on another machine has died.
@@ -46,7 +47,7 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """Return this process."""
-        return cls(socket.gethostname(), os.getpid(), time.time())
+        return cls(socket.gethostname(), os.getpid(), timestamp())
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))

@@ -33,7 +33,7 @@ def make(path: Path, **options: Any) -> SearchSession:
     session: Any = object.__new__(SearchSession)
     session.config = RunConfig.model_validate(options)
     session.run, session.observer, session.started = RunDirectory(path), Observer(), 1000.0
-    session.evaluator = SimpleNamespace(baseline=BASELINE, device_absent=False, base=None)
+    session.evaluator = SimpleNamespace(baseline=BASELINE, forecast=None, base=None)
     session.constraints = Constraints.of(session.config, BASELINE)
     session._best = None
     return session  # type: ignore[no-any-return]
@@ -95,7 +95,7 @@ def test_what_is_chosen_is_measured_again_until_that_changes_nothing(tmp_path: P
         write_json(session.run.path / str(one.artifact) / "record.json", again.to_dict())
         return again
 
-    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, forecast=None)  # type: ignore[assignment]
     for one in found:
         session._finished(finish(session, one))
     assert held(session)[0] == 0
@@ -121,7 +121,7 @@ def test_what_is_lost_when_it_is_measured_again_costs_only_that(tmp_path: Path) 
     def lost(one: TrialRecord, protocol: Protocol | None = None) -> TrialRecord:
         raise WorkerLostError("Measuring it: the worker process was killed by SIGSEGV.")
 
-    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=lost, device_absent=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=lost, forecast=None)  # type: ignore[assignment]
     assert [r.number for r in session._confirm(lambda: [found])] == [0] and held(session)[0] == 0
     assert said == [
         "Trial 0 could not be measured again; its trial's figures stand: Measuring it: the worker process was killed "
@@ -163,7 +163,7 @@ def test_occasions_of_the_best_are_spread_over_the_run(tmp_path: Path, monkeypat
         return again
 
     monkeypatch.setattr(module, "timestamp", lambda: now[0])
-    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, device_absent=False)  # type: ignore[assignment]
+    session.evaluator = SimpleNamespace(baseline=BASELINE, measure_again=measure_again, forecast=None)  # type: ignore[assignment]
     session.loop = SimpleNamespace(replace=replaced.append)  # type: ignore[assignment]
     best = record(1, 0.9, 5.0)
     assert best.measurement is not None
