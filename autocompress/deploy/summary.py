@@ -18,6 +18,7 @@ from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.occasions import combined
 from autocompress.runs.metric import Metric, metric_name
 from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
+from autocompress.runs.trust import Trust, code_of
 
 if TYPE_CHECKING:
     from autocompress.exploration.session import SearchSession
@@ -49,7 +50,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     assert baseline.accuracy is not None and baseline.latency_ms is not None and baseline.size_bytes is not None
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
-    file = read_artifact(run.best)
+    file = read_artifact(run.best, Trust(code=frozenset(code_of(session.config))))
     with evaluator.ledger.charge("test"):
         dense_accuracy = evaluator.test_accuracy(evaluator.baseline_file)
         accuracy = evaluator.test_accuracy(file)

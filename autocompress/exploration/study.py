@@ -40,7 +40,7 @@ def open_study(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
-                storage=f"sqlite:///{run.study_file}",
+                storage=_url(run),
                 study_name=_NAME,
                 load_if_exists=True,
                 directions=directions,
@@ -58,8 +58,8 @@ def open_study(
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     except (StudyMismatchError, ConfigError):
         raise
-    except Exception as error:  # SQLAlchemy's own tree, which is not a dependency of ours
-        raise ConfigError(f"The study {run.study_file} cannot be opened: {error}") from error
+    except Exception as error:  # SQLAlchemy's own tree, and whatever Optuna raises over a foreign database
+        raise _damaged(run, error) from error
     return study
 
 
@@ -72,7 +72,40 @@ def load_study(run: RunDirectory) -> optuna.Study:
     if not run.study_file.exists():
         raise ConfigError(f"{run.path} has no study yet.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.load_study(study_name=_NAME, storage=f"sqlite:///{run.study_file}")
+    try:
+        return optuna.load_study(study_name=_NAME, storage=_url(run))
+    except Exception as error:  # as above
+        raise _damaged(run, error) from error
+
+
+def _url(run: RunDirectory) -> str:
+    """Return the address of a run's database, whatever characters its path has.
+
+    The path is given relative to nothing and percent-encoded by SQLAlchemy, which reads ``?``, ``#`` and ``%`` in a
+    plain text as its own.
+    """
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(run.study_file)).render_as_string(hide_password=False)
+
+
+def _damaged(run: RunDirectory, error: BaseException) -> ConfigError:
+    """Say in our words what is wrong with a database; the library's are in `error`."""
+    file = run.study_file
+    causes = " ".join(str(one) for one in (error, error.__cause__, error.__context__) if one is not None).lower()
+    if "locked" in causes:
+        said, mend = "is locked by another process", "End the other search of this run, then --resume."
+    elif any(word in causes for word in ("readonly", "read-only", "unable to open", "permission")):
+        said, mend = "cannot be opened for writing", "Check who may write it, or copy the run somewhere else."
+    elif "disk is full" in causes or "disk i/o" in causes:
+        said, mend = "cannot be written", "Free some space; --resume goes on from here."
+    elif "malformed" in causes or "not a database" in causes:
+        said = "is damaged"
+        mend = "Its trials are in trials.jsonl too. Take another copy of the run, or search anew with another --out."
+    else:
+        said = "is not the study of a run, or is of another version of Optuna"
+        mend = "Take another copy of the run, or search anew with another --out."
+    return ConfigError(f"The study {file} {said}. {mend}")
 
 
 def _compare(stored: Mapping[str, Any], found: Mapping[str, Any], run: RunDirectory) -> None:

@@ -37,7 +37,7 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     uncompressed, feasible = best.get("stage") == "baseline", bool(best.get("feasible"))
     for row in (*_figures(summary), ("baseline", Text(_conditions(summary)))):
         grid.add_row(*row)
-    grid.add_row("trial", f"{'none' if uncompressed else best['trial']}, {best['stage']}; {counted}")
+    grid.add_row("trial", f"{'none' if uncompressed else best['trial']}, {best.get('stage')}; {counted}")
     if said := _prediction(summary.get("prediction") or {}):
         grid.add_row("prediction", said)
     grid.add_row("engine file", Text(str(best.get("path")), overflow="fold"))
