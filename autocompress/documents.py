@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -31,10 +32,11 @@ MAX_DEPTH = 64
 _MAX_INTEGER = 2**63
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# What parsers and arithmetic raise over bytes that nobody checked. `xml` raises a SyntaxError.
+# What parsers and arithmetic raise over bytes that nobody checked. `xml` raises a SyntaxError, numpy over the header of
+# an array a TokenError.
 RAW: tuple[type[Exception], ...] = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError, SyntaxError,
-    MemoryError, OSError,
+    MemoryError, OSError, TokenError,
 )  # fmt: skip
 
 

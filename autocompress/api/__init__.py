@@ -84,6 +84,8 @@ def search(
     settings.check_trusted(
         resolved, run, task, named=config is not None or not resume, said=(sets, options), trust=trust
     )
+    for damage in run.log().damaged:
+        observer.warn(f"Left out: {damage}")
     with EngineWorker(log_file=run.path / "worker.log") as worker:
         with _not_begun(run, fresh=not resume):
             if not resume:

@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ _LAYOUT = "Expected train/<class>/<image> and test/<class>/<image> (or val/)."
 _DECODING = "decoding images (once)"
 _CACHE_VERSION = 1  # raised when decoded arrays change
 _DAMAGED_TAR: tuple[type[Exception], ...] = (tarfile.TarError, *RAW, zlib.error, lzma.LZMAError)
-_UNREADABLE: tuple[type[Exception], ...] = (ConfigError, *RAW)
+_UNREADABLE: tuple[type[Exception], ...] = (ConfigError, zipfile.BadZipFile, *RAW)
 # Members that say something of the next one.
 _HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
