@@ -105,7 +105,7 @@ def _damaged(run: RunDirectory, error: BaseException) -> ConfigError:
     else:
         said = "is not the study of a run, or is of another version of Optuna"
         mend = "Take another copy of the run, or search anew with another --out."
-    return ConfigError(f"The study {file} {said}. {mend}")
+    return ConfigError(f"The study {file} cannot be opened: it {said}. {mend}")
 
 
 def _compare(stored: Mapping[str, Any], found: Mapping[str, Any], run: RunDirectory) -> None:
