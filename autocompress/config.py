@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autocompress import quantities
+from autocompress.documents import parse_yaml, read_bytes, shown
 from autocompress.errors import ConfigError, nearest
 
 SAMPLERS = ("knapsack", "tpe", "nsga2", "gp", "random")
@@ -25,7 +25,7 @@ _MORE_OCCASIONS_S = (60.0, 120.0)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskConfig(_Section):
@@ -214,12 +214,9 @@ def load_config(
     data: dict[str, Any] = {}
     source = "the options" if file is None else str(file)
     if file is not None:
-        try:
-            loaded = yaml.safe_load(file.read_text())
-        except FileNotFoundError as error:
-            raise ConfigError(f"Run file {file} does not exist.") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"Run file {file} cannot be read: {error}") from error
+        if not file.exists():
+            raise ConfigError(f"Run file {file} does not exist.")
+        loaded = parse_yaml(read_bytes(file), f"Run file {file}")
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"Run file {file} must be a mapping of keys, found {type(loaded).__name__}.")
         data = loaded or {}
@@ -230,10 +227,11 @@ def load_config(
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {text!r} must be written key=value, such as --set task.data=cifar10.tar.")
-        try:
-            _assign(data, key.strip(), yaml.safe_load(value) if value else None)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text!r}: the value is not a YAML scalar: {error}") from error
+        _assign(
+            data,
+            key.strip(),
+            parse_yaml(value, f"--set {text!r}: the value is not a YAML scalar:") if value else None,
+        )
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
@@ -275,5 +273,5 @@ def _explain(error: ValidationError, source: str) -> str:
             lines.append(f"unknown key {'.'.join(path)!r}.{nearest(path[-1], section.model_fields)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{'.'.join(path)} = {item['input']!r}: {message}")
+            lines.append(f"{'.'.join(path)} = {shown(item['input'])}: {message}")
     return f"In {source}: " + "; ".join(lines)

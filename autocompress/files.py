@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from autocompress.documents import parse_json, read_bytes
 from autocompress.errors import ConfigError
 
 
@@ -27,13 +28,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        # Not `mkstemp`, whose files nobody else may read: who may is for the umask to say.
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        temporary = fresh
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
@@ -78,17 +80,12 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON as plain data; what they mean is for `documents.validated` to say.
 
     Raises:
-        ConfigError: The file is missing or is not JSON.
+        ConfigError: The file is missing, is not JSON, or is past the bounds of `documents.parse_json`.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    return parse_json(read_bytes(path), path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from autocompress.documents import reading, validated
 from autocompress.errors import ConfigError, nearest
 
 POLICY_VERSION = 1
@@ -71,6 +74,16 @@ class LayerPolicy:
 
 
 _UNTOUCHED = LayerPolicy()
+
+
+class _Document(TypedDict, total=False):
+    """The JSON form of a policy."""
+
+    version: int
+    dense_dtype: str
+    pruning: dict[str, float]
+    layers: dict[str, LayerPolicy]
+    removed_blocks: list[str]
 
 
 @dataclass(frozen=True)
@@ -157,18 +170,21 @@ class CompressionPolicy:
         for key in data:
             if key not in known:
                 raise ConfigError(f"Unknown key {key!r} in a policy.{nearest(str(key), known)}")
-        blocks = data.get("removed_blocks", ())
-        if isinstance(blocks, str):
-            raise ConfigError(f"removed_blocks of a policy is {blocks!r}; it is a list of names.")
-        try:
+        if isinstance(data.get("removed_blocks"), str):
+            raise ConfigError(f"removed_blocks of a policy is {data['removed_blocks']!r}; it is a list of names.")
+        # Before pydantic, which would ignore it.
+        for name, layer in (data["layers"] if isinstance(data.get("layers"), Mapping) else {}).items():
+            for key in layer if isinstance(layer, Mapping) else ():
+                if key not in LayerPolicy.__dataclass_fields__:
+                    raise ConfigError(f"A policy cannot be read: layer {name!r} has the unknown key {key!r}.")
+        with reading("A policy"):
+            found = validated(_Document, dict(data), "A policy")
             return cls(
-                dense_dtype=data.get("dense_dtype", "fp32"),
-                pruning=data.get("pruning", {}),
-                layers={n: LayerPolicy(**p) for n, p in data.get("layers", {}).items()},
-                removed_blocks=tuple(blocks),
+                dense_dtype=found.get("dense_dtype", "fp32"),
+                pruning=found.get("pruning", {}),
+                layers=found.get("layers", {}),
+                removed_blocks=tuple(found.get("removed_blocks", ())),
             )
-        except (TypeError, AttributeError) as error:
-            raise ConfigError(f"A policy cannot be read: {error}.") from error
 
     @property
     def hash(self) -> str:

@@ -50,7 +50,11 @@ def _scaled(text: str, what: str, units: dict[str, float], forms: str) -> float:
     if unit not in units:
         said = "has no unit" if not unit else f"has the unknown unit {unit!r}"
         raise ConfigError(f"{what} {text!r} {said}. Write it as {forms}.")
-    return number * units[unit]
+    value = number * units[unit]
+    # The number is finite, and yet its unit may take it past what a float holds, or below it.
+    if not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"{what} {text!r} is {'larger' if value else 'smaller'} than any that can be met.")
+    return value
 
 
 def parse_latency(text: str, what: str = "target latency") -> Limit:

@@ -32,6 +32,7 @@ from autocompress.quantities import parse_duration
 from autocompress.runs.deadline import Deadline
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import Measurement
+from autocompress.runs.trust import code_of, remember
 
 if TYPE_CHECKING:
     from autocompress.deploy.build import Build
@@ -50,6 +51,7 @@ def search(
     resume: bool = False,
     observer: Observer | None = None,
     sets: Sequence[str] = (),
+    trust: bool = False,
     **options: Any,
 ) -> Run:
     """Search for the best compression of a model within a latency budget, fine-tune it, and verify it.
@@ -61,6 +63,8 @@ def search(
         resume: Continue the run in `out` with the trials it has.
         observer: Receives progress.
         sets: ``"dotted.key=value"`` overrides.
+        trust: Of a run to resume that was begun elsewhere: whether code that its own run file names may run. What is
+            named here, in `task`, `config`, `sets` or `options`, is trusted; see `autocompress.runs.trust`.
         **options: Any key of `RunConfig`: ``engine="openvino", target_latency="0.5x", max_drop="1pp", timeout="25m"``.
 
     Returns:
@@ -90,11 +94,17 @@ def search(
     observer = calls.followed(observer)
     with owned_folder(path, named=out is not None, observer=observer) as path:
         run = RunDirectory.create(path, resume=resume)
+        settings.check_trusted(
+            resolved, run, task, named=config is not None or not resume, said=(sets, options), trust=trust
+        )
+        for damage in run.log().damaged:
+            observer.warn(f"Left out: {damage}")
         if not resume:
             # Before anything else: a directory with something in it and no run file can be neither resumed nor taken.
             run.write_config(resolved)
         with EngineWorker(log_file=run.path / "worker.log", limits=limits) as worker, calls.watched():
             with emptied_unless_begun(run, fresh=not resume):
+                remember(run.path, code_of(resolved))
                 observer.stage("Loading the task")
                 loaded = settings.loaded(task, resolved, calls)
                 for text in check_task(loaded, training=resolved.recovery.enabled):
@@ -131,6 +141,7 @@ def benchmark(
     protocol: Protocol | None = None,
     mode: str | None = None,
     streams: int | None = None,
+    trust: bool = False,
 ) -> tuple[list[EngineFile], list[Measurement]]:
     """Time artefacts, deployed directories, engine files or ONNX files against the first one, interleaved.
 
@@ -142,6 +153,7 @@ def benchmark(
         mode: ``"latency"``, one call at a time, or ``"throughput"``, samples a second of several streams side by side;
             what `protocol` says by default.
         streams: Calls in flight in throughput mode; by default as many as the processors hold.
+        trust: Whether code that an artefact names may run; see `autocompress.runs.trust`.
 
     Raises:
         ConfigError: A path is no engine, the inputs of two files differ in shape, or the processors do not hold so many
@@ -150,7 +162,7 @@ def benchmark(
     protocol = protocol or Protocol.standard()
     given: dict[str, Any] = {"mode": mode, "streams": streams}
     protocol = replace(protocol, **{key: value for key, value in given.items() if value is not None})
-    files = [resolve(Path(p), engine, options or EngineOptions()) for p in paths]
+    files = [resolve(Path(p), engine, options or EngineOptions(), trust) for p in paths]
     with EngineWorker() as worker:
         return files, worker.measure(files, _inputs_of(files[0]), protocol)
 
@@ -161,6 +173,7 @@ def measure(
     *,
     protocol: Protocol | None = None,
     observer: Observer | None = None,
+    trust: bool = False,
 ) -> list[Remeasured]:
     """Measure a run's front on this machine, and rank the run anew: one that was searched elsewhere, or predicted.
 
@@ -172,6 +185,7 @@ def measure(
         trials: Which; None takes the front and the best.
         protocol: How long to measure.
         observer: Is told of progress.
+        trust: Whether code that the run names may run; see `autocompress.runs.trust`.
 
     Raises:
         ConfigError: There is no such run or trial.
@@ -186,8 +200,9 @@ def measure(
     if observer is not None:
         observer.stage("Measuring")
     found = measure_run(
-        directory, trials, protocol=protocol, progress=observer.progress if observer is not None else _silent
-    )
+        directory, trials, protocol=protocol, progress=observer.progress if observer is not None else _silent,
+        trust=trust,
+    )  # fmt: skip
     write_report(directory)
     return found
 
@@ -205,6 +220,7 @@ def build(
     batch_size: int = 1,
     settings: Mapping[str, Any] | None = None,
     trials: Sequence[int] | None = None,
+    trust: bool = False,
 ) -> list[Build]:
     """Build engines without running them: of an ONNX file, or of models of a run for another engine than the run's.
 
@@ -218,6 +234,7 @@ def build(
         batch_size: Samples of one call.
         settings: The engine's own options (``engine_options`` of the run file).
         trials: Of a run; None takes the best.
+        trust: Whether the module of a run's task may be imported; see `autocompress.runs.trust`.
 
     Raises:
         ConfigError: The source or an option cannot be used.
@@ -230,7 +247,7 @@ def build(
     options = deploy_build.with_default_dtype(EngineOptions("fp32", 1, batch_size, given), engine, dtype)
     if not isinstance(source, Run) and Path(source).is_file():
         return [deploy_build.build_onnx(Path(source), engine, options, Path(to))]
-    run = source if isinstance(source, Run) else open_run(source)
+    run = source if isinstance(source, Run) else open_run(source, trust=trust)
     numbers = [run.best.number] if trials is None else list(trials)
     return deploy_build.build_trials(run.directory, run.task, numbers, engine=engine, options=options, to=Path(to))
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from autocompress.deploy.manifest import Manifest
 from autocompress.deploy.package import deploy
 from autocompress.errors import ConfigError
-from autocompress.files import read_json
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.report.html import write_report
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import TrialRecord
+from autocompress.runs.summaries import SUMMARY_NAME, read_summary
+from autocompress.runs.trust import code_of_task, trust_of
 
 if TYPE_CHECKING:
     import optuna
@@ -28,11 +29,13 @@ class Run:
     Args:
         path: The run directory.
         task: The task it ran on; None loads the one its run file names when it is needed.
+        trust: Whether code that the run names may run: the module of its task, plugins of its engine. Without it only
+            a run that you began here runs what you began it with; see `autocompress.runs.trust`.
     """
 
-    def __init__(self, path: Path | str, task: Task | None = None) -> None:
+    def __init__(self, path: Path | str, task: Task | None = None, *, trust: bool = False) -> None:
         self.directory = RunDirectory.open(path)
-        self._task = task
+        self._task, self._trust = task, trust
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -49,8 +52,9 @@ class Run:
         Raises:
             ConfigError: The run has not finished.
         """
-        found: dict[str, Any] = self.directory.read("summary.json")
-        return found
+        if not (self.directory.path / SUMMARY_NAME).exists():
+            raise ConfigError(f"{self.directory.path / SUMMARY_NAME} does not exist: the run has not finished.")
+        return read_summary(self.directory)
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -64,7 +68,7 @@ class Run:
         Raises:
             ConfigError: No trial has finished yet.
         """
-        return TrialRecord.from_dict(read_json(self.directory.best / "record.json"))
+        return TrialRecord.read(self.directory.best / "record.json")
 
     @property
     def front(self) -> pd.DataFrame:
@@ -109,7 +113,7 @@ class Run:
             ConfigError: Nothing to deploy, it misses a limit, or `to` holds something.
             VerificationError: The copy is not what was measured, or is slower than the baseline.
         """
-        return deploy(self.directory, Path(to), trial, device=device_fingerprint(), force=force)
+        return deploy(self.directory, Path(to), trial, device=device_fingerprint(), force=force, trust=self._trust)
 
     def load_model(self, trial: int | None = None) -> nn.Module:
         """Return the compressed `nn.Module` of the best result or of one trial, rebuilt from policy and weights.
@@ -127,7 +131,7 @@ class Run:
         if not (folder / "record.json").exists():
             numbers = ", ".join(str(r.number) for r in self.records if r.state == "complete") or "none"
             raise ConfigError(f"{self.path} has no model of trial {trial}. Finished trials: {numbers}.")
-        record = TrialRecord.from_dict(read_json(folder / "record.json"))
+        record = TrialRecord.read(folder / "record.json")
         return load_compressed(self.task, folder, record)
 
     def report(self) -> Path:
@@ -139,14 +143,16 @@ class Run:
         """The task it ran on.
 
         Raises:
-            ConfigError: It cannot be loaded from the run file.
+            ConfigError: It cannot be loaded from the run file, or is code that nobody trusted.
         """
         if self._task is None:
             from autocompress.tasks import load_task
             from autocompress.tasks.guard import guarded
 
+            config = self.directory.config()
+            trust_of(self.path, self._trust).require(code_of_task(config.task.name), self.directory.config_file)
             try:
-                self._task = guarded(load_task(self.directory.config().task))
+                self._task = guarded(load_task(config.task))
             except ConfigError as error:
                 raise ConfigError(
                     f"The task of {self.path} cannot be loaded ({error}). If the search was given a Task object, "
@@ -155,10 +161,10 @@ class Run:
         return self._task
 
 
-def open_run(path: Path | str, task: Task | None = None) -> Run:
-    """Open the directory of a finished or interrupted search.
+def open_run(path: Path | str, task: Task | None = None, *, trust: bool = False) -> Run:
+    """Open the directory of a finished or interrupted search; nothing that it names is run unless `trust` says so.
 
     Raises:
         ConfigError: There is no run there.
     """
-    return Run(path, task)
+    return Run(path, task, trust=trust)

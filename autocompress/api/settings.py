@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from autocompress.config import RunConfig, load_config
 from autocompress.engines import ENGINES
 from autocompress.errors import ConfigError, nearest
+from autocompress.runs.trust import Trust, code_of, code_of_settings, code_of_task, trust_of
 
 if TYPE_CHECKING:
+    from autocompress.runs.directory import RunDirectory
     from autocompress.runs.observer import Observer
     from autocompress.tasks import Task
     from autocompress.tasks.user_calls import UserCalls
@@ -106,6 +108,38 @@ def loaded(task: Task | str | None, config: RunConfig, calls: UserCalls | None =
     if task is None or isinstance(task, str):
         return guarded(load_task(config.task), calls)
     return guarded(measured_by(config.task.metric, task), calls)
+
+
+def check_trusted(
+    config: RunConfig,
+    run: RunDirectory,
+    task: Task | str | None,
+    *,
+    named: bool,
+    said: tuple[Sequence[str], Mapping[str, Any]],
+    trust: bool,
+) -> None:
+    """Refuse to run code that only the folder of a resumed run names.
+
+    Args:
+        config: What is about to be run.
+        run: Its directory.
+        task: As given: an object, or a name that stands for itself.
+        named: Whether all of `config` is the caller's own.
+        said: The caller's overrides and options: code that stands in one of them was named.
+        trust: Whether everything is trusted.
+
+    Raises:
+        ConfigError: There is code that nobody named, and this user did not begin the run here.
+    """
+    if named:
+        return
+    known = trust_of(run.path, trust)
+    words = " ".join([*said[0], *map(str, said[1].values())])
+    wanted = code_of(config) if task is None or isinstance(task, str) else code_of_settings(config.engine_options)
+    own = code_of_task(task) if isinstance(task, str) else ()
+    spoken = [code for code in wanted if code in own or (code.partition(" ")[2] or code) in words]
+    Trust(known.everything, known.code | {*spoken}).require(wanted, run.config_file)
 
 
 def check(config: RunConfig) -> None:

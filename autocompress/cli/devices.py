@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from autocompress.cli.terminal import echo, err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors, trust_option
 from autocompress.errors import UnavailableError
 from autocompress.runs.records import Measurement
 
@@ -30,6 +30,7 @@ from autocompress.runs.records import Measurement
 @click.option("--throughput", is_flag=True, help="Samples a second of several streams, in place of latency.")
 @click.option("--streams", type=int, help="Calls in flight with --throughput; as many as the processors hold.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
+@trust_option
 @plain_errors
 def benchmark(
     files: tuple[Path, ...],
@@ -42,6 +43,7 @@ def benchmark(
     throughput: bool,
     streams: int | None,
     as_json: bool,
+    trust: bool,
 ) -> None:
     """Time FILES in turns, each alone in a process: run or deployed directories, engine files, ONNX files.
 
@@ -57,7 +59,7 @@ def benchmark(
     found, measured = api.benchmark(
         files, engine=engine, options=EngineOptions(dtype, threads, batch_size),
         protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds),
-        mode="throughput" if throughput else "latency", streams=streams,
+        mode="throughput" if throughput else "latency", streams=streams, trust=trust,
     )  # fmt: skip
     # Of a ratio to another file than its run's baseline nothing is stated.
     compared = (files[0] / "record.json").exists() and files[0].name == "baseline" and not throughput
@@ -85,8 +87,9 @@ def _stated(known: Measurement | None, now: Measurement) -> dict[str, Any] | Non
 @click.option("--trial", "trials", type=int, multiple=True, help="Repeatable. The front and the best by default.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Time for each engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was measured as JSON.")
+@trust_option
 @plain_errors
-def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool) -> None:
+def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool, trust: bool) -> None:
     """Measure the front of RUN here, interleaved with its baseline, and rank the run anew.
 
     For a run that was searched on another machine, or for a GPU that was not there (`search --engine tensorrt-rtx
@@ -101,7 +104,7 @@ def measure(run: Path, *, trials: tuple[int, ...], seconds: float, as_json: bool
 
     with LiveObserver(err) as observer:
         found = api.measure(
-            run, list(trials) or None, observer=observer,
+            run, list(trials) or None, observer=observer, trust=trust,
             protocol=Protocol.standard(min_seconds=seconds, max_seconds=seconds),
         )  # fmt: skip
     if as_json:
@@ -194,6 +197,7 @@ def profile(
 @click.option("--front", is_flag=True, help="Every model of a run's Pareto front.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Engine option, such as workspace=2GB.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@trust_option
 @plain_errors
 def build(
     source: Path,
@@ -207,6 +211,7 @@ def build(
     front: bool,
     options: tuple[str, ...],
     as_json: bool,
+    trust: bool,
 ) -> None:
     """Build engines from SOURCE, an ONNX file or a run directory, without running them.
 
@@ -223,7 +228,9 @@ def build(
     numbers = list(trials) or None
     if front:
         numbers = [int(n) for n in open_run(source).front["trial"]]
-    found = api.build(source, engine, to, dtype=dtype, batch_size=batch_size, settings=settings, trials=numbers)
+    found = api.build(
+        source, engine, to, dtype=dtype, batch_size=batch_size, settings=settings, trials=numbers, trust=trust
+    )
     if as_json:
         rows = [
             {"trial": b.trial, "file": str(b.file.path) if b.file else None, "error": b.error, "dense": dict(b.dense)}
@@ -235,15 +242,14 @@ def build(
             name = "" if made.trial is None else f"trial {made.trial}: "
             said = f"{made.file.path}, {format_bytes(made.file.size_bytes)}" if made.file else f"{made.error}"
             kept = f" ({len(made.dense)} int8 layers stay dense)" if made.dense else ""
-            out.print(f"{name}{said}{kept}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{name}{said}{kept}", highlight=False, soft_wrap=True)
     if not any(made.file for made in found):
         sys.exit(EngineError.exit_code)
 
 
 def _settings(options: tuple[str, ...]) -> dict[str, Any]:
     """Read ``KEY=VALUE`` texts, values as YAML scalars."""
-    import yaml
-
+    from autocompress.documents import parse_yaml
     from autocompress.errors import ConfigError
 
     settings = {}
@@ -251,7 +257,7 @@ def _settings(options: tuple[str, ...]) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"--option {text!r} must be written key=value, such as --option workspace=2GB.")
-        settings[key.strip()] = yaml.safe_load(value)
+        settings[key.strip()] = parse_yaml(value, f"--option {text!r}")
     return settings
 
 

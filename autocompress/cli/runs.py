@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from autocompress.cli.terminal import echo, err, out, plain_errors
+from autocompress.cli.terminal import echo, err, out, plain_errors, trust_option
 
 if TYPE_CHECKING:
     from autocompress.runs.directory import RunDirectory
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the run file, such as task.data=DIR."
 )
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
 @plain_errors
 def search(
@@ -57,6 +58,7 @@ def search(
     resume: bool,
     sets: tuple[str, ...],
     as_json: bool,
+    trust: bool,
     **options: Any,
 ) -> None:
     """Search for the best compression within the limits; fine-tune, verify and report it.
@@ -75,17 +77,19 @@ def search(
         sets = (*sets, f"engine_options.compute_capability={compute_capability}")
     with LiveObserver(err) as observer:
         try:
-            run = api.search(task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, **options)
+            run = api.search(
+                task, config=run_file, out=out, resume=resume, observer=observer, sets=sets, trust=trust, **options
+            )
         except KeyboardInterrupt:
             if observer.run is not None:
                 folder = shlex.quote(str(observer.run))
                 if (observer.run / "summary.json").exists():
                     err.print(
                         f"The best so far is in {folder}/best; summary.json and report.html say what is missing.",
-                        markup=False, highlight=False, soft_wrap=True,
+                        highlight=False, soft_wrap=True,
                     )  # fmt: skip
                 hint = f"Everything finished is saved. Go on with: autocompress search --out {folder} --resume"
-                err.print(hint, markup=False, highlight=False, soft_wrap=True)
+                err.print(hint, highlight=False, soft_wrap=True)
             raise
         except AutoCompressError as error:
             # What had been found before is shown all the same.
@@ -106,14 +110,19 @@ def _print_result(directory: RunDirectory, *, as_json: bool) -> None:
 
 
 def _print_run(directory: Any) -> None:
+    from autocompress.documents import reading
     from autocompress.report.result_panel import result_panel
     from autocompress.report.run_view import read_run
     from autocompress.report.tables import front_table
 
     view = read_run(directory)
-    out.print(front_table(view, out.width))
-    if view.summary:
-        out.print(result_panel(view.summary))
+    for line in view.damaged:
+        err.print(f"Left out: {line}", highlight=False, soft_wrap=True)
+    mend = "Run 'autocompress search --out RUN --resume' to have it written again."
+    with reading(directory.path / "summary.json", mend):
+        out.print(front_table(view, out.width))
+        if view.summary:
+            out.print(result_panel(view.summary))
     if directory.report_file.exists():
         out.print(f"Report: {directory.report_file}", highlight=False)
 
@@ -147,21 +156,32 @@ def pareto(run: Path, as_json: bool, html: bool) -> None:
 )
 @click.option("--triton-name", default="model", show_default=True, metavar="NAME", help="Of the model in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@trust_option
 @plain_errors
 def deploy(
-    run: Path, trial: int | None, to: Path, *, force: bool, triton: Path | None, triton_name: str, as_json: bool
+    run: Path,
+    trial: int | None,
+    to: Path,
+    *,
+    force: bool,
+    triton: Path | None,
+    triton_name: str,
+    as_json: bool,
+    trust: bool,
 ) -> None:
     """Package the measured engine of RUN, verified again in a fresh process.
 
     DIR/run.py loads the engine and answers a request without autocompress. --triton serves it with NVIDIA Triton.
     """
+    from rich.text import Text
+
     from autocompress.deploy import package
     from autocompress.deploy.triton import write_triton_repository
     from autocompress.measurement.fingerprint import device_fingerprint
     from autocompress.quantities import format_ms
     from autocompress.runs.directory import RunDirectory
 
-    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint(), force=force)
+    manifest = package.deploy(RunDirectory.open(run), to, trial, device=device_fingerprint(), force=force, trust=trust)
     if triton is not None:
         model = write_triton_repository(to, triton, triton_name)
         err.print(f"Triton model: {model}", highlight=False)
@@ -170,7 +190,7 @@ def deploy(
         return
     latency, outputs = manifest.verification["latency"], manifest.verification["outputs"]
     name = "the uncompressed model" if manifest.trial is None else f"trial {manifest.trial} ({manifest.stage})"
-    out.print(f"Deployed {name} to [bold]{to}[/]: {manifest.file}", highlight=False)
+    out.print(Text.assemble(f"Deployed {name} to ", (str(to), "bold"), f": {manifest.file}"), highlight=False)
     out.print(
         f"Verified in a fresh process: same bytes as measured, same outputs on {outputs['samples']} samples, "
         f"{format_ms(latency['latency_ms'])}, {latency['ratio']:.3f}x of the uncompressed model "

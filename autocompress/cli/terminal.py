@@ -11,11 +11,17 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from autocompress.errors import AutoCompressError, Stopped
 
-out = Console()
-err = Console(stderr=True)
+# No text is markup: paths, names and messages come from anywhere. What is to be bold is a `Text`.
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
+# Of commands that open what somebody else may have made.
+trust_option = click.option(
+    "--trust", is_flag=True, help="Run code that the folder names, such as its task's module. Else none is run."
+)
 
 
 def echo(text: str) -> None:
@@ -45,9 +51,9 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except AutoCompressError as error:
             if click.get_current_context().find_root().params.get("debug"):
                 raise
-            err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+            err.print(Text.assemble((type(error).__name__, "bold red"), ": "), end="")
             # Not wrapped: paths and commands in a message are there to be copied.
-            err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            err.print(str(error), highlight=False, soft_wrap=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt as error:
             stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)

@@ -12,7 +12,9 @@ from autocompress.compress.apply import apply_policy
 from autocompress.compress.base import CompressionContext
 from autocompress.compress.rewrite import rewrite
 from autocompress.config import QuantizationConfig
-from autocompress.errors import CompressionError, ConfigError
+from autocompress.documents import reading
+from autocompress.engines.artifact import ENGINE_NAME, EngineDocument, check_hashes
+from autocompress.errors import CompressionError
 from autocompress.runs.records import TrialRecord
 from autocompress.tasks.base import Task
 
@@ -27,8 +29,11 @@ def load_compressed(
     Raises:
         ConfigError: The weights are missing or damaged.
         CompressionError: They do not fit the policy and the task's model.
+        VerificationError: They are not those that were recorded.
     """
     path = folder / "weights.safetensors"
+    if (folder / ENGINE_NAME).exists():
+        check_hashes(folder, EngineDocument.read(folder), (path.name,))
     if record.stage == "baseline":
         model = task.network()
     else:
@@ -36,10 +41,8 @@ def load_compressed(
             task.example_inputs(2), quantization=quantization or QuantizationConfig(), weights=False
         )
         model = apply_policy(rewrite(task.network()), record.policy, context)
-    try:
+    with reading(path, also=(SafetensorError,)):
         state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from autocompress.compress.reload import load_compressed
+from autocompress.documents import reading
 from autocompress.engines import engine_class
 from autocompress.engines.artifact import write_engine
 from autocompress.engines.base import EngineFile, EngineOptions
@@ -69,16 +71,13 @@ def build_onnx(graph: Path, engine: str, options: EngineOptions, to: Path) -> Bu
 
 def _copy_whole(source: Path, target: Path) -> None:
     """Copy an ONNX file, with what lies in files beside it (exporters put weights above some size there)."""
-    try:
+    mend = "Files with its weights must lie where the exporter put them, beside it."
+    with reading(source, mend, also=(onnx.checker.ValidationError, DecodeError)):
         # Entries of external weights always have the key "location"; looking for it is cheap, parsing is not.
         if b"location" not in source.read_bytes():
             shutil.copyfile(source, target)
             return
         whole = onnx.load(str(source))
-    except (OSError, onnx.checker.ValidationError) as error:
-        raise ConfigError(
-            f"{source} cannot be read: {error}. Files with its weights must lie where the exporter put them, beside it."
-        ) from error
     if whole.ByteSize() > _MOST_BYTES:
         raise ExportError(f"{source} has {whole.ByteSize() / 2**30:.1f} GB with its weights; one ONNX file holds 2.")
     onnx.save(whole, str(target))

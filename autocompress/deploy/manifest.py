@@ -5,19 +5,30 @@ Owns ``manifest.json`` and the hashes in it; it runs nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import TypedDict
+
+from autocompress.documents import Count, PlainName, Sha256, reading, validated
+from autocompress.engines.artifact import hash_of
 from autocompress.engines.base import EngineFile, EngineOptions
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.files import read_json, write_json
 from autocompress.policy import CompressionPolicy
+from autocompress.runs.trust import NOBODY, Trust, code_of_settings
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(TypedDict):
+    """What the manifest says of one file."""
+
+    sha256: Sha256
+    bytes: Count
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Manifest:
     engine: str
     engine_version: str
     options: Mapping[str, Any]
-    file: str
-    files: Mapping[str, Mapping[str, Any]]
+    file: PlainName
+    files: Mapping[PlainName, FileEntry]
     policy: Mapping[str, Any]
     policy_hash: str
     trial: int | None
@@ -58,7 +69,7 @@ class Manifest:
     device: Mapping[str, Any] | None
     measured: Mapping[str, Any] | None
     accuracy: Mapping[str, float | None]
-    size_bytes: int
+    size_bytes: Count
     verification: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,11 +89,9 @@ class Manifest:
         names = [f.name for f in fields(cls)]
         if missing := [name for name in names if name not in data]:
             raise ConfigError(f"The manifest lacks {', '.join(missing)}. Deploy the model again.")
-        manifest = cls(**{name: data[name] for name in names})
-        for name in (manifest.file, *manifest.files):
-            # Names are looked up inside the directory; a path could point anywhere.
-            if not name or Path(name).name != name:
-                raise ConfigError(f"The manifest names the file {name!r}; only plain file names are allowed.")
+        manifest = validated(cls, data, "The manifest")
+        if manifest.file not in manifest.files:
+            raise ConfigError(f"The manifest has no hash of the engine file {manifest.file!r}. Deploy the model again.")
         if CompressionPolicy.from_dict(manifest.policy).hash != manifest.policy_hash:
             raise ConfigError("The manifest's policy does not match its hash; it was edited. Deploy the model again.")
         return manifest
@@ -109,16 +118,27 @@ class Manifest:
         """Write the manifest into its directory."""
         write_json(directory / MANIFEST_NAME, self.to_dict())
 
-    def engine_file(self, directory: Path) -> EngineFile:
+    def engine_file(self, directory: Path, trust: Trust = NOBODY) -> EngineFile:
         """Return the engine file to open.
 
+        Args:
+            directory: The deployed one.
+            trust: Which code its options may name.
+
         Raises:
-            ConfigError: The options are not those of an engine.
+            ConfigError: The options are not those of an engine, or name code.
         """
-        try:
-            return EngineFile(self.engine, directory / self.file, EngineOptions(**self.options))
-        except TypeError as error:
-            raise ConfigError(f"{directory / MANIFEST_NAME}: the options cannot be read: {error}.") from error
+        source = directory / MANIFEST_NAME
+        options = EngineOptions.from_dict(self.options, f"{source}: the options cannot be read:")
+        trust.require(code_of_settings(dict(options.settings)), source)
+        file = EngineFile(self.engine, directory / self.file, options)
+        for path in file.files():
+            # The description of a TensorRT engine only says who built it.
+            if path.suffix != ".json" and path.name not in self.files:
+                raise ConfigError(
+                    f"{source} has no hash of {path.name!r}, a part of the engine. Deploy the model again."
+                )
+        return file
 
     def check_files(self, directory: Path) -> None:
         """Compare every listed file with its size and hash.
@@ -131,25 +151,22 @@ class Manifest:
             if not path.is_file():
                 raise VerificationError(f"{path} is missing, though {MANIFEST_NAME} lists it. Deploy the model again.")
             found = describe_file(path)
-            if found["bytes"] != listed.get("bytes"):
+            if found["bytes"] != listed["bytes"]:
                 raise VerificationError(
-                    f"{path} is damaged: it has {found['bytes']} bytes, not {listed.get('bytes')}. Deploy it again."
+                    f"{path} is damaged: it has {found['bytes']} bytes, not {listed['bytes']}. Deploy it again."
                 )
-            if found["sha256"] != listed.get("sha256"):
+            if found["sha256"] != listed["sha256"]:
                 raise VerificationError(
-                    f"{path} is damaged or was changed: its SHA-256 is {found['sha256']}, not {listed.get('sha256')}. "
+                    f"{path} is damaged or was changed: its SHA-256 is {found['sha256']}, not {listed['sha256']}. "
                     "Deploy the model again."
                 )
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> FileEntry:
     """Return ``{"sha256", "bytes"}`` of a file.
 
     Raises:
         ConfigError: It cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with reading(path):
+        return {"sha256": hash_of(path), "bytes": path.stat().st_size}

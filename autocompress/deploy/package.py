@@ -6,8 +6,8 @@ Nothing is rebuilt or converted: what was measured is what ships. Whatever fails
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +20,7 @@ import numpy as np
 
 from autocompress.deploy import run_script
 from autocompress.deploy.artifacts import input_ports
-from autocompress.deploy.manifest import MANIFEST_VERSION, Manifest, describe_file
+from autocompress.deploy.manifest import MANIFEST_VERSION, FileEntry, Manifest, describe_file
 from autocompress.deploy.summary import trial_number
 from autocompress.deploy.verify import (
     REFERENCE_NAME,
@@ -31,7 +31,8 @@ from autocompress.deploy.verify import (
     never_slower,
     read_reference,
 )
-from autocompress.engines.artifact import content_hash, read_artifact
+from autocompress.documents import reading
+from autocompress.engines.artifact import EngineDocument, content_hash, read_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
@@ -43,6 +44,8 @@ from autocompress.policy import CompressionPolicy
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric
 from autocompress.runs.records import PREDICTED, TrialRecord
+from autocompress.runs.summaries import read_summary
+from autocompress.runs.trust import Trust, trust_of
 from autocompress.tasks.tokens import TOKENIZER_NAME, TextTokens
 
 _NEEDED = ("engine.json", "policy.json", REFERENCE_NAME)
@@ -59,6 +62,7 @@ def deploy(
     device: Mapping[str, Any] | None = None,
     protocol: Protocol | None = None,
     force: bool = False,
+    trust: bool | Trust = False,
 ) -> Manifest:
     """Package the run's result, or one trial, into `to` and return its manifest.
 
@@ -70,9 +74,10 @@ def deploy(
         device: Fingerprint of the device it was measured on; None takes the name from the run's summary.
         protocol: How to measure again; None for the default.
         force: Deploy what missed a limit of its run all the same.
+        trust: Whether code that the run names, such as plugins of its engine, may run; see `runs.trust`.
 
     Raises:
-        ConfigError: Nothing to deploy, it misses a limit, `to` holds something, or it cannot be written.
+        ConfigError: Nothing to deploy, it names code, it misses a limit, `to` holds something, or it cannot be written.
         VerificationError: The copy differs, computes something else, or is measurably slower than the baseline.
         BuildError: The engine does not open the file.
     """
@@ -83,13 +88,17 @@ def deploy(
     _must_be_measured(run, source)
     if not force:
         _must_meet_limits(run, source)
-    measured_file = read_artifact(source)
+    trusted = trust_of(run.path, trust)
+    # Its files are compared while they are copied.
+    measured_file = read_artifact(source, trusted, check=False)
     if not (run.baseline / "engine.json").exists():
         raise ConfigError(f"{run.path} has no baseline engine to compare with. Continue the run with --resume.")
-    baseline = read_artifact(run.baseline)
+    baseline = read_artifact(run.baseline, trusted)
     with _writing(to):
         to.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+        # Not `mkdtemp`, whose folders nobody else may read: who may is for the umask to say.
+        folder = to.parent / f".{to.name}.{secrets.token_hex(6)}"
+        folder.mkdir()
     try:
         with _writing(to):
             hashes = _copy(run, source, measured_file, folder)
@@ -105,11 +114,10 @@ def deploy(
         # The copies are checked as anyone will who receives them, from disk.
         manifest.check_files(folder)
         with fresh(worker) as running:
-            found = _verify(running, manifest.engine_file(folder), folder / REFERENCE_NAME, baseline, protocol)
+            found = _verify(running, manifest.engine_file(folder, trusted), folder / REFERENCE_NAME, baseline, protocol)
         manifest = replace(manifest, verification=found)
         manifest.write(folder)
         with _writing(to):
-            folder.chmod(0o755)
             # An empty directory is replaced by the rename itself; one that was filled meanwhile is not.
             folder.replace(to)
     finally:
@@ -154,7 +162,7 @@ def _source(run: RunDirectory, trial: int | None) -> Path:
 
 def _must_be_measured(run: RunDirectory, source: Path) -> None:
     path = source / "record.json"
-    found = TrialRecord.from_dict(read_json(path)).measurement if path.exists() else None
+    found = TrialRecord.read(path).measurement if path.exists() else None
     if found is not None and found.source == PREDICTED:
         raise ConfigError(
             f"The latency of {source} is predicted; nothing was ever run, so nothing can be verified. Copy the run to "
@@ -167,19 +175,20 @@ def _must_meet_limits(run: RunDirectory, source: Path) -> None:
     constraints, path = constraints_of(run), source / "record.json"
     if constraints is None or not path.exists():
         return
-    record = TrialRecord.from_dict(read_json(path))
+    record = TrialRecord.read(path)
     if record.measurement is None or record.size_bytes is None:
         return
-    summary = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
+    summary = read_summary(run)
     best = summary.get("best") or {}
     final = best.get("trial") == trial_number(record) and best.get("stage") == record.stage
     tested = final and best.get("accuracy") is not None
     # The figures of the end of the run are of test data, and of a second measurement.
     figures = {**figures_of(record, constraints), **({k: best[k] for k in _FIGURES if k in best} if final else {})}
-    missed = missed_limits(figures, limits_of(constraints, record.measurement.baseline_ms), record)
+    with reading(run.path / "summary.json", "Deploy it with --force, or continue the run with --resume."):
+        missed = missed_limits(figures, limits_of(constraints, record.measurement.baseline_ms), record)
     if not missed:
         return
-    named = TrialRecord.from_dict(read_json(run.baseline / "record.json")).metric
+    named = TrialRecord.read(run.baseline / "record.json").metric
     metric = Metric(summary.get("metric") or named or "accuracy")
     said = say_missed(missed, metric, "test" if tested else "validation")
     name = "The uncompressed model" if trial_number(record) is None else f"Trial {record.number}"
@@ -207,7 +216,7 @@ def _why_not(run: RunDirectory, trial: int) -> str:
     return "there is no such trial" if record is None else "its files are gone"
 
 
-def _copy(run: RunDirectory, source: Path, file: EngineFile, folder: Path) -> dict[str, dict[str, Any]]:
+def _copy(run: RunDirectory, source: Path, file: EngineFile, folder: Path) -> dict[str, FileEntry]:
     """Copy what ships and return its hashes, taken from the ORIGINALS.
 
     Raises:
@@ -215,10 +224,10 @@ def _copy(run: RunDirectory, source: Path, file: EngineFile, folder: Path) -> di
         VerificationError: An engine file is not the one that was measured.
     """
     _must_be_recorded(run, source)
-    listed = read_json(source / "engine.json").get("sha256") or {}
+    listed = EngineDocument.read(source).hashes
     originals = dict.fromkeys((*file.files(), *(source / name for name in _NEEDED)))
     originals |= dict.fromkeys(path for name in _OPTIONAL if (path := source / name).exists())
-    described: dict[str, dict[str, Any]] = {}
+    described: dict[str, FileEntry] = {}
     for path in originals:
         if not path.exists():
             raise ConfigError(f"{path} is missing; the run stopped while writing it. Continue it with --resume.")
@@ -255,13 +264,12 @@ def _manifest(
     run: RunDirectory,
     source: Path,
     file: EngineFile,
-    files: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, FileEntry],
     device: Mapping[str, Any] | None,
 ) -> Manifest:
-    engine = read_json(source / "engine.json")
     policy = CompressionPolicy.from_dict(read_json(source / "policy.json"))
-    record = TrialRecord.from_dict(read_json(source / "record.json")) if (source / "record.json").exists() else None
-    summary = read_json(run.path / "summary.json") if (run.path / "summary.json").exists() else {}
+    record = TrialRecord.read(source / "record.json") if (source / "record.json").exists() else None
+    summary = read_summary(run)
     best = summary.get("best") or {}
     tested = record is not None and best.get("trial") == trial_number(record) and best.get("stage") == record.stage
     if device is None and summary.get("device"):
@@ -271,7 +279,7 @@ def _manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         autocompress=_version(),
         engine=file.engine,
-        engine_version=str(engine.get("engine_version", "unknown")),
+        engine_version=EngineDocument.read(source).engine_version,
         options=file.options.to_dict(),
         file=file.path.name,
         files=files,

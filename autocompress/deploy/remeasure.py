@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,18 +16,20 @@ from autocompress import environment
 from autocompress.deploy.summary import alternatives, interval_of, trial_number
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import engine_class
-from autocompress.engines.artifact import read_artifact, write_artifact
+from autocompress.engines.artifact import EngineDocument, check_hashes, read_artifact, write_artifact
 from autocompress.engines.base import EngineFile
 from autocompress.errors import BuildError, ConfigError, NoFeasibleTrialError, VerificationError
 from autocompress.evaluation.agreement import check_outputs_match
 from autocompress.exploration.missed_limits import figures_of, limits_of, missed_limits
 from autocompress.exploration.pareto import Constraints, best_record, finished_records, run_front, write_front
-from autocompress.files import read_json, replace_folder
+from autocompress.files import replace_folder
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint, differences
 from autocompress.measurement.measure import Protocol
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import ELSEWHERE, MEASURED, PREDICTED, Measurement, TrialRecord
+from autocompress.runs.summaries import read_environment, read_summary
+from autocompress.runs.trust import Trust, code_of_settings, trust_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def measure_run(
     *,
     protocol: Protocol | None = None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
+    trust: bool | Trust = False,
 ) -> list[Remeasured]:
     """Measure the baseline and trials of a run here, and rank the run anew.
 
@@ -62,6 +64,7 @@ def measure_run(
         trials: Their numbers; None takes the front and the best.
         protocol: How long to measure.
         progress: Called with the share done and what is being measured.
+        trust: Whether code that the run names, such as plugins of its engine, may run; see `runs.trust`.
 
     Returns:
         The baseline and the trials, in the order they were measured.
@@ -74,15 +77,16 @@ def measure_run(
     """
     records = run.records()
     chosen = _chosen(run, records, trials)
-    baseline = TrialRecord.from_dict(run.read("baseline/record.json"))
-    config = run.config()
+    baseline = TrialRecord.read(run.baseline / "record.json")
+    config, trusted = run.config(), trust_of(run.path, trust)
+    trusted.require(code_of_settings(config.engine_options), run.config_file)
     device = device_fingerprint(gpu=engine_class(config.engine).uses_gpu)
-    moved = bool(differences(run.read("env.json").get("device", {}), device))
+    moved = bool(differences(read_environment(run).get("device") or {}, device))
     found: list[Remeasured] = []
     with EngineWorker(log_file=run.path / "measure.log") as worker:
         version = worker.describe(config.engine)["version"]
         progress(0.0, "the baseline")
-        measuring = _Measuring(worker, run, version, protocol or Protocol.standard())
+        measuring = _Measuring(worker, run, version, protocol or Protocol.standard(), trusted)
         found.append(measuring.baseline(baseline))
         for number, record in enumerate(chosen, 1):
             progress(number / (len(chosen) + 1), f"trial {record.number}")
@@ -99,7 +103,7 @@ def measure_run(
             if record.number not in done and known is not None and known.source == MEASURED:
                 run.append(replace(record, measurement=replace(known, source=ELSEWHERE)))
     run.write("env.json", {**environment.describe(), "device": device})
-    _rank(run, found[0].record, moved=moved)
+    _rank(run, found[0].record, trusted, moved=moved)
     return found
 
 
@@ -116,7 +120,7 @@ def _chosen(run: RunDirectory, records: dict[int, TrialRecord], trials: Sequence
     front = {record.number: complete[record.number] for record in run_front(run) if record.number in complete}
     best = run.best / "record.json"
     if best.exists():
-        held = TrialRecord.from_dict(read_json(best))
+        held = TrialRecord.read(best)
         front.update({held.number: complete[held.number]} if trial_number(held) in complete else {})
     return list(front.values())
 
@@ -124,8 +128,8 @@ def _chosen(run: RunDirectory, records: dict[int, TrialRecord], trials: Sequence
 class _Measuring:
     """One worker, and the baseline that everything is interleaved with."""
 
-    def __init__(self, worker: EngineWorker, run: RunDirectory, version: str, protocol: Protocol) -> None:
-        self._worker, self._run, self._version, self._protocol = worker, run, version, protocol
+    def __init__(self, worker: EngineWorker, run: RunDirectory, version: str, protocol: Protocol, trust: Trust) -> None:
+        self._worker, self._run, self._version, self._protocol, self._trust = worker, run, version, protocol, trust
         self._baseline: EngineFile | None = None
 
     def baseline(self, record: TrialRecord) -> Remeasured:
@@ -148,12 +152,18 @@ class _Measuring:
 
     def _opened(self, folder: Path, record: TrialRecord) -> tuple[EngineFile, np.ndarray, bool]:
         """Return an engine file that runs here and computes what it should, and its inputs."""
-        file = read_artifact(folder)
+        file, hashes = read_artifact(folder, self._trust, check=False), EngineDocument.read(folder)
+        check_hashes(folder, hashes, (REFERENCE_NAME,))
         inputs, expected = read_reference(folder / REFERENCE_NAME)
         rebuilt = False
         try:
+            check_hashes(folder, hashes)
             outputs = self._worker.infer(file, inputs)
-        except BuildError:
+        except (BuildError, VerificationError):
+            try:
+                check_hashes(folder, hashes, ("model.onnx",))
+            except VerificationError as error:
+                raise BuildError(f"{file.path} does not open here and cannot be built again: {error}") from error
             # Built by another version, or for another device: its graph is the same.
             settings = tuple((k, v) for k, v in file.options.settings if k != "compute_capability")
             options = replace(file.options, settings=settings)
@@ -170,7 +180,7 @@ class _Measuring:
         return Remeasured(made, record.measurement, rebuilt=rebuilt)
 
 
-def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
+def _rank(run: RunDirectory, baseline: TrialRecord, trust: Trust, *, moved: bool) -> None:
     """Write front, best result and summary from what is measured now."""
     # What best/ alone holds, a network that fine-tuning made worse, was not measured here.
     known = run.records().values() if moved else finished_records(run)
@@ -179,12 +189,12 @@ def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
     best = best_record(records, constraints, baseline)
     assert best.artifact is not None and best.measurement is not None
     held = run.best / "record.json"
-    if not held.exists() or TrialRecord.from_dict(read_json(held)) != best:
+    if not held.exists() or TrialRecord.read(held) != best:
         replace_folder(run.path / best.artifact, run.best)
     write_front(run)
     if not (run.path / "summary.json").exists():
         return
-    summary: dict[str, Any] = dict(run.read("summary.json"))
+    summary = read_summary(run)
     before, measured = summary["best"], best.measurement
     same = before["trial"] == trial_number(best) and before["stage"] == best.stage
     tested = before["accuracy"] if same else None
@@ -208,7 +218,7 @@ def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
         "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
         "feasible": not missed and measured.source != PREDICTED,
         "verified": measured.source == MEASURED,
-        "path": str(read_artifact(run.best).path),
+        "path": str(read_artifact(run.best, trust, check=False).path),
     }
     summary |= {"constraints": limits, "missed": missed, **alternatives(records, constraints, baseline)}
     run.write("summary.json", summary)
@@ -216,6 +226,6 @@ def _rank(run: RunDirectory, baseline: TrialRecord, *, moved: bool) -> None:
 
 def device_name(run: RunDirectory) -> str:
     """Return the name of the device that a run's latencies are of."""
-    device = run.read("env.json").get("device") or {}
+    device = read_environment(run).get("device") or {}
     gpu = device.get("gpu") or {}
     return str(gpu.get("name") or device.get("cpu") or "unknown")

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from autocompress.deploy.manifest import Manifest
+from autocompress.documents import plain_name
 from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError
 from autocompress.tasks.tokens import TOKENIZER_NAME, TextTokens
 
 NAME = "run.py"
-_HEAD = '''"""Run {file} on a .npy file of inputs {shape}: python run.py inputs.npy outputs.npy
+_HEAD = '''"""Run {name} on a .npy file of inputs {shape}: python run.py inputs.npy outputs.npy
 
 Needs {package} and numpy. Without arguments it answers a request of zeros and prints the output's shape.
 """
@@ -38,7 +39,7 @@ if __name__ == "__main__":
         np.save(sys.argv[2], outputs)
     print(outputs.shape, outputs.dtype)
 """
-_NAMED_HEAD = '''"""Run {file} on a .npz file of inputs by name: python run.py inputs.npz outputs.npy
+_NAMED_HEAD = '''"""Run {name} on a .npz file of inputs by name: python run.py inputs.npz outputs.npy
 
 {listed}. Needs {package} and numpy.{sentences}
 Without arguments it answers a request of zeros and prints the output's shape.
@@ -64,7 +65,7 @@ _TOKENS = '''def tokens(sentences):
     """Return inputs by name for sentences of up to {length} tokens."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(Path(__file__).with_name("{tokenizer}")))
+    tokenizer = Tokenizer.from_file(str(Path(__file__).with_name({tokenizer!r})))
     tokenizer.enable_truncation({length})
     tokenizer.enable_padding(length={length}, direction={side!r}, pad_id={pad_id}, pad_token={pad_token!r})
     found = tokenizer.encode_batch(list(sentences))
@@ -103,7 +104,7 @@ def load():
         "INFERENCE_PRECISION_HINT": "{hint}", "INFERENCE_NUM_THREADS": {threads},
         "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False,
     }}
-    model = openvino.Core().compile_model(Path(__file__).with_name("{file}"), "CPU", settings)
+    model = openvino.Core().compile_model(Path(__file__).with_name({file!r}), "CPU", settings)
     request = model.create_infer_request()
 
     def run(inputs):
@@ -120,7 +121,7 @@ def load():
     """Return a function from inputs {shape} to outputs; threads are those of the measurement."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = {threads}, 1
-    path = str(Path(__file__).with_name("{file}"))
+    path = str(Path(__file__).with_name({file!r}))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 {onnxruntime}
 '''
@@ -137,7 +138,7 @@ def check(status, *values):
 def load():
     """Return a function from inputs {shape} to outputs, run on the first GPU."""
     stream = check(*cuda.cudaStreamCreate())
-    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(Path(__file__).with_name("{file}").read_bytes())
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(Path(__file__).with_name({file!r}).read_bytes())
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
 {tensorrt_shapes}
@@ -204,12 +205,18 @@ def run_script(manifest: Manifest, ports: Sequence[Port], text: TextTokens | Non
     Raises:
         ConfigError: There is no script for this engine.
     """
+    for port in ports:
+        # Names of somebody's graph: in code they are quoted, but they are also words of the docstring.
+        if not port.name.isprintable() or set(port.name) & set('"\\'):
+            raise ConfigError(f"The input {port.name!r} of {manifest.file} cannot be named in {NAME}. Rename it.")
     if manifest.engine not in _BODIES:
         raise ConfigError(f"There is no {NAME} for the engine {manifest.engine!r}.")
     body, package = _BODIES[manifest.engine]
     batch, shape = ports[0].shape[0], ports[0].shape
     fields = {
+        # Quoted where it is code; where it is words, it is a plain name.
         "file": manifest.file,
+        "name": plain_name(manifest.file),
         "batch": batch,
         "shape": shape,
         "package": package,
@@ -223,6 +230,7 @@ def run_script(manifest: Manifest, ports: Sequence[Port], text: TextTokens | Non
         fields[name] = lines.replace("SHAPE", str(shape)).replace("BATCH", str(batch))
     if one:
         return (_HEAD + body + _TAIL).format(**fields)
+    names = ", ".join(port.name for port in ports)
     ends = np.cumsum([math.prod(port.shape[1:]) for port in ports])[:-1]
     fields |= {
         "shape": "by name",
@@ -231,7 +239,7 @@ def run_script(manifest: Manifest, ports: Sequence[Port], text: TextTokens | Non
         "ends": [int(end) for end in ends],
         "tokens": "",
         "sentences": "",
-        "sentences_or": f'sys.exit("Give a .npz file of {", ".join(port.name for port in ports)}.")',
+        "sentences_or": f"sys.exit({f'Give a .npz file of {names}.'!r})",
     }
     if text is not None:
         values = {

@@ -20,6 +20,7 @@ from autocompress.measurement.occasions import combined
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric, metric_name
 from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
+from autocompress.runs.trust import Trust, code_of
 
 if TYPE_CHECKING:
     from autocompress.exploration.session import SearchSession
@@ -53,7 +54,7 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     assert baseline.accuracy is not None and baseline.latency_ms is not None and baseline.size_bytes is not None
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
-    file = read_artifact(run.best)
+    file = read_artifact(run.best, Trust(code=frozenset(code_of(session.config))))
     known = evaluator.forecast is not None or session.interrupted is not None
     # Nothing comes after this that time would have to be left for.
     with session.worker.limits.until(session.verified_by, share=1.0):

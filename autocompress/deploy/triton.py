@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from typing_extensions import TypedDict
 
+from autocompress.deploy.artifacts import load_graph
 from autocompress.deploy.manifest import Manifest
+from autocompress.documents import validated
 from autocompress.errors import ConfigError
 from autocompress.files import read_json, write_text
+from autocompress.runs.trust import EVERYBODY
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Longest wait for a batch to fill.
@@ -34,6 +38,12 @@ _TYPES = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.BOOL: "TYPE_BOOL",
 }
+
+
+class _Description(TypedDict):
+    """What is read of the description beside a TensorRT engine."""
+
+    batch: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -79,14 +89,15 @@ def write_triton_repository(deployed: Path, to: Path, name: str = "model") -> Pa
     graph = deployed / "model.onnx"
     if not graph.exists():
         raise ConfigError(f"{graph} is missing, from which inputs and outputs are read. Deploy the model again.")
-    text = config_text(name, backend, manifest, onnx.load(str(graph), load_external_data=False).graph, deployed)
+    text = config_text(name, backend, manifest, load_graph(graph), deployed)
     try:
         to.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to, prefix=f".{name}.") as folder:
             fresh = Path(folder) / name
             version = fresh / "1"
             version.mkdir(parents=True)
-            for path in manifest.engine_file(deployed).files():
+            # Nothing is opened here, so no code that its options name is run.
+            for path in manifest.engine_file(deployed, EVERYBODY).files():
                 if path.suffix != ".json":
                     shutil.copyfile(path, version / Path(backend.file).with_suffix(_suffix(path, backend)).name)
             write_text(fresh / "config.pbtxt", text)
@@ -105,10 +116,11 @@ def config_text(name: str, backend: _Backend, manifest: Manifest, graph: Any, de
     most = _largest_batch(manifest, deployed)
     threads = str(manifest.options.get("threads", 1))
     lines = [
-        f"# {manifest.engine} {manifest.engine_version}, written by autocompress; policy {manifest.policy_hash}.",
-        f'name: "{name}"',
-        f'backend: "{backend.name}"',
-        f'default_model_filename: "{backend.file}"',
+        f"# {manifest.engine} {' '.join(manifest.engine_version.split())}, written by autocompress; policy "
+        f"{manifest.policy_hash}.",
+        f"name: {_quoted(name)}",
+        f"backend: {_quoted(backend.name)}",
+        f"default_model_filename: {_quoted(backend.file)}",
         f"max_batch_size: {most}",
         *_tensors("input", graph.input, most),
         *_tensors("output", graph.output, most),
@@ -125,7 +137,9 @@ def config_text(name: str, backend: _Backend, manifest: Manifest, graph: Any, de
         "onnxruntime": {"intra_op_thread_count": threads, "inter_op_thread_count": "1"},
         "openvino": {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"},
     }.get(manifest.engine, {})
-    lines += [f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}' for k, v in parameters.items()]
+    lines += [
+        f"parameters {{ key: {_quoted(k)} value: {{ string_value: {_quoted(v)} }} }}" for k, v in parameters.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -134,7 +148,8 @@ def _largest_batch(manifest: Manifest, deployed: Path) -> int:
     if manifest.engine != "tensorrt":
         return 0
     described = (deployed / manifest.file).with_suffix(".json")
-    least, _, most = read_json(described)["batch"] if described.exists() else (1, 1, 1)
+    found = validated(_Description, read_json(described), described) if described.exists() else {"batch": (1, 1, 1)}
+    least, _, most = found["batch"]
     return int(most) if most > least else 0
 
 
@@ -145,5 +160,18 @@ def _tensors(field: str, values: Sequence[Any], most: int) -> list[str]:
         dims = [d.dim_value or -1 for d in kind.shape.dim]
         # With a max_batch_size Triton adds the batch axis itself.
         shown = ", ".join(map(str, dims[1:] if most else dims))
-        lines.append(f'{field} [ {{ name: "{value.name}" data_type: {_TYPES[kind.elem_type]} dims: [ {shown} ] }} ]')
+        if kind.elem_type not in _TYPES:
+            raise ConfigError(f"Triton serves no tensor of the type of {value.name!r} (ONNX type {kind.elem_type}).")
+        lines.append(
+            f"{field} [ {{ name: {_quoted(value.name)} data_type: {_TYPES[kind.elem_type]} dims: [ {shown} ] }} ]"
+        )
     return lines
+
+
+def _quoted(text: str) -> str:
+    """Return a string of protobuf's text format: a name from somebody's graph must not end it."""
+    plain = (
+        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}"
+        for byte in text.encode(errors="replace")
+    )
+    return '"' + "".join(plain) + '"'

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from autocompress.deploy.manifest import Manifest
+from autocompress.documents import reading
 from autocompress.engines.base import Array, EngineFile
 from autocompress.errors import VerificationError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.measure import Protocol as TimingProtocol
 from autocompress.runs.records import EQUAL, Measurement
+from autocompress.runs.trust import Trust, trust_of
 
 REFERENCE_NAME = "reference.safetensors"
 # Largest |difference| over largest |reference output|. One file on one machine repeats itself but for the order of
@@ -52,7 +54,9 @@ def fresh(worker: Worker | None) -> Iterator[Worker]:
             yield started
 
 
-def verify(directory: Path, worker: Worker | None = None, tolerance: float = TOLERANCE) -> dict[str, Any]:
+def verify(
+    directory: Path, worker: Worker | None = None, tolerance: float = TOLERANCE, *, trust: bool | Trust = False
+) -> dict[str, Any]:
     """Check a deployed directory and return what was found.
 
     Args:
@@ -60,15 +64,16 @@ def verify(directory: Path, worker: Worker | None = None, tolerance: float = TOL
         worker: Runs the engine; None starts a fresh process.
         tolerance: Largest allowed difference from the reference outputs, relative to the largest of them. Another
             processor may round bf16, fp16 and int8 differently; allow for that here.
+        trust: Whether code that its options name may run; see `runs.trust`.
 
     Raises:
-        ConfigError: It is no deployed directory.
+        ConfigError: It is no deployed directory, or names code.
         VerificationError: A file is damaged, or the outputs differ.
         BuildError: The engine does not open the file here.
     """
     manifest = Manifest.read(directory)
     manifest.check_files(directory)
-    file = manifest.engine_file(directory)
+    file = manifest.engine_file(directory, trust_of(directory, trust))
     with fresh(worker) as running:
         outputs = check_outputs(running, file, directory / REFERENCE_NAME, tolerance)
         found = running.describe(file.engine)
@@ -90,13 +95,12 @@ def read_reference(path: Path) -> tuple[Array, Array]:
     Raises:
         VerificationError: The file is missing or damaged.
     """
-    try:
+    mend = "There is nothing to verify outputs against."
+    with reading(path, mend, VerificationError, also=(SafetensorError,)):
         tensors = load_file(path)
         inputs, outputs = tensors["inputs"], tensors["outputs"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise VerificationError(
-            f"{path} cannot be read ({error}), so there is nothing to verify outputs against."
-        ) from error
+        if not all(len(one.shape) and np.issubdtype(one.dtype, np.number) for one in (inputs, outputs)):
+            raise ValueError(f"inputs {inputs.dtype} {inputs.shape}, outputs {outputs.dtype} {outputs.shape}")
     if len(inputs) == 0 or len(inputs) != len(outputs) or not np.isfinite(outputs).all():
         raise VerificationError(f"{path} holds no usable reference: {inputs.shape} inputs, {outputs.shape} outputs.")
     return inputs, outputs

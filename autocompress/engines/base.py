@@ -7,14 +7,18 @@ imports torch. Adding an engine is one new module with `ENGINE_CLASSES`; it is f
 from __future__ import annotations
 
 import abc
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
+from autocompress.documents import validated
 from autocompress.engines.kernel_attribution import KernelTime
 from autocompress.engines.rules import QdqRules
 from autocompress.errors import ConfigError, UnavailableError
@@ -22,6 +26,17 @@ from autocompress.policy import DENSE_DTYPES
 
 Array = NDArray[Any]
 Settings = Sequence[tuple[str, Any]]
+_Scalar = bool | int | float | str | None
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _OptionsDocument(TypedDict, total=False):
+    """The JSON form of `EngineOptions`."""
+
+    dtype: Annotated[str, Field(max_length=32)]
+    threads: Annotated[int, Field(ge=1, le=4096)]
+    batch_size: Annotated[int, Field(ge=1, le=2**20)]
+    settings: dict[str, _Scalar | list[_Scalar]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,16 @@ class EngineOptions:
         settings = dict(data.pop("settings"))
         return {**data, "settings": settings} if settings else data
 
+    @classmethod
+    def from_dict(cls, data: Any, source: object) -> Self:
+        """Read the JSON form.
+
+        Raises:
+            ConfigError: It is not that; names `source`.
+        """
+        found: dict[str, Any] = dict(validated(_OptionsDocument, data, source))
+        return cls(**found)
+
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
@@ -73,7 +98,7 @@ class EngineFile:
 
     def files(self) -> tuple[Path, ...]:
         """Return every file of this engine, `path` first."""
-        others = sorted(p for p in self.path.parent.glob(f"{self.path.stem}.*") if p != self.path)
+        others = sorted(p for p in self.path.parent.glob(f"{glob.escape(self.path.stem)}.*") if p != self.path)
         # `model.onnx` beside `model.xml` is the graph the engine was built from, not a part of it.
         return (self.path, *(p for p in others if p.suffix in COMPANION_SUFFIXES.get(self.path.suffix, ())))
 

@@ -43,6 +43,7 @@ from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import metric_name
 from autocompress.runs.records import Measurement, TrialRecord
 from autocompress.runs.time_ledger import TimeLedger
+from autocompress.runs.trust import Trust, code_of
 from autocompress.tasks.base import Task
 from autocompress.tasks.checks import check_validation
 from autocompress.tasks.validation import ProxyEstimate, ValidationData, estimate_accuracy, write_validation
@@ -420,7 +421,7 @@ class CandidateEvaluator:
         assert record.artifact is not None
         self.worker.limits.new_candidate()
         folder, ledger = self.run.path / record.artifact, TimeLedger()
-        file = read_artifact(folder)
+        file = read_artifact(folder, Trust(code=frozenset(code_of(self._config))))
         try:
             with ledger.charge("measure"):
                 measurement = self.measure(file, protocol, record.measurement)

@@ -6,7 +6,6 @@ from autocompress.errors import ConfigError
 from autocompress.exploration.constraints import Constraints, counting
 from autocompress.exploration.dominance import pareto_front
 from autocompress.exploration.selection import best_record, finalists, is_lossless
-from autocompress.files import read_json
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import TrialRecord
 
@@ -30,7 +29,7 @@ def constraints_of(run: RunDirectory) -> Constraints | None:
     if not stored.exists():
         return None
     try:
-        baseline = TrialRecord.from_dict(read_json(stored))
+        baseline = TrialRecord.read(stored)
         if baseline.measurement is None or baseline.size_bytes is None:
             return None
         return Constraints.of(run.config(), baseline)
@@ -42,7 +41,7 @@ def finished_records(run: RunDirectory) -> list[TrialRecord]:
     """Return the latest record of every trial, and what ``best/`` holds where later training made a worse one of it."""
     records = [record for _, record in sorted(run.records().items())]
     try:
-        best = TrialRecord.from_dict(read_json(run.best / "record.json"))
+        best = TrialRecord.read(run.best / "record.json")
     except ConfigError:  # there is none yet
         return records
     # Of a network measured again the latest measurement counts.

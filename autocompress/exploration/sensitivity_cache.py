@@ -10,13 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from autocompress.config import QuantizationConfig
+from autocompress.documents import NotNegative, read_lines, validated
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError
 from autocompress.prediction.table_file import append_text
 from autocompress.space.search_space import Choice
 from autocompress.tasks.base import Task
+
+
+class _Row(TypedDict):
+    parameter: str
+    choice: str | float
+    loss: NotNegative | None
 
 
 class SensitivityCache:
@@ -46,17 +54,12 @@ class SensitivityCache:
         """Return what earlier passes measured; a line cut short by a crash is left out."""
         found: dict[str, dict[Choice, float]] = {}
         try:
-            # Bytes that are no text make their own line wrong, not the others.
-            lines = self.path.read_text(errors="replace").splitlines()
-        except OSError:
+            lines = read_lines(self.path, lambda data, source: validated(_Row, data, source))
+        except ConfigError:
             return found
-        for line in lines:
-            try:
-                row = json.loads(line)
-                loss = math.inf if row["loss"] is None else float(row["loss"])
-                found.setdefault(row["parameter"], {})[row["choice"]] = loss
-            except (ValueError, KeyError, TypeError):
-                continue
+        for row in lines.values:
+            loss = math.inf if row["loss"] is None else row["loss"]
+            found.setdefault(row["parameter"], {})[row["choice"]] = loss
         return found
 
     def add(self, name: str, choice: Choice, loss: float) -> None:

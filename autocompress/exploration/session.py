@@ -30,7 +30,7 @@ from autocompress.exploration.samplers import FORESIGHTED
 from autocompress.exploration.study import open_study
 from autocompress.exploration.time_plan import TimePlan
 from autocompress.exploration.trial_loop import TrialLoop
-from autocompress.files import read_json, replace_folder
+from autocompress.files import replace_folder
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.protocol import Protocol
@@ -43,13 +43,14 @@ from autocompress.runs.directory import RunDirectory
 from autocompress.runs.observer import Observer
 from autocompress.runs.records import TrialRecord
 from autocompress.runs.scratch import sweep_run
+from autocompress.runs.summaries import OFFERED_NAME, read_offered
+from autocompress.runs.trust import Trust, code_of
 from autocompress.space import rank_choices
 from autocompress.space.search_space import SearchSpace, bind, configured_space
 from autocompress.tasks import Task
 from autocompress.tasks.seeding import seed_everything
 
 # What a latency table left of the space's choices, in the run directory.
-_OFFERED = "offered.json"
 # Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
 _LAST_SHARE = 0.12
 # Trials that are run although nothing more can be won: a front is there to be looked at.
@@ -308,8 +309,8 @@ class SearchSession:
         )
         self._say_skipped(space)
         if self.run.study_file.exists():
-            stored = self.run.path / _OFFERED
-            return space.narrowed(read_json(stored)) if stored.exists() else space
+            offered = read_offered(self.run)
+            return space if offered is None else space.narrowed(offered)
         # What does not pay on another device may well do so here.
         if self.predictor is None or self.config.allow_foreign_table:
             return space
@@ -319,7 +320,7 @@ class SearchSession:
             return space
         before, after = (sum(map(len, s.every.values())) for s in (space, space.narrowed(allowed_choices)))
         self.observer.stage(f"The latency table says that {before - after} of {before} choices save nothing: left out")
-        self.run.write(_OFFERED, allowed_choices)
+        self.run.write(OFFERED_NAME, allowed_choices)
         return space.narrowed(allowed_choices)
 
     def _say_skipped(self, space: SearchSpace) -> None:
@@ -436,8 +437,9 @@ class SearchSession:
         self.observer.stage("Measuring the baseline")
         stored = self.run.baseline / "record.json"
         if stored.exists():
-            record = TrialRecord.from_dict(self.run.read("baseline/record.json"))
-            self.evaluator.reopen_baseline(record, read_artifact(self.run.baseline))
+            record = TrialRecord.read(stored)
+            file = read_artifact(self.run.baseline, Trust(code=frozenset(code_of(self.config))))
+            self.evaluator.reopen_baseline(record, file)
             return record
         try:
             return self.evaluator.open_baseline(self.observer.warn)
@@ -504,7 +506,7 @@ class SearchSession:
         It may not: the process died between recording a trial and copying it, or the limits have changed since.
         """
         stored = self.run.best / "record.json"
-        held = TrialRecord.from_dict(read_json(stored)) if stored.exists() else None
+        held = TrialRecord.read(stored) if stored.exists() else None
         known = [r for r in self.run.records().values() if r.artifact is not None]
         best = best_record([*([held] if held else []), *known], self.constraints, baseline)
         if best is not held and best.artifact is not None:

@@ -69,13 +69,14 @@ def _damage(run: RunDirectory) -> str | None:
             state = database.execute("PRAGMA quick_check").fetchone()[0]
         if state != "ok":
             return f"is damaged ({state})"
-        trials = load_study(run).get_trials(deepcopy=False)
     except sqlite3.OperationalError:
         return None  # locked, or not to be read: opening it says so
     except sqlite3.DatabaseError as error:
         return f"is damaged ({error})"
-    except KeyError:
-        return "has no study in it"
+    try:
+        trials = load_study(run).get_trials(deepcopy=False)
+    except ConfigError:
+        return "is not the study of a run, or is of another version of Optuna"
     found = disagreement(trials, first_records(run.history()))
     return None if found is None else f"tells something else than the log ({found})"
 
@@ -122,8 +123,8 @@ def _opened(
             _compare(stored, identity, run)
     except (StudyMismatchError, ConfigError):
         raise
-    except Exception as error:  # SQLAlchemy's own tree, which is not a dependency of ours
-        raise ConfigError(f"The study {run.study_file} cannot be opened: {error}") from error
+    except Exception as error:  # SQLAlchemy's own tree, and whatever Optuna raises over a foreign database
+        raise _damaged(run, error) from error
     return study
 
 
@@ -136,12 +137,40 @@ def load_study(run: RunDirectory) -> optuna.Study:
     if not run.study_file.exists():
         raise ConfigError(f"{run.path} has no study yet.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.load_study(study_name=_NAME, storage=_url(run))
+    try:
+        return optuna.load_study(study_name=_NAME, storage=_url(run))
+    except Exception as error:  # as above
+        raise _damaged(run, error) from error
 
 
 def _url(run: RunDirectory) -> str:
-    """Return the database's address; a folder's name may hold what means something in one."""
-    return f"sqlite:///file:{quote(str(run.study_file.absolute()))}?uri=true"
+    """Return the address of a run's database, whatever characters its path has.
+
+    The path is given relative to nothing and percent-encoded by SQLAlchemy, which reads ``?``, ``#`` and ``%`` in a
+    plain text as its own.
+    """
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(run.study_file)).render_as_string(hide_password=False)
+
+
+def _damaged(run: RunDirectory, error: BaseException) -> ConfigError:
+    """Say in our words what is wrong with a database; the library's are in `error`."""
+    file = run.study_file
+    causes = " ".join(str(one) for one in (error, error.__cause__, error.__context__) if one is not None).lower()
+    if "locked" in causes:
+        said, mend = "is locked by another process", "End the other search of this run, then --resume."
+    elif any(word in causes for word in ("readonly", "read-only", "unable to open", "permission")):
+        said, mend = "cannot be opened for writing", "Check who may write it, or copy the run somewhere else."
+    elif "disk is full" in causes or "disk i/o" in causes:
+        said, mend = "cannot be written", "Free some space; --resume goes on from here."
+    elif "malformed" in causes or "not a database" in causes:
+        said = "is damaged"
+        mend = "Its trials are in trials.jsonl too. Take another copy of the run, or search anew with another --out."
+    else:
+        said = "is not the study of a run, or is of another version of Optuna"
+        mend = "Take another copy of the run, or search anew with another --out."
+    return ConfigError(f"The study {file} cannot be opened: it {said}. {mend}")
 
 
 def _compare(stored: Mapping[str, Any], found: Mapping[str, Any], run: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from autocompress.documents import parse_json, reading
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError, TableMismatchError
 from autocompress.files import write_text
@@ -320,7 +321,8 @@ def _parsed(path: Path, rows: Sequence[tuple[int, Cells]], read: Callable[[Cells
     found = []
     for line, cells in rows:
         try:
-            found.append(read(cells))
+            with reading("a cell"):
+                found.append(read(cells))
         except ConfigError as error:
             raise ConfigError(f"Latency table {path}, row {line}: {error}") from error
     return found
@@ -328,9 +330,9 @@ def _parsed(path: Path, rows: Sequence[tuple[int, Cells]], read: Callable[[Cells
 
 def _device(cells: Cells) -> Mapping[str, Any]:
     try:
-        device = json.loads(cells.text("fingerprint"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"fingerprint is not JSON: {error}.") from error
+        device = parse_json(cells.text("fingerprint"), "it")
+    except ConfigError as error:
+        raise ConfigError(f"fingerprint is not JSON: {error}") from error
     if not isinstance(device, dict) or (device.get("slug"), device.get("hash")) != (
         cells.text("device"), cells.text("device_hash"),
     ):  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autocompress.documents import read_bytes, reading
 from autocompress.errors import ConfigError
 from autocompress.prediction.table_rows import COLUMNS, SHARED
 
@@ -20,6 +21,10 @@ _MIXED = {
     "engine": "engines", "engine_version": "engine versions", "threads": "numbers of threads",
     "batch_size": "batch sizes", "device": "devices", "device_name": "devices", "device_hash": "devices",
 }  # fmt: skip
+
+
+# A row takes some 300 bytes; of more rows than this no table is fitted.
+_MOST_BYTES = 2**30
 
 
 def read_cells(path: Path) -> tuple[list[dict[str, str]], bool]:
@@ -33,11 +38,11 @@ def read_cells(path: Path) -> tuple[list[dict[str, str]], bool]:
     import pandas as pd
 
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"Latency table {path} does not exist. Make one with 'autocompress profile'.") from error
-    except OSError as error:
-        raise ConfigError(f"Latency table {path} cannot be read: {error.strerror or error}.") from error
+        if not path.exists():
+            raise ConfigError(f"Latency table {path} does not exist. Make one with 'autocompress profile'.")
+        data = read_bytes(path, most=_MOST_BYTES)
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith("Latency") else f"Latency table {error}") from error
     # Spreadsheets save it with a byte order mark and their own line ends.
     plain = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
     tidy = plain == data and data.endswith(b"\n")
@@ -51,10 +56,8 @@ def read_cells(path: Path) -> tuple[list[dict[str, str]], bool]:
         text = plain.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"Latency table {path} is not CSV: it is not text.") from error
-    try:
+    with reading(f"Latency table {path} is not CSV:", also=(csv.Error,)):
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
-        raise ConfigError(f"Latency table {path} is not CSV: {str(error).strip()}.") from error
     if missing := [column for column in COLUMNS if column not in frame.columns]:
         raise ConfigError(f"Latency table {path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
     if not isinstance(frame.index, pd.RangeIndex):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Self
 
+from autocompress.documents import parse_json, shown
 from autocompress.errors import ConfigError, nearest
 from autocompress.policy import CompressionPolicy, LayerPolicy
 
@@ -35,6 +36,7 @@ COLUMNS: Mapping[str, str] = {
 }  # fmt: skip
 # Far more than any measurement knows, and far less than what a float prints.
 _DIGITS = 7
+_MOST_DIGITS = 18
 # A runtime's message can hold a whole graph.
 _ERROR_LENGTH = 500
 
@@ -265,19 +267,13 @@ class Cells:
 
     def whole(self, column: str) -> int:
         """Return a whole number."""
-        try:
-            return int(self._texts[column])
-        except ValueError as error:
-            raise ConfigError(f"{column} is {self._texts[column]!r}; it must be a whole number.") from error
+        return _int(self._texts[column], f"{column} is {shown(self._texts[column])}; it must be a whole number.")
 
     def wholes(self, column: str) -> tuple[int, ...]:
         """Return whole numbers joined by ``x``; none of an empty cell."""
-        try:
-            return tuple(int(part) for part in self._texts[column].split("x") if self._texts[column])
-        except ValueError as error:
-            raise ConfigError(
-                f"{column} is {self._texts[column]!r}; it must be whole numbers joined by 'x', as '16x24', or empty."
-            ) from error
+        text = self._texts[column]
+        said = f"{column} is {shown(text)}; it must be whole numbers joined by 'x', as '16x24', or empty."
+        return tuple(_int(part, said) for part in text.split("x") if text)
 
     def flag(self, column: str) -> bool:
         """Return True or False."""
@@ -285,6 +281,16 @@ class Cells:
         if found is None:
             raise ConfigError(f"{column} is {self._texts[column]!r}; it must be True or False.")
         return found
+
+
+def _int(text: str, said: str) -> int:
+    # A column of the file holds 64 bits.
+    if len(text) > _MOST_DIGITS:
+        raise ConfigError(said)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(said) from error
 
 
 def policy_text(policy: CompressionPolicy) -> str:
@@ -307,9 +313,11 @@ def read_policy(text: str) -> CompressionPolicy:
         ConfigError: It is not JSON, or not a policy.
     """
     try:
-        return CompressionPolicy.from_dict(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"policy is {_line(text)[:80]!r}, which is not JSON: {error}.") from error
+        data = parse_json(text, "it")
+    except ConfigError as error:
+        raise ConfigError(f"policy is {_line(text)[:80]!r}, which is not JSON: {error}") from error
+    try:
+        return CompressionPolicy.from_dict(data)
     except ConfigError as error:
         raise ConfigError(f"policy: {error}") from error
 

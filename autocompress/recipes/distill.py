@@ -294,8 +294,9 @@ def _write(result: DistillationResult, files: list[EngineFile], to: Path, engine
                 shutil.copy2(path, folder / path.name)
         except OSError as error:
             raise ConfigError(f"Cannot write {folder}: {error.strerror or error}. Free some space.") from error
+        if folder is to:
+            state = {name: tensor.detach().contiguous().clone() for name, tensor in result.model.state_dict().items()}
+            write_bytes(to / "weights.safetensors", save(state))
         write_engine(folder, replace(file, path=folder / file.path.name), engine_version)
-    state = {name: tensor.detach().contiguous().clone() for name, tensor in result.model.state_dict().items()}
-    write_bytes(to / "weights.safetensors", save(state))
     write_json(to / _RESULT, result.to_dict())
     (to / _CHECKPOINT).unlink(missing_ok=True)

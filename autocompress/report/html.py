@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autocompress._optional import optional
+from autocompress.documents import reading
 from autocompress.files import write_text
 from autocompress.report.figure import outside, pareto_figure
 from autocompress.report.run_view import RunView, read_run
@@ -53,7 +54,11 @@ def write_report(run: RunDirectory) -> Path:
         MissingDependencyError: plotly is not installed.
         ConfigError: The directory cannot be written, or a record is from a newer release.
     """
-    write_text(run.report_file, render(read_run(run)))
+    view = read_run(run)
+    # A summary of this or another release may lack what a figure is made of.
+    with reading(run.path / "summary.json", "Run 'autocompress search --out RUN --resume' to have it written again."):
+        page = render(view)
+    write_text(run.report_file, page)
     return run.report_file
 
 

@@ -37,7 +37,7 @@ def result_panel(summary: Mapping[str, Any]) -> RenderableType:
     uncompressed, feasible = best.get("stage") == "baseline", bool(best.get("feasible"))
     for row in (*_figures(summary), ("baseline", Text(_conditions(summary)))):
         grid.add_row(*row)
-    grid.add_row("trial", f"{'none' if uncompressed else best['trial']}, {best['stage']}; {counted}")
+    grid.add_row("trial", f"{'none' if uncompressed else best['trial']}, {best.get('stage')}; {counted}")
     for said in summary.get("lost") or ():
         grid.add_row("lost", Text(said, overflow="fold", style="yellow"))
     if said := _prediction(summary.get("prediction") or {}):

@@ -5,7 +5,7 @@ Owns the reading and the arithmetic between records; formatting belongs to `tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from autocompress.config import RunConfig
 from autocompress.errors import ConfigError
 from autocompress.exploration import pareto
 from autocompress.exploration.missed_limits import DROP, LATENCY, SIZE, missed_limits, say_alternatives
-from autocompress.files import read_json
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric
 from autocompress.runs.records import PREDICTED, Measurement, TrialRecord
+from autocompress.runs.summaries import read_environment, read_summary
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class RunView:
         rejected: Records of those that were not built for what was seen of them, by trial number.
         front: The Pareto front of validation accuracy against latency, fastest first; see `exploration.dominance`.
         best: The result, or None. Its stage is ``"baseline"`` where the uncompressed model is offered.
+        damaged: What is wrong with each line of the log that could not be read.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class RunView:
     rejected: tuple[TrialRecord, ...]
     front: tuple[Point, ...]
     best: Point | None
+    damaged: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -242,7 +244,7 @@ def read_run(run: RunDirectory) -> RunView:
     Raises:
         ConfigError: A record was written by a newer release.
     """
-    summary = _document(run.path / "summary.json")
+    summary = _unless_damaged(read_summary, run)
     baseline = Point.of(_record(run.baseline))
     records = pareto.finished_records(run)
     comparable = {id(r) for r in pareto.counting(records)}
@@ -257,7 +259,8 @@ def read_run(run: RunDirectory) -> RunView:
         path=run.path,
         summary=summary,
         config=config,
-        environment=_document(run.path / "env.json"),
+        environment=_unless_damaged(read_environment, run),
+        damaged=run.log().damaged,
         baseline=baseline,
         points=tuple(points),
         failed=tuple(r for r in records if r.state == "failed"),
@@ -282,14 +285,16 @@ def _best(run: RunDirectory, summary: Mapping[str, Any], baseline: Point | None,
     return None if summary and given.get("trial") is None else held
 
 
-def _document(path: Path) -> Mapping[str, Any]:
+def _unless_damaged(read: Callable[[RunDirectory], Mapping[str, Any]], run: RunDirectory) -> Mapping[str, Any]:
     try:
-        data = read_json(path)
+        return read(run)
     except ConfigError:
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _record(folder: Path) -> TrialRecord | None:
-    data = _document(folder / "record.json")
-    return TrialRecord.from_dict(data) if data else None
+    path = folder / "record.json"
+    try:
+        return TrialRecord.read(path) if path.exists() else None
+    except ConfigError:
+        return None

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from autocompress.config import RunConfig
+from autocompress.documents import Lines, parse_yaml, read_bytes, read_lines, validated
 from autocompress.errors import ConfigError
 from autocompress.files import append_line, read_json, write_json, write_text
 from autocompress.runs.lock import is_lock
@@ -148,10 +149,7 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """Read the resolved run file."""
-        try:
-            return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{self.config_file} cannot be read: {error}") from error
+        return validated(RunConfig, parse_yaml(read_bytes(self.config_file), self.config_file), self.config_file)
 
     def write(self, name: str, data: Any) -> None:
         """Write one of the JSON summaries (``env.json``, ``pareto.json``, ``summary.json``, …)."""
@@ -168,16 +166,16 @@ class RunDirectory:
         append_line(self.trials_file, json.dumps(record.to_dict(), allow_nan=False))
 
     def history(self) -> list[TrialRecord]:
-        """Read every record in the order they finished. A line cut short by a crash is left out."""
-        found: list[TrialRecord] = []
-        if not self.trials_file.exists():
-            return found
-        for line in self.trials_file.read_text().splitlines():
-            try:
-                found.append(TrialRecord.from_dict(json.loads(line)))
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
-        return found
+        """Read every record in the order they finished; damaged lines are set aside (`log`)."""
+        return list(self.log().values)
+
+    def log(self) -> Lines[TrialRecord]:
+        """Read every record in the order they finished, and what is wrong with the lines that are none.
+
+        Raises:
+            ConfigError: The file itself cannot be read.
+        """
+        return read_lines(self.trials_file, TrialRecord.from_dict)
 
     def records(self) -> dict[int, TrialRecord]:
         """Read the record of every trial, by number: of its most accurate fine-tuning where there is one.

@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
+from autocompress.documents import Count, NotNegative, RelativeFolder, reading, validated
+from autocompress.errors import ConfigError
+from autocompress.files import read_json
 from autocompress.policy import CompressionPolicy
 
 SCHEMA_VERSION = 1
@@ -32,9 +36,12 @@ class _Json:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form."""
-        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{k: v for k, v in data.items() if k in names})
+        """Read the JSON form.
+
+        Raises:
+            ConfigError: A key is missing, or a value is not of its type or range.
+        """
+        return validated(cls, data, cls.__name__)
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,6 @@ class Occasion(_Json):
 
     at: float
     states: Mapping[str, Figures] = field(hash=False)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form."""
-        return cls(data["at"], {state: Figures.from_dict(one) for state, one in data["states"].items()})
 
 
 @dataclass(frozen=True)
@@ -116,21 +118,21 @@ class Measurement(_Json):
         expected_low, expected_high: See above; `ratio_low` and `ratio_high` where nothing more is known.
     """
 
-    latency_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    mad_ms: float
-    n: int
-    low_ms: float
-    high_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    baseline_ms: float
+    latency_ms: NotNegative
+    p90_ms: NotNegative
+    p95_ms: NotNegative
+    p99_ms: NotNegative
+    mad_ms: NotNegative
+    n: Count
+    low_ms: NotNegative
+    high_ms: NotNegative
+    ratio: NotNegative
+    ratio_low: NotNegative
+    ratio_high: NotNegative
+    baseline_ms: NotNegative
     noisy: bool
-    batch_size: int
-    threads: int
+    batch_size: Count
+    threads: Count
     noise: tuple[str, ...] = ()
     aa_ratio: float = 1.0
     aa_low: float = 1.0
@@ -152,13 +154,6 @@ class Measurement(_Json):
         if not self.expected_high:
             object.__setattr__(self, "expected_low", self.ratio_low)
             object.__setattr__(self, "expected_high", self.ratio_high)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form, of old releases too."""
-        occasions = tuple(Occasion.from_dict(one) for one in data.get("occasions", ()))
-        states = {state: (low, middle, high) for state, (low, middle, high) in data.get("states", {}).items()}
-        return super().from_dict({**data, "occasions": occasions, "states": states})
 
     @property
     def quiet(self) -> tuple[float, float, float]:
@@ -242,21 +237,21 @@ class TrialRecord:
         choices: Of a trial, by parameter of the search space; None otherwise, and in results of old releases.
     """
 
-    number: int
+    number: Count
     policy: CompressionPolicy
-    state: str
+    state: Literal["complete", "failed", "rejected"]
     stage: str = "proxy"
     accuracy: float | None = None
     measurement: Measurement | None = None
-    size_bytes: int | None = None
-    macs: int | None = None
-    params: int | None = None
+    size_bytes: Count | None = None
+    macs: Count | None = None
+    params: Count | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
-    artifact: str | None = None
+    artifact: RelativeFolder | None = None
     predicted_ratio: float | None = None
     layer_ms: Mapping[str, float] = field(default_factory=dict)
-    samples: int | None = None
+    samples: Count | None = None
     metric: str | None = None
     sha256: str | None = None
     choices: Mapping[str, str | int | float | bool] | None = field(default=None, hash=False)
@@ -275,11 +270,28 @@ class TrialRecord:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form."""
-        names = {f.name for f in fields(cls)}
-        values = {k: v for k, v in data.items() if k in names}
-        values["policy"] = CompressionPolicy.from_dict(values["policy"])
-        if values.get("measurement") is not None:
-            values["measurement"] = Measurement.from_dict(values["measurement"])
-        return cls(**values)
+    def from_dict(cls, data: Mapping[str, Any], source: object = "A trial's record") -> Self:
+        """Read the JSON form; `source` is how messages name the file or line.
+
+        Raises:
+            ConfigError: A key is missing, a value is not of its type or range, or the policy is of a newer release.
+        """
+        with reading(source):
+            if not isinstance(data, Mapping):
+                raise ConfigError(f"{source} is a mapping of keys, found {type(data).__name__}.")
+            if "policy" not in data:
+                raise ConfigError(f"{source} lacks 'policy'.")
+            try:
+                policy = CompressionPolicy.from_dict(data["policy"])
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from error
+            return validated(cls, {**data, "policy": policy}, source)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record's file.
+
+        Raises:
+            ConfigError: It is missing or damaged, or of a newer release; names file, key and value.
+        """
+        return cls.from_dict(read_json(path), path)

@@ -16,13 +16,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from torch import nn
 
 from autocompress.compress.importance import DEFAULT_IMPORTANCE, IMPORTANCES, check_importance
 from autocompress.compress.sparsity import LEAST_CHANNELS
 from autocompress.config import RunConfig
+from autocompress.documents import parse_yaml, read_bytes
 from autocompress.errors import ConfigError, nearest
 from autocompress.model.inventory import ChannelGroup, Inventory, Layer
 from autocompress.policy import FACTORIZATIONS, SPARSITIES, CompressionPolicy, LayerPolicy
@@ -33,7 +33,7 @@ Choice = str | float
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -108,7 +108,7 @@ class BlockSpace(_Part):
 class SpaceFile(BaseModel):
     """A search space as written in YAML."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     description: str = ""
     pruning: PruningSpace = PruningSpace()
     dtype: DtypeSpace = DtypeSpace()
@@ -164,12 +164,9 @@ def load_space(name: str) -> SpaceFile:
     path = shipped.get(name, Path(name))
     if name not in shipped and path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"Unknown search space {name!r}.{nearest(name, shipped)} A path to a .yaml file works too.")
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise ConfigError(f"Search space {path} does not exist. Shipped: {', '.join(shipped)}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"Search space {path} cannot be read: {error}") from error
+    if not path.exists():
+        raise ConfigError(f"Search space {path} does not exist. Shipped: {', '.join(shipped)}.")
+    data = parse_yaml(read_bytes(path), f"Search space {path}") or {}
     try:
         return SpaceFile.model_validate(data)
     except ValidationError as error:

@@ -116,6 +116,10 @@ class Huffman(Coder):
     def decode(self, data: bytes, count: int, alphabet: int) -> Symbols:
         """See `Coder.decode`."""
         frequencies, words = _split(data, alphabet, "<u1", self.name)
+        if not count or alphabet == 1:  # of one symbol there is nothing to say
+            return np.zeros(count, np.int64)
+        if not frequencies.any() or count > 8 * (len(data) - len(frequencies)):
+            raise _too_short(self.name)
         tree = constriction.symbol.huffman.DecoderHuffmanTree(_probabilities(frequencies))
         decoder = constriction.symbol.QueueDecoder(words)
         try:
@@ -153,6 +157,8 @@ class Ans(Coder):
             raise _too_short(self.name)
         if not count:
             return np.zeros(0, np.int64)
+        if not frequencies.any():
+            raise _too_short(self.name)
         try:
             coder = constriction.stream.stack.AnsCoder(words)
         except ValueError as error:  # it never writes a last word of zero

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from autocompress.documents import RAW, Count, explained, reading, shown
 from autocompress.errors import ConfigError, VerificationError, nearest
 from autocompress.files import write_bytes
 from autocompress.storage import streams
@@ -23,6 +26,7 @@ from autocompress.storage.coders import CODERS
 FORMAT = "autocompress-storage"
 VERSION = 1
 _PAYLOAD = "payload"
+_UNREADABLE: tuple[type[Exception], ...] = (SafetensorError, *RAW)
 # Names as in safetensors.
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -112,15 +116,23 @@ def read_container(path: Path) -> dict[str, Tensor]:
     if _checksum(text, data) != metadata.get("sha256"):
         raise VerificationError(f"{path} is damaged: its checksum is not that of its content. Copy or pack it again.")
     weights, at = {}, 0
-    try:
-        for name, form in json.loads(text).items():
-            end = at + form["size"]
-            weights[name] = _tensor(form, data[at:end], name)
+    left = streams.FREE_BYTES + streams.MOST_EXPANSION * len(data)
+    with reading(f"{path}: the description of its tensors", error=VerificationError):
+        described: dict[str, dict[str, Any]] = TypeAdapter(dict[str, dict[str, Any]]).validate_python(json.loads(text))
+        forms = {name: (form, _Tensor.read(form, name, path)) for name, form in described.items()}
+        # Before anything is allocated: what a file says of itself is bounded by the bytes that it has.
+        if (wanted := sum(tensor.nbytes for _, tensor in forms.values())) > left:
+            raise VerificationError(
+                f"{path}: its {len(data)} bytes are said to hold {wanted} bytes of tensors, which they cannot. "
+                "It is damaged or made to harm."
+            )
+        for name, (form, tensor) in forms.items():
+            end = at + tensor.size
+            try:
+                weights[name] = tensor.decode(form, data[at:end])
+            except (ConfigError, VerificationError) as error:
+                raise type(error)(f"{path}: {name!r}: {error}") from error
             at = end
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise VerificationError(f"{path}: the description of its tensors cannot be read ({error!r}).") from error
-    except (ConfigError, VerificationError) as error:
-        raise type(error)(f"{path}: {error}") from error
     if at != len(data):
         raise VerificationError(f"{path} holds {len(data) - at} bytes that belong to no tensor.")
     return weights
@@ -143,7 +155,7 @@ def _open(path: Path) -> tuple[dict[str, str], bytes]:
             if metadata.get("format") != FORMAT:
                 raise ConfigError(f"{path} is no packed file (made by `autocompress pack`), so it cannot be unpacked.")
             return metadata, file.get_tensor(_PAYLOAD).tobytes()
-    except (SafetensorError, OSError) as error:
+    except _UNREADABLE as error:
         if _cut_short(path):
             raise VerificationError(
                 f"{path} ({path.stat().st_size} bytes) is damaged or cut short: {error}. Copy or pack it again."
@@ -166,15 +178,43 @@ def _patterns(tensor: Tensor) -> streams.Patterns:
     return flat.view(torch.uint8).numpy().view(f"<u{tensor.element_size()}")
 
 
-def _tensor(form: Mapping[str, Any], payload: bytes, name: str) -> Tensor:
-    if form["dtype"] not in _DTYPES:
-        raise ConfigError(f"tensor {name!r} has the unknown dtype {form['dtype']!r}.{nearest(form['dtype'], _DTYPES)}")
-    dtype, shape = _DTYPES[form["dtype"]], tuple(form["shape"])
-    patterns = streams.decode(dict(form), payload, shape, dtype.itemsize)
-    if not patterns.size:
-        return torch.empty(shape, dtype=dtype)
-    # A copy: torch warns of memory that it must not write to.
-    return torch.from_numpy(patterns.view(np.uint8).copy()).view(dtype).reshape(shape)
+@dataclass(frozen=True)
+class _Tensor:
+    """What a container says of one tensor, whatever its form."""
+
+    dtype: str
+    shape: tuple[Count, ...]
+    size: Count
+
+    @classmethod
+    def read(cls, form: Mapping[str, Any], name: str, path: Path) -> _Tensor:
+        for key in ("dtype", "shape", "size"):
+            if key not in form:
+                raise VerificationError(f"{path}: the description of {name!r} lacks its {key}.")
+        try:
+            found = TypeAdapter(cls).validate_python(form)
+        except ValidationError as error:
+            raise VerificationError(
+                f"{path}: the description of {name!r} cannot be read: {explained(error)}."
+            ) from error
+        if found.dtype not in _DTYPES:
+            raise ConfigError(
+                f"{path}: tensor {name!r} has the unknown dtype {shown(found.dtype)}.{nearest(found.dtype, _DTYPES)}"
+            )
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        # In Python's own numbers, which do not wrap around.
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+    def decode(self, form: Mapping[str, Any], payload: bytes) -> Tensor:
+        dtype = _DTYPES[self.dtype]
+        patterns = streams.decode(dict(form), payload, self.shape, dtype.itemsize)
+        if not patterns.size:
+            return torch.empty(self.shape, dtype=dtype)
+        # A copy: torch warns of memory that it must not write to.
+        return torch.from_numpy(patterns.view(np.uint8).copy()).view(dtype).reshape(self.shape)
 
 
 def _sizes(name: str, tensor: Tensor, patterns: streams.Patterns, coded: streams.Coded) -> TensorSize:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from autocompress.engines.artifact import ENGINE_NAME, EngineDocument, check_hashes
 from autocompress.errors import CompressionError, ConfigError
 from autocompress.files import write_bytes
 from autocompress.runs.directory import RunDirectory
@@ -142,6 +143,8 @@ def _read(source: nn.Module | Mapping[str, Tensor] | Path | str) -> tuple[dict[s
         path = (run.best if run.config_file.exists() else path) / _WEIGHTS
         if not path.exists():
             raise ConfigError(f"{source} has no {_WEIGHTS}. Give a run with a result, an artefact or a weights file.")
+        if (path.parent / ENGINE_NAME).exists():
+            check_hashes(path.parent, EngineDocument.read(path.parent), (_WEIGHTS,))
     return read_weights(path), path.stat().st_size
 
 

@@ -7,12 +7,14 @@ shared and pruned weights are found wherever they come from, and NaN, minus zero
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.documents import RAW
 from autocompress.errors import ConfigError, VerificationError, nearest
 from autocompress.storage.coders import CODERS, Coder, Symbols, encode_smallest
 from autocompress.storage.scaled import Scaled, find_scaled
@@ -20,10 +22,17 @@ from autocompress.storage.scaled import Scaled, find_scaled
 _FORMS = ("raw", "shared", "planes", "sparse", "scaled")
 # More distinct values than this are not called shared: an index would be wider than a byte.
 MAX_LEVELS = 256
+# The most symbols of any stream that this package writes.
+_MOST_SYMBOLS = 2**16
 # Alphabets tried for the gaps between weights that stay; the last symbol stands for a gap that goes on.
 _GAP_ALPHABETS = (8, 16, 32, 64, 128, 256)
+# Bytes of a tensor below which no expansion is worth a thought.
+_EXPANDS = 2**16
 # Counting distinct values of a sample tells a tensor that is not shared without sorting all of it.
 _SAMPLE = 4096
+# Most bytes of tensors that one byte of a file may stand for, and how many are free. Zeros, or one value throughout,
+# take no bytes at all: without a bound a file of kilobytes would ask for all memory there is.
+MOST_EXPANSION, FREE_BYTES = 4096, 16 * 2**20
 # With fewer zeros than this leaves, positions take more than the zeros do.
 _SPARSE = 0.95
 
@@ -56,6 +65,9 @@ def encode(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...]) 
         for order in orders:
             found = _sparse(patterns, shape, order, coders)
             best = min(best, found, key=lambda coded: coded.size)
+    if patterns.nbytes > MOST_EXPANSION * len(best.payload) and patterns.nbytes > _EXPANDS:
+        # A bit for each value at least, so that a reader can tell this from a file that was made to harm.
+        return _values(patterns, ("raw",))
     if len(shape) > 1 and (scaled := _scaled(patterns, shape, coders)) is not None:
         best = min(best, scaled, key=lambda coded: coded.size)
     return best
@@ -69,7 +81,7 @@ def decode(form: dict[str, Any], payload: bytes, shape: tuple[int, ...], itemsiz
         VerificationError: The payload is not what the form says.
     """
     try:
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         reader = _Reader(payload)
         kind = form["form"]
         if kind == "scaled":
@@ -77,13 +89,20 @@ def decode(form: dict[str, Any], payload: bytes, shape: tuple[int, ...], itemsiz
         elif kind != "sparse":
             found = _read_values(form, reader, count, itemsize)
         else:
-            places = _read_gaps(form["gaps"], reader)
+            places = _read_gaps(form["gaps"], reader, count)
             ordered = np.zeros(count, f"<u{itemsize}")
             ordered[places] = _read_values(form["values"], reader, len(places), itemsize)
             found = ordered if form["order"] == "rows" else ordered.reshape(_turned(shape)).T.reshape(-1)
         reader.finish()
-    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError) as error:
+    except RAW as error:
         raise VerificationError(f"A tensor's description does not fit its bytes ({error!r}).") from error
+    except BaseException as error:
+        # What Rust raises where the coder's own checks fail; it is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise VerificationError("A tensor's description does not fit its bytes: they are no coded stream.") from error
+    if len(found) != count:
+        raise VerificationError(f"A tensor's description does not fit its bytes: {len(found)} values, not {count}.")
     return np.ascontiguousarray(found)
 
 
@@ -172,7 +191,7 @@ def _scaled(patterns: Patterns, shape: tuple[int, ...], coders: tuple[str, ...])
 
 
 def _read_scaled(form: dict[str, Any], reader: _Reader, count: int) -> Patterns:
-    slices = -(-count // form["slice"])
+    slices = -(-count // _within(form["slice"], 1, max(count, 1)))
     scales = np.frombuffer(reader.take(4 * slices), "<f4").astype(np.float32)
     codes = _read(form["indices"], reader, count, form["codes"]) + form["low"]
     return Scaled(form["slice"], scales, codes).patterns()
@@ -211,8 +230,10 @@ def _symbols(gaps: Symbols, alphabet: int) -> Symbols:
     return symbols
 
 
-def _read_gaps(form: dict[str, Any], reader: _Reader) -> Symbols:
-    alphabet = form["alphabet"]
+def _read_gaps(form: dict[str, Any], reader: _Reader, count: int) -> Symbols:
+    alphabet = _within(form["alphabet"], 2, _MOST_SYMBOLS)
+    # Each stands for a value, or for a zero at least.
+    _within(form["symbols"], 0, count)
     symbols = _read(form, reader, form["symbols"], alphabet)
     weight = symbols < alphabet - 1
     places: Symbols = np.cumsum(symbols + weight)[weight] - 1
@@ -232,7 +253,14 @@ def _stream(symbols: Symbols, alphabet: int, coders: tuple[str, ...]) -> tuple[d
 
 
 def _read(stream: dict[str, Any], reader: _Reader, count: int, alphabet: int) -> Symbols:
+    _within(alphabet, 0, _MOST_SYMBOLS)
     return coder(stream["coder"]).decode(reader.take(stream["size"]), count, alphabet)
+
+
+def _within(value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{value!r} is not a number from {least} to {most}")
+    return value
 
 
 def coder(name: str) -> Coder:

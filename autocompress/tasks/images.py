@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,9 +20,12 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from typing_extensions import TypedDict
 
+from autocompress.documents import RAW, plain_name, validated
 from autocompress.environment import cache_directory
 from autocompress.errors import ConfigError
+from autocompress.files import read_json
 from autocompress.tasks.cache import store
 from autocompress.tasks.progress import Bar
 
@@ -33,7 +37,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 _LAYOUT = "Expected train/<class>/<image> and test/<class>/<image> (or val/)."
 _DECODING = "decoding images (once)"
 _CACHE_VERSION = 1  # raised when decoded arrays change
-_DAMAGED_TAR = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+_DAMAGED_TAR: tuple[type[Exception], ...] = (tarfile.TarError, *RAW, zlib.error, lzma.LZMAError)
+_UNREADABLE: tuple[type[Exception], ...] = (ConfigError, zipfile.BadZipFile, *RAW)
+# Members that say something of the next one.
+_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
+_MOST_HEADER = 2**20
+# Bytes of one image in a tar, and of all of its content unpacked: a share of the archive's own, beside what is free.
+_MOST_IMAGE, _FREE, _MOST_EXPANSION = 64 * 2**20, 2**30, 20
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,13 @@ class Preprocess:
                 f"Image {name} is {image.size[0]}x{image.size[1]} pixels; this task needs {self.crop}x{self.crop}."
             )
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+class _Index(TypedDict):
+    """What the cache says of one data set."""
+
+    classes: list[str]
+    splits: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -188,16 +207,37 @@ def _decode_folder(path: Path, preprocess: Preprocess) -> Iterator[_Found]:
                 bar.advance(1)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose own header is bounded: `tarfile` reads names and attributes whole, however long they are."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and not 0 <= self.size <= _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
 def _decode_tar(path: Path, preprocess: Preprocess) -> Iterator[_Found]:
     try:
-        with tarfile.open(path) as archive, Bar(_DECODING, path.stat().st_size) as bar:
+        with tarfile.open(path, tarinfo=_Member) as archive, Bar(_DECODING, path.stat().st_size) as bar:
             position = 0
+            most = _FREE + _MOST_EXPANSION * path.stat().st_size
             for member in archive:
+                # Before anything of it is unpacked: the next header lies behind all of its bytes.
+                if not 0 <= member.size <= most - member.offset_data:
+                    raise ConfigError(
+                        f"Data {path} unpack to more than {most} bytes, {_MOST_EXPANSION} times their own and "
+                        f"{_FREE}: {member.name!r} has {member.size}. Unpack it yourself, and point task.data at it."
+                    )
                 parts = PurePosixPath(member.name).parts
                 if member.isdir() and len(parts) >= 2 and parts[-2] in SPLITS:
                     yield SPLITS[parts[-2]], parts[-1], "", None
                 if not (member.isfile() and len(parts) >= 3 and parts[-3] in SPLITS and _is_image(parts[-1])):
                     continue
+                if member.size > _MOST_IMAGE:
+                    raise ConfigError(
+                        f"Data {path}: image {member.name!r} has {member.size} bytes; at most {_MOST_IMAGE} are read."
+                    )
                 content = archive.extractfile(member)
                 data = b"" if content is None else content.read()
                 name = f"{path}:{member.name}"
@@ -261,9 +301,10 @@ def _load(key: str) -> ImageSet | None:
     """Return the cached images, or None where they are absent or damaged."""
     folder = cache_directory()
     try:
-        index = json.loads((folder / f"{key}.json").read_text())
+        index = validated(_Index, read_json(folder / f"{key}.json"), key)
         splits: dict[str, tuple[Pixels, Classes]] = {}
         for split, checksums in index["splits"].items():
+            plain_name(split)
             arrays = []
             for kind in ("images", "classes"):
                 # Copy on write: pages are shared and read lazily, yet torch gets a writable array.
@@ -273,7 +314,7 @@ def _load(key: str) -> ImageSet | None:
                 arrays.append(array)
             splits[split] = (arrays[0], arrays[1])
         return ImageSet(splits, tuple(index["classes"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+    except _UNREADABLE:
         return None
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from autocompress.documents import RelativeFolder, validated
 from autocompress.errors import ConfigError
 from autocompress.files import read_json
 from autocompress.tasks.weights import apply_weights, read_weights
@@ -58,6 +61,26 @@ class Normalize(nn.Module):
         return nn.functional.normalize(x, dim=-1)
 
 
+class _Lengths(TypedDict):
+    max_seq_length: NotRequired[Annotated[int, Field(ge=1, le=2**20)] | None]
+
+
+class _Module(TypedDict, total=False):
+    type: str
+    path: RelativeFolder | Literal[""]
+
+
+class _Dense(TypedDict):
+    in_features: Annotated[int, Field(ge=1, le=2**16)]
+    out_features: Annotated[int, Field(ge=1, le=2**16)]
+    bias: NotRequired[bool]
+    activation_function: NotRequired[str]
+
+
+# Every form of pooling has a key of its own.
+_Pooling = dict[str, bool | int | str | list[str] | None]
+
+
 def is_sentence_encoder(folder: Path) -> bool:
     """Return whether a folder is one of sentence-transformers."""
     return (folder / _MODULES).exists()
@@ -66,8 +89,7 @@ def is_sentence_encoder(folder: Path) -> bool:
 def longest_text(folder: Path) -> int | None:
     """Return the most tokens that a folder's texts are cut to, or None where it does not say."""
     path = folder / _SETTINGS
-    found = read_json(path).get("max_seq_length") if path.exists() else None
-    return None if found is None else int(found)
+    return validated(_Lengths, read_json(path), path).get("max_seq_length") if path.exists() else None
 
 
 def sentence_encoder(where: str, folder: Path, transformer: nn.Module) -> SentenceEncoder:
@@ -78,10 +100,12 @@ def sentence_encoder(where: str, folder: Path, transformer: nn.Module) -> Senten
     """
     poolings: tuple[str, ...] = ()
     head: list[nn.Module] = []
-    for module in read_json(folder / _MODULES)[1:]:
-        kind, place = str(module.get("type", "")).rpartition(".")[2], folder / str(module.get("path", ""))
+    modules = folder / _MODULES
+    for module in validated(list[_Module], read_json(modules), modules)[1:]:
+        kind, place = module.get("type", "").rpartition(".")[2], folder / module.get("path", "")
         if kind == "Pooling":
-            poolings = _poolings(where, read_json(place / "config.json"))
+            config = place / "config.json"
+            poolings = _poolings(where, validated(_Pooling, read_json(config), config))
         elif kind == "Dense":
             head += _dense(where, place)
         elif kind == "Normalize":
@@ -111,12 +135,18 @@ def _poolings(where: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _dense(where: str, place: Path) -> list[nn.Module]:
-    config = read_json(place / "config.json")
-    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    file = place / "config.json"
+    config = validated(_Dense, read_json(file), file)
+    activation = config.get("activation_function", "Tanh").rpartition(".")[2]
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"{where}: {place} has the activation {activation}; known are {', '.join(_ACTIVATIONS)}.")
-    layer = nn.Linear(int(config["in_features"]), int(config["out_features"]), bias=bool(config.get("bias", True)))
     weights = place / "model.safetensors"
     state = {name.removeprefix("linear."): value for name, value in read_weights(str(weights)).items()}
+    # Before a layer of that size is made: two numbers of a file could ask for all memory.
+    size = (config["out_features"], config["in_features"])
+    if "weight" in state and tuple(state["weight"].shape) != size:
+        raise ConfigError(f"{weights}: its weight is {tuple(state['weight'].shape)}, but {file} says {size}.")
+    with torch.device("meta" if "weight" not in state else "cpu"):
+        layer = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     apply_weights(layer, state, str(weights))
     return [layer, _ACTIVATIONS[activation]()]

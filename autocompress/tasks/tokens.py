@@ -5,14 +5,28 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, NotRequired, Self
 
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from autocompress.documents import Count, validated
 from autocompress.errors import ConfigError
 from autocompress.files import read_json, write_json
 
 # The tokenizer's file in a run and in a deployed directory, as the `tokenizers` package reads it.
 TOKENIZER_NAME = "tokenizer.json"
 _SETTINGS_NAME = "tokens.json"
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Settings(TypedDict):
+    """What ``tokens.json`` says."""
+
+    length: Annotated[int, Field(ge=1, le=2**20)]
+    pad_id: NotRequired[Count]
+    pad_token: NotRequired[Annotated[str, Field(max_length=200)]]
+    padding_side: NotRequired[Literal["left", "right"]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,12 @@ class TextTokens:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return what `write` put into a run directory; None where there is nothing."""
+        """Return what `write` put into a run directory; None where there is nothing.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
         file, settings = folder / TOKENIZER_NAME, folder / _SETTINGS_NAME
         if not file.exists() or not settings.exists():
             return None
-        return cls(file, **read_json(settings))
+        return cls(file, **validated(_Settings, read_json(settings), settings))

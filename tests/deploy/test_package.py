@@ -150,6 +150,10 @@ def test_other_outputs_than_the_reference(run: RunDirectory, tmp_path: Path, wor
     path = run.best / "reference.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "outputs": tensors["outputs"] * 1.01}, path)
+    with pytest.raises(VerificationError, match=r"reference\.safetensors has changed since it was measured"):
+        deploy(run, tmp_path / "out", worker=Fake(worker, 0.5))
+    # Where old releases wrote no hash of it, the outputs tell.
+    write_json(run.best / "engine.json", {**read_json(run.best / "engine.json"), "companions": {}})
     with pytest.raises(VerificationError, match="does not compute what was measured"):
         deploy(run, tmp_path / "out", worker=Fake(worker, 0.5))
     save_file({**tensors, "outputs": np.full_like(tensors["outputs"], np.nan)}, path)

@@ -77,8 +77,9 @@ class TensorRTRunner(Runner):
         for plugin in self._settings.plugins:
             if self._runtime.get_plugin_registry().load_library(plugin) is None:
                 raise BuildError(f"The plugin library {plugin} cannot be loaded: {self._log.words()}")
-        # Version-compatible engines carry a small runtime; only files that this package wrote are trusted with it.
-        self._runtime.engine_host_code_allowed = bool(found.get("version_compatible"))
+        # Version-compatible engines carry a small runtime. The options they are opened with allow it, which
+        # `runs.trust` guards, and never the description beside the file.
+        self._runtime.engine_host_code_allowed = self._settings.version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise BuildError(
