@@ -81,7 +81,7 @@ def write_record(folder: Path, record: TrialRecord) -> TrialRecord:
 
 def content_hash(folder: Path) -> str:
     """Return the SHA-256 of ``engine.json``, which names the SHA-256 of the artefact's files."""
-    return hashlib.sha256((folder / "engine.json").read_bytes()).hexdigest()
+    return hash_of(folder / ENGINE_NAME)
 
 
 def write_engine(folder: Path, file: EngineFile, engine_version: str) -> None:

@@ -16,7 +16,7 @@ from autocompress.compress.importance import DEFAULT_IMPORTANCE
 from autocompress.config import RunConfig
 from autocompress.engines import engine_class
 from autocompress.engines.artifact import read_artifact
-from autocompress.errors import ConfigError, EngineError, ExportError, WorkerLostError
+from autocompress.errors import ConfigError, EngineError, ExportError, VerificationError, WorkerLostError
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.choice_path import Choices
 from autocompress.exploration.constraints import counting
@@ -496,7 +496,7 @@ class SearchSession:
         """Return a record with further occasions; None where its engine is lost now, which costs only those."""
         try:
             return self.evaluator.measure_again(record, protocol) if protocol else self.evaluator.measure_again(record)
-        except EngineError as error:
+        except (EngineError, VerificationError) as error:
             self.observer.warn(f"Trial {record.number} could not be measured again; its trial's figures stand: {error}")
             return None
 

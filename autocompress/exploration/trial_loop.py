@@ -15,7 +15,14 @@ from typing import Any
 
 import optuna
 
-from autocompress.errors import AutoCompressError, ConfigError, EngineError, TaskError, UnavailableError
+from autocompress.errors import (
+    AutoCompressError,
+    ConfigError,
+    EngineError,
+    TaskError,
+    UnavailableError,
+    VerificationError,
+)
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.early_rejection import cannot_win
 from autocompress.exploration.initial_policies import seed_choices
@@ -411,7 +418,7 @@ class TrialLoop:
             return record
         try:
             return self.evaluator.measure_again(record, Protocol.again(_FURTHER))
-        except EngineError as error:
+        except (EngineError, VerificationError) as error:
             # The trial is finished: what is lost are further occasions.
             self._on_message(f"Trial {record.number} could not be measured further: {error}")
             return record
