@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         search,
         sensitivity,
     )
-    from autocompress.api.run import Run, open_run
+    from autocompress.api.run import Run, open_run, repair
     from autocompress.catalogue import list_methods
     from autocompress.errors import AutoCompressError
     from autocompress.policy import CompressionPolicy, LayerPolicy
@@ -49,6 +49,7 @@ _HOMES = {
     "profile": "autocompress.api",
     "prune": "autocompress.api",
     "quantize": "autocompress.api",
+    "repair": "autocompress.api.run",
     "search": "autocompress.api",
     "sensitivity": "autocompress.api",
     "unpack": "autocompress.storage",
@@ -73,6 +74,7 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "repair",
     "search",
     "sensitivity",
     "unpack",

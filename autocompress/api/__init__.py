@@ -31,6 +31,7 @@ from autocompress.measurement.measure import Protocol
 from autocompress.quantities import parse_duration
 from autocompress.runs.deadline import Deadline
 from autocompress.runs.directory import RunDirectory
+from autocompress.runs.lock import owned
 from autocompress.runs.records import Measurement
 from autocompress.runs.trust import code_of, remember
 
@@ -199,11 +200,12 @@ def measure(
     directory = run.directory if isinstance(run, Run) else RunDirectory.open(run)
     if observer is not None:
         observer.stage("Measuring")
-    found = measure_run(
-        directory, trials, protocol=protocol, progress=observer.progress if observer is not None else _silent,
-        trust=trust,
-    )  # fmt: skip
-    write_report(directory)
+    with owned(directory.path):
+        found = measure_run(
+            directory, trials, protocol=protocol, progress=observer.progress if observer is not None else _silent,
+            trust=trust,
+        )  # fmt: skip
+        write_report(directory)
     return found
 
 

@@ -11,6 +11,7 @@ from autocompress.errors import ConfigError
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.report.html import write_report
 from autocompress.runs.directory import RunDirectory
+from autocompress.runs.lock import owned
 from autocompress.runs.records import TrialRecord
 from autocompress.runs.summaries import SUMMARY_NAME, read_summary
 from autocompress.runs.trust import code_of_task, trust_of
@@ -159,6 +160,25 @@ class Run:
                     "open the run with it: open_run(path, task)."
                 ) from error
         return self._task
+
+
+def repair(path: Path | str) -> list[str]:
+    """Look a run over and mend what can be; return what was found and done, a sentence each, none for a sound run.
+
+    Half-made files are removed, damaged lines of the log and a database that tells something else are set aside,
+    ``best/`` is made anew of the artefact it is a copy of. Artefacts that are damaged are named.
+
+    Args:
+        path: The run directory, which no other process may own.
+
+    Raises:
+        ConfigError: There is no run there, or another process owns it.
+    """
+    from autocompress.exploration.repair import repair as repair_run
+
+    run = RunDirectory.open(path)
+    with owned(run.path):
+        return repair_run(run)
 
 
 def open_run(path: Path | str, task: Task | None = None, *, trust: bool = False) -> Run:

@@ -199,6 +199,26 @@ def deploy(
     )
 
 
+@click.command(short_help="Look a run over, and mend what can be.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@plain_errors
+def repair(run: Path, as_json: bool) -> None:
+    """Look RUN, a run directory, over after a crash or a full disk, and mend what it holds twice.
+
+    Half-made files go, damaged lines of the log and a database that tells something else are set aside, best/ is made
+    anew of the artefact it is a copy of. What cannot be mended is named.
+    """
+    from autocompress.api.run import repair as repair_run
+
+    found = repair_run(run)
+    if as_json:
+        echo(json.dumps(found, indent=2))
+        return
+    for text in found or ["Nothing is wrong with this run."]:
+        out.print(text, highlight=False, soft_wrap=True)
+
+
 @click.command(short_help="List what can be compressed in a model.")
 @click.argument("run_file", required=False, type=click.Path(path_type=Path))
 @click.option("--task", help="digits, cifar10, torchvision:, timm: or transformers:MODEL, or MODULE:FACTORY.")

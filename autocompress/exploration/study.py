@@ -48,10 +48,10 @@ def open_study(
     """
     identity = {**identity, "objectives": "accuracy" if _single(config) else "accuracy, latency ratio"}
     _compare_with_log(run, identity)
-    if run.study_file.exists() and (damage := _damage(run)) is not None:
-        aside = _set_aside(run)
+    if run.study_file.exists() and (found := damage(run)) is not None:
+        aside = set_aside(run)
         on_message(
-            f"The study {run.study_file.name} {damage}: it is set aside as {aside.name}, and made anew of the log."
+            f"The study {run.study_file.name} {found}: it is set aside as {aside.name}, and made anew of the log."
         )
     study = _opened(run, config, identity, knowledge)
     run.write(_IDENTITY_FILE, identity)
@@ -62,7 +62,7 @@ def _single(config: RunConfig) -> bool:
     return config.latency_limit is not None or config.size_limit is not None
 
 
-def _damage(run: RunDirectory) -> str | None:
+def damage(run: RunDirectory) -> str | None:
     """Return what is wrong with a run's database, going by the log; None where it is sound."""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(run.study_file))}?mode=ro", uri=True)) as database:
@@ -81,7 +81,7 @@ def _damage(run: RunDirectory) -> str | None:
     return None if found is None else f"tells something else than the log ({found})"
 
 
-def _set_aside(run: RunDirectory) -> Path:
+def set_aside(run: RunDirectory) -> Path:
     for number in itertools.count(1):
         aside = run.study_file.with_name(f"{run.study_file.name}.damaged-{number}")
         if not aside.exists():
