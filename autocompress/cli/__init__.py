@@ -36,8 +36,8 @@ def _keep_stdout_clean(*, chatter: bool) -> None:
 
 for _command in (
     runs.search, runs.pareto, runs.deploy, devices.benchmark, devices.measure, devices.profile, devices.build,
-    runs.repair, runs.inspect, runs.sensitivity, methods.prune, methods.quantize, methods.distill, methods.methods, storage.pack,
-    storage.unpack,
+    runs.repair, runs.inspect, runs.sensitivity, methods.prune, methods.quantize, methods.distill, methods.methods,
+    storage.pack, storage.unpack,
     devices.devices, devices.doctor, devices.env,
 ):  # fmt: skip
     main.add_command(_command)

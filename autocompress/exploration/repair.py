@@ -36,7 +36,8 @@ def _log(run: RunDirectory) -> list[str]:
     damaged = run.log().damaged
     if not damaged:
         return []
-    whole, rest = [], []
+    whole: list[bytes] = []
+    rest: list[bytes] = []
     for line in run.trials_file.read_bytes().split(b"\n"):
         if line.strip():
             (whole if _is_record(line) else rest).append(line)

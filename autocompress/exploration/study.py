@@ -82,6 +82,7 @@ def damage(run: RunDirectory) -> str | None:
 
 
 def set_aside(run: RunDirectory) -> Path:
+    """Give a run's database another name, and return it."""
     for number in itertools.count(1):
         aside = run.study_file.with_name(f"{run.study_file.name}.damaged-{number}")
         if not aside.exists():
