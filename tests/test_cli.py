@@ -103,7 +103,7 @@ def test_progress_goes_to_stderr(done: Finished) -> None:
 
 def test_the_run_directory_has_every_file(done: Finished) -> None:
     assert {p.name for p in done.path.iterdir()} >= RUN_FILES
-    assert not list(done.path.glob("**/.*")) and not (done.path / "validation.npy").exists()
+    assert [p.name for p in done.path.glob("**/.*")] == [".lock"] and not (done.path / "validation.npy").exists()
     for folder in (done.path / "baseline", done.path / "best", *(done.path / "artifacts").iterdir()):
         # The baseline is the one that the others' samples are kept against; kernels are told of what a trial built.
         expected = ARTIFACT_FILES | (set() if folder.name == "baseline" else {"samples.npz"})

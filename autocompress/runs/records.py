@@ -254,7 +254,7 @@ class TrialRecord:
     samples: Count | None = None
     metric: str | None = None
     sha256: str | None = None
-    choices: Mapping[str, str | int | float | bool] | None = field(default=None, hash=False)
+    choices: Mapping[str, str | int | float | bool] | None = field(default=None, compare=False)
 
     @property
     def latency_ms(self) -> float | None:

@@ -81,7 +81,9 @@ class Bench:
         folder.mkdir(parents=True)
         save_file(model.state_dict(), folder / "weights.safetensors")
         accuracy = metric_of(model, self.task, self.task.validation(64), torch.float32)
-        return record(number, accuracy, 5, stage=stage, policy=policy, artifact=str(folder))
+        return record(
+            number, accuracy, 5, stage=stage, policy=policy, artifact=str(folder.relative_to(self.evaluator.run.path))
+        )
 
     def run(self, max_drop: float = 0.05, count: int = 3, deadline: float | None = None) -> list[TrialRecord]:
         made = Requantization(self.evaluator, max_drop, self.observer, self.improved.append)

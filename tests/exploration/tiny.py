@@ -144,8 +144,9 @@ def finished(make_folder: Callable[[str], Path]) -> tuple[Path, str, str]:
 
 def stopped(words: Sequence[str], cwd: Path, how: signal.Signals, when: Callable[[], bool]) -> tuple[int, str, str]:
     """Start the command in a group of its own, send it a signal once `when` holds, and return how it ended."""
-    # Where the tests run in the background, a shell has them, and what they start, ignore interrupts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where the tests run in the background, a shell has them, and what they start, ignore interrupts; nohup, hang-ups.
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    before |= {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
     process = subprocess.Popen(
         command(*words),
         cwd=cwd,
@@ -155,7 +156,8 @@ def stopped(words: Sequence[str], cwd: Path, how: signal.Signals, when: Callable
         text=True,
         start_new_session=True,
     )
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     deadline = time.monotonic() + 90
     while not when() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

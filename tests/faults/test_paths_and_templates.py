@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_database_of_a_run_lies_in_the_run(name: str, tmp_path: Path) -> Non
     run = RunDirectory(tmp_path / name)
     run.path.mkdir(parents=True)
     open_study(run, CONFIG, {"a": 1})
-    assert [path.name for path in run.path.iterdir()] == ["study.db"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["identity.json", "study.db"]
     assert [path.name for path in tmp_path.iterdir()] == [Path(name).parts[0]]
     assert load_study(run).user_attrs["identity"]["a"] == 1
 
@@ -84,12 +85,15 @@ def test_locked_damaged_and_foreign_databases_are_said_in_our_words(
     run = RunDirectory(tmp_path)
 
     def said(*words: str) -> None:
-        for opening in (lambda: open_study(run, CONFIG, {"a": 1}), lambda: load_study(run)):
-            with pytest.raises(ConfigError) as raised:
-                opening()
-            text = str(raised.value)
-            assert str(run.study_file) in text and not any(word in text.lower() for word in foreign)
+        with pytest.raises(ConfigError) as raised:
+            load_study(run)
+        # Whoever goes on with the run has it set aside.
+        messages: list[str] = []
+        open_study(run, CONFIG, {"a": 1}, on_message=messages.append)
+        for text in (str(raised.value), *messages):
+            assert "study.db" in text and not any(word in text.lower() for word in foreign)
             assert any(word in text for word in words), text
+        assert len(messages) == 1 and load_study(run).trials == []
 
     run.study_file.write_bytes(b"no database " * 1000)
     said("is damaged")
@@ -103,6 +107,11 @@ def test_locked_damaged_and_foreign_databases_are_said_in_our_words(
     whole[5000:20000] = b"\xff" * 15000
     run.study_file.write_bytes(whole)
     said("is damaged", "is not the study of a run")
+    with closing(sqlite3.connect(run.study_file)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"is locked by another process"):
+            load_study(run)
+        assert run.study_file.exists()
 
 
 # -- templates ------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_what_needs_the_task_says_so(run: Path) -> None:
         with pytest.raises(ConfigError, match=r"names code that would run here: 'task trap_task:make'.*--trust"):
             action()
     assert not (run.parent / "TRAPPED").exists()
-    with pytest.raises(SystemExit, match="ran"):
+    with pytest.raises(ConfigError, match="raised SystemExit: ran"):
         _ = open_run(run, trust=True).task
 
 
@@ -93,7 +93,7 @@ def test_a_run_that_was_begun_here_goes_on_and_its_copy_does_not(run: Path) -> N
     remember(run, ("task trap_task:make",))
     assert trust_of(run) == Trust(code=frozenset({"task trap_task:make"}))
     assert trust_of(run / "artifacts" / "trial-00001") == trust_of(run)
-    with pytest.raises(SystemExit, match="ran"):
+    with pytest.raises(ConfigError, match="raised SystemExit: ran"):
         _ = open_run(run).task
     shutil.copytree(run, run.parent / "copy")
     with pytest.raises(ConfigError, match="names code"):
