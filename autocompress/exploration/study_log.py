@@ -103,10 +103,10 @@ def restore(
 
 
 def in_flight(study: optuna.Study, offered: Mapping[str, tuple[Choice, ...]]) -> list[Trial]:
-    """Return the trials that a process was scoring when it died, to be scored now; others that run are ended."""
+    """Return the trials that a process was asking for or scoring when it died; those of another space are ended."""
     found = []
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if all(frozen.params.get(name, offer) in offer for name, offer in offered.items()) and frozen.params:
+        if all(choice in offered.get(name, ()) for name, choice in frozen.params.items()):
             found.append(Trial(study, frozen._trial_id))
         else:
             study.tell(frozen.number, state=TrialState.FAIL)

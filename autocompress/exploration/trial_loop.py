@@ -49,6 +49,8 @@ from autocompress.tasks.validation import ProxyEstimate
 _PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
 # What a trial notes that was not proposed by the sampler, and runs whatever is predicted of it; one that was refused.
 _FIRST, _REFUSED = "first", "refused"
+# What a trial notes once all its choices are made, and it is to be run.
+_ACCEPTED = "accepted"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 # Occasions more for a trial that may be inside the limit.
@@ -138,8 +140,9 @@ class TrialLoop:
         self._ahead: _Asked | Exception | None = None
         if predictor is not None:
             self.latency_filter = LatencyFilter(predictor, space, constraints, seed)
-            left = [space.policy({name: trial.params[name] for name in space.parameters}) for trial in self._left]
-            self.latency_filter.taken |= {*left, *(record.policy for record in self.records.values())}
+            accepted = [trial.params for trial in self._left if trial.user_attrs.get(_ACCEPTED)]
+            taken = [space.policy({name: params[name] for name in space.parameters}) for params in accepted]
+            self.latency_filter.taken |= {*taken, *(record.policy for record in self.records.values())}
             for record in evaluator.run.history():
                 if record.measurement is not None and record.measurement.source == MEASURED:
                     self.latency_filter.observe(record)
@@ -294,11 +297,24 @@ class TrialLoop:
             self._left.appendleft(left.trial)
 
     def _ask(self) -> _Asked:
-        if self._left:
-            trial = self._left.popleft()
-            left = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
-            return _Asked(trial, left, self.space.policy(left), fresh=False)
-        trial = self.study.ask()
+        left = bool(self._left)
+        trial = self._left.popleft() if left else self.study.ask()
+        if trial.user_attrs.get(_ACCEPTED):
+            chosen = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
+            return _Asked(trial, chosen, self.space.policy(chosen), fresh=False)
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        if left and self._sampler is not None and "fixed_params" not in frozen.system_attrs:
+            # Its process died while it was asked for: it is proposed once more, which comes to the same.
+            self._sampler.sample_relative(
+                self.study, frozen, self._sampler.infer_relative_search_space(self.study, frozen)
+            )
+        asked = self._asked(trial)
+        if not asked.closed:
+            trial.set_user_attr(_ACCEPTED, True)
+        return asked
+
+    def _asked(self, trial: optuna.Trial) -> _Asked:
+        """Have the sampler choose for a trial."""
         choices: dict[str, Choice] = {}
         for name, offered in self.space.parameters.items():
             # What is drawn is one of the offered choices; Optuna's type says less.

@@ -4,7 +4,7 @@
 
 A deterministic search of a tiny network (trials and fine-tuning; latencies from a made-up table) runs once undisturbed.
 Then it is started again and again, killed by SIGKILL at a random moment (the searching process alone, its measuring
-process alone, both, or its whole process group) and resumed, up to four times each, until it ends. Writes
+process alone, both, or its whole process group) and resumed, up to six times each, until it ends. Writes
 ``results/crashes.csv``, a row a kill, and ``results/crashes.json``:
 
 - lost: acknowledged lines of the log that the finished run does not have;
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -27,7 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import psutil
@@ -44,7 +46,11 @@ from benchmarks.faults.steering_table import DTYPE, ENGINE, write_table
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[2]
 WAYS = ("search", "worker", "both", "group")
-_KILLS_A_RUN = 4
+_KILLS_A_RUN = 6
+# Share of kills that may come while the process still imports.
+_EARLY = 0.15
+# Files of an artefact that further measurements write.
+_MEASURED = ("record.json", "latency.json", "samples.npz", "kernels.json")
 
 TASK = """
 import torch
@@ -101,6 +107,25 @@ class Kill:
     deployable: bool | None
 
 
+@dataclass
+class Disturbed:
+    """One run that was killed, and gone on with until it ended.
+
+    Attributes:
+        number: Which.
+        kills: What it went through.
+        lost: Acknowledged lines of the log that were gone or different later.
+        damaged: Artefacts that held something else later.
+        same_front: Whether its front is the undisturbed run's, in every figure.
+    """
+
+    number: int
+    kills: list[Kill] = field(default_factory=list)
+    lost: int = 0
+    damaged: int = 0
+    same_front: bool = False
+
+
 class Search:
     """One run directory and the command that fills it."""
 
@@ -120,7 +145,8 @@ class Search:
         with self._log.open("wb") as log:
             return subprocess.Popen(
                 [*self._words, *resume], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log,
-                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", "OMP_NUM_THREADS": "1",
+                     "AUTOCOMPRESS_CACHE": str(self.folder / "cache")},
                 start_new_session=True,
             )  # fmt: skip
 
@@ -153,12 +179,7 @@ class Search:
             if record.artifact is not None:
                 digest = hashlib.sha256()
                 for path in sorted((self.run.path / record.artifact).glob("*")):
-                    if path.is_file() and path.name not in (
-                        "record.json",
-                        "latency.json",
-                        "samples.npz",
-                        "kernels.json",
-                    ):
+                    if path.is_file() and path.name not in _MEASURED:
                         digest.update(path.name.encode() + path.read_bytes())
                 found[record.artifact] = digest.hexdigest()
         return found
@@ -193,49 +214,48 @@ def _kill(process: subprocess.Popen[bytes], way: str) -> None:
             continue
 
 
-def _disturbed(
-    search: Search, number: int, rng: random.Random, whole_s: float, most: int
-) -> tuple[list[Kill], int, int]:
+def _disturbed(search: Search, number: int, rng: random.Random, whole_s: float) -> Disturbed:
     """Run a search that is killed; return the kills, and how much was lost and damaged."""
-    kills: list[Kill] = []
+    found = Disturbed(number)
     seen: list[str] = []
     held: dict[str, str] = {}
-    lost = damaged = 0
-    while len(kills) < most:
-        process, started, after = search.start(), time.monotonic(), rng.uniform(0.2, whole_s)
-        while process.poll() is None and time.monotonic() - started < after:
+    process = None
+
+    def look() -> None:
+        nonlocal seen, held
+        lines, now = search.acknowledged(), search.artifacts()
+        found.lost += sum(old != new for old, new in zip(seen, lines, strict=False)) + max(0, len(seen) - len(lines))
+        found.damaged += sum(now.get(name) != digest for name, digest in held.items())
+        seen, held = lines, now
+
+    while len(found.kills) < _KILLS_A_RUN:
+        if process is None or process.poll() is not None:
+            if process is not None and found.kills and found.kills[-1].way == "worker":
+                break  # it has ended by itself
+            process, started = search.start(), time.monotonic()
+        # Most of the moments are after the imports.
+        until = time.monotonic() + rng.uniform(0.2 if rng.random() < _EARLY else min(3.0, whole_s / 3), whole_s)
+        while process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
         if process.poll() is not None:
             break
-        had_best = search.deployable()
-        stage = search.stage
+        way, stage, whole = rng.choice(WAYS), search.stage, search.deployable()
         try:
-            _kill(process, way := WAYS[(number + len(kills)) % len(WAYS)])
+            _kill(process, way)
         except psutil.NoSuchProcess:
             break
-        if way == "worker":
-            # Whatever it was asked is lost; the search goes on.
-            process.wait(timeout=600)
-        process.wait()
-        lines = search.acknowledged()
-        lost += sum(before != after for before, after in zip(seen, lines, strict=False)) + max(
-            0, len(seen) - len(lines)
-        )
-        now = search.artifacts()
-        damaged += sum(now.get(name) != digest for name, digest in held.items())
-        kills.append(
-            Kill(number, len(kills), way, time.monotonic() - started, stage, len(lines),
-                 search.deployable() if had_best else None)
-        )  # fmt: skip
-        seen, held = lines, now
-        if way == "worker":
-            break
+        if way != "worker":
+            process.wait()
+        after_s = round(time.monotonic() - started, 2)
+        look()
+        left = search.deployable() if whole and way != "worker" else None
+        found.kills.append(Kill(number, len(found.kills), way, after_s, stage, len(seen), left))
+    if process is not None and process.poll() is None:
+        process.wait(timeout=600)
+        look()
     search.finish()
-    lines = search.acknowledged()
-    lost += sum(before != after for before, after in zip(seen, lines, strict=False)) + max(0, len(seen) - len(lines))
-    now = search.artifacts()
-    damaged += sum(now.get(name) != digest for name, digest in held.items())
-    return kills, lost, damaged
+    look()
+    return found
 
 
 def main() -> None:
@@ -243,9 +263,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="Begin no other run after so many.")
+    parser.add_argument("--jobs", type=int, default=2, help="Searches at once.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    begun, rng = time.monotonic(), random.Random(options.seed)
+    begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="crashes-"))
     (folder / "crash_task.py").write_text(TASK)
     sys.path.insert(0, str(folder))
@@ -255,37 +276,41 @@ def main() -> None:
     undisturbed.finish()
     whole_s = time.monotonic() - started
     expected = undisturbed.front()
-    print(
-        f"undisturbed: {whole_s:.1f} s, {len(undisturbed.acknowledged())} records, front of {len(expected)}", flush=True
-    )
-    kills: list[Kill] = []
-    totals = {"lost": 0, "damaged": 0, "other_front": 0, "runs": 0}
-    while len(kills) < options.kills and time.monotonic() - begun < options.seconds:
-        search = Search(folder, table, f"run-{totals['runs']}")
-        found, lost, damaged = _disturbed(
-            search, totals["runs"], rng, whole_s, min(_KILLS_A_RUN, options.kills - len(kills))
-        )
-        same = search.front() == expected
-        kills += found
-        totals = {
-            "lost": totals["lost"] + lost, "damaged": totals["damaged"] + damaged,
-            "other_front": totals["other_front"] + (not same), "runs": totals["runs"] + 1,
-        }  # fmt: skip
-        print(
-            f"run {totals['runs']}: {len(found)} kills, lost {lost}, damaged {damaged}, same front {same}", flush=True
-        )
-        if same and not lost and not damaged:
-            shutil.rmtree(search.run.path)
-    undeployable = sum(kill.deployable is False for kill in kills)
+    print(f"undisturbed: {whole_s:.1f} s, {len(undisturbed.acknowledged())} records", flush=True)
+    done: list[Disturbed] = []
+
+    def runs(job: int) -> None:
+        for number in itertools.count(job, options.jobs):
+            if sum(len(one.kills) for one in done) >= options.kills or time.monotonic() - begun > options.seconds:
+                return
+            search = Search(folder, table, f"run-{number}")
+            found = _disturbed(search, number, random.Random(f"{options.seed} {number}"), whole_s)
+            found.same_front = search.front() == expected
+            done.append(found)
+            print(
+                f"run {number}: {len(found.kills)} kills, lost {found.lost}, damaged {found.damaged}, "
+                f"same front: {found.same_front}",
+                flush=True,
+            )
+            if found.same_front and not found.lost and not found.damaged:
+                shutil.rmtree(search.run.path)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(runs, range(options.jobs)))
+    kills = [kill for one in sorted(done, key=lambda one: one.number) for kill in one.kills]
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "crashes.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*asdict(kills[0])] if kills else ["run"])
+        writer = csv.DictWriter(file, [field.name for field in fields(Kill)])
         writer.writeheader()
-        writer.writerows(asdict(kill) | {"after_s": round(kill.after_s, 2)} for kill in kills)
-    summary = {"kills": len(kills), **totals, "undeployable": undeployable, "undisturbed_s": round(whole_s, 1)}
+        writer.writerows(asdict(kill) for kill in kills)
+    summary = {
+        "kills": len(kills), "runs": len(done), "lost": sum(one.lost for one in done),
+        "damaged": sum(one.damaged for one in done), "other_front": sum(not one.same_front for one in done),
+        "undeployable": sum(kill.deployable is False for kill in kills), "undisturbed_s": round(whole_s, 1),
+    }  # fmt: skip
     write_json(RESULTS / "crashes.json", summary)
     print(json.dumps(summary))
-    if not any((totals["lost"], totals["damaged"], totals["other_front"], undeployable)):
+    if not any(summary[key] for key in ("lost", "damaged", "other_front", "undeployable")):
         shutil.rmtree(folder)
 
 

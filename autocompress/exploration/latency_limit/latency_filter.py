@@ -347,6 +347,8 @@ class LatencyLimitedSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the choices of a trial."""
+        if (known := self.proposal(trial.number)) is not None:
+            return dict(known.choices)
         # What was drawn for earlier trials decides nothing: a run that was interrupted draws the same.
         self._latency_filter.reseed(trial.number)
         found = self._screened(study, trial, search_space)
