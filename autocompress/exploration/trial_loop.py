@@ -302,12 +302,12 @@ class TrialLoop:
         if trial.user_attrs.get(_ACCEPTED):
             chosen = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
             return _Asked(trial, chosen, self.space.policy(chosen), fresh=False)
-        frozen = self.study.get_trials(deepcopy=False)[trial.number]
-        if left and self._sampler is not None and "fixed_params" not in frozen.system_attrs:
-            # Its process died while it was asked for: it is proposed once more, which comes to the same.
-            self._sampler.sample_relative(
-                self.study, frozen, self._sampler.infer_relative_search_space(self.study, frozen)
-            )
+        if left and self._sampler is not None:
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]
+            if "fixed_params" not in frozen.system_attrs:
+                # Its process died while it was asked for: it is proposed once more, which comes to the same.
+                offered = self._sampler.infer_relative_search_space(self.study, frozen)
+                self._sampler.sample_relative(self.study, frozen, offered)
         asked = self._asked(trial)
         if not asked.closed:
             trial.set_user_attr(_ACCEPTED, True)
