@@ -6,7 +6,7 @@ trial gets the number of another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -17,7 +17,8 @@ from autocompress.exploration.latency_limit.machine_speed import MachineSpeed
 from autocompress.runs.records import TrialRecord
 from autocompress.space.search_space import Choice
 
-POLICY_ATTRIBUTE = "policy_hash"
+# What a trial notes: its network, and that it was not built for what was seen of it.
+POLICY_ATTRIBUTE, REJECTED_ATTRIBUTE = "policy_hash", "rejected"
 
 
 def first_records(history: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
@@ -31,8 +32,7 @@ def first_records(history: Iterable[TrialRecord]) -> dict[int, TrialRecord]:
 
 def note(trial: Trial, record: TrialRecord, constraints: Constraints, machine_speed: MachineSpeed | None) -> None:
     """Note with a trial what constraints and samplers want to know of a network that was built and measured."""
-    # Those that a process noted that died before it told.
-    noted = trial.study.get_trials(deepcopy=False)[trial.number].constraints
+    noted = _noted(trial)
     for key, value in constraints.violations(record).items():
         if key not in noted:
             trial.set_constraint(key, value)
@@ -48,6 +48,34 @@ def tell(study: optuna.Study, trial: Trial, record: TrialRecord) -> None:
     assert record.accuracy is not None and record.measurement is not None
     single = len(study.directions) == 1
     study.tell(trial, [record.accuracy] if single else [record.accuracy, record.measurement.ratio])
+
+
+def tell_rejected(study: optuna.Study, trial: Trial, record: TrialRecord, constraints: Constraints) -> None:
+    """Tell the study what was seen and predicted of a network not built: a sampler learns from what is bad, too."""
+    assert record.accuracy is not None and record.predicted_ratio is not None
+    ratio, budget = record.predicted_ratio, constraints.budget
+    if budget is not None and "latency" not in _noted(trial):
+        trial.set_constraint("latency", ratio / budget - 1)
+    trial.set_user_attr(REJECTED_ATTRIBUTE, True)
+    trial.set_user_attr(COST_ATTRIBUTE, ratio)
+    single = len(study.directions) == 1
+    study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
+
+
+def _noted(trial: Trial) -> Mapping[str, float]:
+    """Return the constraints that a process noted that died before it told."""
+    return trial.study.get_trials(deepcopy=False)[trial.number].constraints
+
+
+def _tell_again(study: optuna.Study, trial: Trial, record: TrialRecord, constraints: Constraints) -> None:
+    """Tell the study of a trial of an earlier session what the log has of it."""
+    if record.state == "complete":
+        note(trial, record, constraints, None)
+        tell(study, trial, record)
+    elif record.state == "rejected" and record.predicted_ratio is not None:
+        tell_rejected(study, trial, record, constraints)
+    else:
+        study.tell(trial, state=TrialState.FAIL)
 
 
 def disagreement(trials: Iterable[FrozenTrial], records: Mapping[int, TrialRecord]) -> str | None:
@@ -73,7 +101,7 @@ def restore(
     study: optuna.Study,
     records: Mapping[int, TrialRecord],
     offered: Mapping[str, tuple[Choice, ...]],
-    tell_of: Callable[[Trial, TrialRecord], None],
+    constraints: Constraints,
 ) -> int:
     """Tell a study the trials of the log that it lacks, under their numbers; return how many.
 
@@ -81,7 +109,7 @@ def restore(
         study: Whose process died before it was told, or which is new.
         records: Of the log, by number.
         offered: Choices by parameter.
-        tell_of: Tells one trial's record.
+        constraints: What the study is told of each trial's limits.
     """
     known, told, sampler = {t.number: t for t in study.get_trials(deepcopy=False)}, 0, study.sampler
     # Nothing is proposed here: parameters come from the records.
@@ -95,7 +123,7 @@ def restore(
                 # A trial that left no record, or one of an old release: its number is not given away again.
                 study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
                 continue
-            tell_of(_running(study, trial, record, offered), record)
+            _tell_again(study, _running(study, trial, record, offered), record, constraints)
             told += 1
     finally:
         study.sampler = sampler

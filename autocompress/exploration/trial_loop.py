@@ -7,9 +7,8 @@ here, around a trial: whatever fails costs that trial alone.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -25,19 +24,14 @@ from autocompress.errors import (
 )
 from autocompress.evaluation.evaluator import CandidateEvaluator
 from autocompress.exploration.early_rejection import cannot_win
-from autocompress.exploration.initial_policies import seed_choices
 from autocompress.exploration.knapsack.sampler import COST_ATTRIBUTE
-from autocompress.exploration.latency_limit.latency_filter import (
-    LatencyFilter,
-    LatencyLimitedSampler,
-    Proposal,
-    explores,
-)
+from autocompress.exploration.latency_limit.latency_filter import LatencyFilter, explores
 from autocompress.exploration.milder_choices import milder_choices
 from autocompress.exploration.pareto import Constraints
 from autocompress.exploration.refusals import Refusals
 from autocompress.exploration.selection import most_accurate
-from autocompress.exploration.study_log import first_records, in_flight, is_pending, note, restore, tell
+from autocompress.exploration.study_log import first_records, note, restore, tell, tell_rejected
+from autocompress.exploration.trial_source import FIRST, PROPOSED, SCREENED_OUT, Asked, TrialSource
 from autocompress.measurement.protocol import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.prediction.predictor import LatencyPredictor, Prediction
@@ -45,12 +39,8 @@ from autocompress.runs.records import MEASURED, TrialRecord
 from autocompress.space.search_space import Choice, SearchSpace
 from autocompress.tasks.validation import ProxyEstimate
 
-# What a trial notes of prediction: the choices that were proposed, and how many proposals were not built.
-_PROPOSED, _SCREENED_OUT, _REJECTED = "proposed", "screened_out", "rejected"
-# What a trial notes that was not proposed by the sampler, and runs whatever is predicted of it; one that was refused.
-_FIRST, _REFUSED = "first", "refused"
-# What a trial notes once all its choices are made, and it is to be run.
-_ACCEPTED = "accepted"
+# What a trial notes that was refused.
+_REFUSED = "refused"
 # The sampler drew networks that are already known this often in a row: the space is exhausted, or as good as.
 _REPEATS = 64
 # Occasions more for a trial that may be inside the limit.
@@ -59,25 +49,6 @@ _FURTHER = 2
 _FIRST_TOLD = 3
 # Trials in a row that the user's own code fails before it is the code that is at fault.
 _USER_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the sampler wants scored next.
-
-    Attributes:
-        trial: Its trial, running unless `closed`.
-        choices: That were made.
-        policy: That they make.
-        closed: Whether the trial was ended, as its network cannot meet the limit.
-        fresh: Whether it was drawn, not queued.
-    """
-
-    trial: optuna.Trial
-    choices: dict[str, Choice]
-    policy: CompressionPolicy
-    closed: bool = False
-    fresh: bool = True
 
 
 class TrialLoop:
@@ -126,29 +97,25 @@ class TrialLoop:
         # Fine-tuned records are left out: the study learns from figures that compare.
         self.records = {r.number: r for r in evaluator.run.history() if r.stage == "proxy"}
         self._on_trial, self._finalists, self._asks_ahead = on_trial, finalists, ahead
-        restored = restore(study, first_records(evaluator.run.history()), space.parameters, self._tell_again)
+        restored = restore(study, first_records(evaluator.run.history()), space.parameters, constraints)
         if restored:
             on_message(f"The study lacked {restored} finished trials of the log; it has been told of them.")
-        # What the last process was scoring when it died.
-        self._left = deque(in_flight(study, space.parameters))
         self._by_policy = {r.policy: r for r in self.records.values() if r.state != "failed"}
         self._remember_refusals()
         self._choices: dict[int, dict[str, Choice]] = {t.number: t.params for t in study.get_trials(deepcopy=False)}
         self.latency_filter: LatencyFilter | None = None
-        self._sampler: LatencyLimitedSampler | None = None
         # The next trial, or why there is none, when it was asked for while the one before was being scored.
-        self._ahead: _Asked | Exception | None = None
+        self._ahead: Asked | Exception | None = None
         if predictor is not None:
             self.latency_filter = LatencyFilter(predictor, space, constraints, seed)
-            accepted = [trial.params for trial in self._left if trial.user_attrs.get(_ACCEPTED)]
-            taken = [space.policy({name: params[name] for name in space.parameters}) for params in accepted]
-            self.latency_filter.taken |= {*taken, *(record.policy for record in self.records.values())}
             for record in evaluator.run.history():
                 if record.measurement is not None and record.measurement.source == MEASURED:
                     self.latency_filter.observe(record)
             self.latency_filter.best = self._best()
-            if constraints.latency is not None:
-                self._sampler = study.sampler = LatencyLimitedSampler(study.sampler, self.latency_filter)
+        self._source = TrialSource(
+            study, space, self._refusals, self.latency_filter, limited=constraints.latency is not None,
+            known=[record.policy for record in self.records.values()],
+        )  # fmt: skip
 
     def _best(self) -> tuple[dict[str, Choice], TrialRecord] | None:
         """Return choices and record of the best trial; None while none is inside the limits."""
@@ -207,8 +174,7 @@ class TrialLoop:
         if known is None:
             if time.monotonic() + self._longest > deadline:
                 return None
-            if not is_pending(self.study, choices):
-                self.study.enqueue_trial(choices, user_attrs={_FIRST: True})
+            self._source.queue(choices, **{FIRST: True})
             self._timed(another=False)
             known = self._by_policy.get(policy)
         return known if known is not None and known.state == "complete" else None
@@ -221,40 +187,8 @@ class TrialLoop:
         return learned
 
     def enqueue_seeds(self, block_order: list[str], *, queue: bool = True) -> None:
-        """Put the first policies in the queue, once per study; as far as they are predicted, fitted to the limit.
-
-        Without `queue` only the order of the blocks is noted, the one whose removal changes least first.
-        """
-        if self.latency_filter is not None:
-            self.latency_filter.blocks = tuple(block_order)
-        if not queue:
-            return
-        if self.study.user_attrs.get("seeded"):
-            return
-        for choices, attrs in self._seeds(block_order):
-            # A process killed in the middle of this loop starts it over.
-            self.study.enqueue_trial(choices, user_attrs=attrs, skip_if_exists=True)
-        self.study.set_user_attr("seeded", True)
-
-    def _seeds(self, block_order: list[str]) -> list[tuple[dict[str, Choice], dict[str, Any]]]:
-        """Return the first choices, fitted to the limit where predictions are trusted, and what their trials note."""
-        latency_filter, screened_out = self.latency_filter, 0
-        found: list[tuple[dict[str, Choice], dict[str, Any]]] = []
-        for number, proposed in enumerate(seed_choices(self.space, block_order)):
-            choices: dict[str, Choice] = dict(proposed)
-            attrs: dict[str, Any] = {}
-            if latency_filter is not None and latency_filter.can_filter:
-                impossible = latency_filter.impossible(choices)
-                screened_out += impossible
-                fitted = latency_filter.fit(choices) if impossible or not explores(number) else choices
-                if fitted is None:
-                    continue
-                if fitted != choices:
-                    choices, attrs[_PROPOSED] = fitted, choices
-                if screened_out:
-                    attrs[_SCREENED_OUT], screened_out = screened_out, 0
-            found.append((choices, attrs))
-        return found
+        """Put the first policies in the queue: see `TrialSource.enqueue_seeds`."""
+        self._source.enqueue_seeds(block_order, queue=queue)
 
     def run(
         self, n_trials: int, deadline: float, progress: Callable[[int, int], None] = lambda done, total: None, *,
@@ -281,7 +215,10 @@ class TrialLoop:
                     break
                 another = _FIRST_TOLD <= done + 1 < n_trials and started + 2 * self._longest < deadline
                 repeated = 0 if self._timed(another=another) else repeated + 1
-            self._give_back()
+            # What was asked for ahead, and there is no time for.
+            left, self._ahead = self._ahead, None
+            if isinstance(left, Asked):
+                self._source.keep(left)
         except optuna.exceptions.StorageInternalError as error:
             reason = error.__cause__ or error
             raise ConfigError(
@@ -290,51 +227,10 @@ class TrialLoop:
             ) from error
         progress(len(self.records), n_trials)
 
-    def _give_back(self) -> None:
-        """Keep a trial that was asked for ahead, and that there is no time for, for whoever goes on."""
-        left, self._ahead = self._ahead, None
-        if isinstance(left, _Asked) and not left.closed:
-            self._left.appendleft(left.trial)
-
-    def _ask(self) -> _Asked:
-        left = bool(self._left)
-        trial = self._left.popleft() if left else self.study.ask()
-        if trial.user_attrs.get(_ACCEPTED):
-            chosen = self._refusals.allowed({name: trial.params[name] for name in self.space.parameters})
-            return _Asked(trial, chosen, self.space.policy(chosen), fresh=False)
-        if left and self._sampler is not None:
-            frozen = self.study.get_trials(deepcopy=False)[trial.number]
-            if "fixed_params" not in frozen.system_attrs:
-                # Its process died while it was asked for: it is proposed once more, which comes to the same.
-                offered = self._sampler.infer_relative_search_space(self.study, frozen)
-                self._sampler.sample_relative(self.study, frozen, offered)
-        asked = self._asked(trial)
-        if not asked.closed:
-            trial.set_user_attr(_ACCEPTED, True)
-        return asked
-
-    def _asked(self, trial: optuna.Trial) -> _Asked:
-        """Have the sampler choose for a trial."""
-        choices: dict[str, Choice] = {}
-        for name, offered in self.space.parameters.items():
-            # What is drawn is one of the offered choices; Optuna's type says less.
-            choices[name] = trial.suggest_categorical(name, offered)  # type: ignore[assignment]
-        allowed = self._refusals.allowed(choices)
-        if allowed != choices:
-            trial.set_user_attr(_PROPOSED, choices)
-            choices = allowed
-        policy = self.space.policy(choices)
-        if self.latency_filter is not None:
-            self.latency_filter.taken.add(policy)
-        if self._sampler is None or trial.user_attrs.get(_FIRST):
-            return _Asked(trial, choices, policy)
-        proposal = self._sampler.proposal(trial.number)
-        return _Asked(trial, choices, policy, not self._passes(trial, choices, proposal), proposal is not None)
-
     def _ask_ahead(self) -> None:
         """Ask for the next trial, and make its network, while nothing is measured: `CandidateEvaluator.evaluate`."""
         try:
-            asked = self._ahead = self._ask()
+            asked = self._ahead = self._source.ask()
             if not asked.closed and asked.policy not in self._by_policy:
                 self.evaluator.prepare(asked.policy, look=self._looks(asked.trial.number))
         except Exception as error:  # noqa: BLE001 - it is raised when its turn comes, not in the trial before it
@@ -343,7 +239,7 @@ class TrialLoop:
 
     def _one(self, *, another: bool) -> bool:
         """Run one trial, and prepare `another`; return whether anything new came of it."""
-        asked, self._ahead = self._ahead or self._ask(), None
+        asked, self._ahead = self._ahead or self._source.ask(), None
         if isinstance(asked, Exception):
             raise asked
         if asked.closed:
@@ -377,7 +273,7 @@ class TrialLoop:
         tell(self.study, trial, record)
         if known is None:
             self._on_trial(record)
-            if not trial.user_attrs.get(_FIRST):
+            if not trial.user_attrs.get(FIRST):
                 self._ask_milder(choices, record)
         return known is None
 
@@ -406,7 +302,7 @@ class TrialLoop:
         policy = None if found is None else self.space.policy(found)
         if found is not None and policy is not None and policy not in self._by_policy and policy not in self._milder:
             self._milder.add(policy)
-            self.study.enqueue_trial(found, user_attrs={_PROPOSED: choices})
+            self.study.enqueue_trial(found, user_attrs={PROPOSED: choices})
 
     def _evaluated(
         self, trial: optuna.Trial, policy: CompressionPolicy, predicted: Prediction | None, *, another: bool
@@ -461,51 +357,10 @@ class TrialLoop:
             self._by_policy[record.policy] = record
             if self.latency_filter is not None:
                 self.latency_filter.taken.add(record.policy)
-        self._tell_rejected(trial, record)
+        tell_rejected(self.study, trial, record, self.constraints)
         if new:
             self._on_trial(record)
         return new
-
-    def _tell_rejected(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Tell the study what was seen and predicted: a sampler learns from what is bad, too."""
-        assert record.accuracy is not None and record.predicted_ratio is not None
-        ratio, budget = record.predicted_ratio, self.constraints.budget
-        if budget is not None:
-            trial.set_constraint("latency", ratio / budget - 1)
-        trial.set_user_attr(_REJECTED, True)
-        trial.set_user_attr(COST_ATTRIBUTE, ratio)
-        single = len(self.study.directions) == 1
-        self.study.tell(trial, [record.accuracy] if single else [record.accuracy, ratio])
-
-    def _tell_again(self, trial: optuna.Trial, record: TrialRecord) -> None:
-        """Tell the study of a trial of an earlier session what the log has of it."""
-        if record.state == "complete":
-            note(trial, record, self.constraints, None)
-            tell(self.study, trial, record)
-        elif record.state == "rejected" and record.predicted_ratio is not None:
-            self._tell_rejected(trial, record)
-        else:
-            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-    def _passes(self, trial: optuna.Trial, choices: dict[str, Choice], proposal: Proposal | None) -> bool:
-        """Whether a trial's network is to be built; notes what the sampler had proposed in its place.
-
-        One that was queued before predictions were trusted is closed when it cannot meet the limit, and fitted later.
-        """
-        assert self.latency_filter is not None and self._sampler is not None
-        if proposal is None:
-            hopeless, screened_out = self.latency_filter.impossible(choices), 1
-            if hopeless:
-                self._sampler.waiting.append(choices)
-        else:
-            hopeless, screened_out = proposal.hopeless, proposal.screened_out
-            if proposal.choices != proposal.proposed:
-                trial.set_user_attr(_PROPOSED, proposal.proposed)
-        if screened_out and (hopeless or proposal is not None):
-            trial.set_user_attr(_SCREENED_OUT, screened_out)
-        if hopeless:
-            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        return not hopeless
 
     def prediction(self) -> dict[str, Any] | None:
         """Return what prediction did for the search so far, earlier sessions included; None without a predictor.
@@ -525,9 +380,9 @@ class TrialLoop:
         ]
         return {
             "networks_known": self.latency_filter.predictor.size,
-            "screened_out": sum(trial.user_attrs.get(_SCREENED_OUT, 0) for trial in trials),
+            "screened_out": sum(trial.user_attrs.get(SCREENED_OUT, 0) for trial in trials),
             "rejected": sum(record.state == "rejected" for record in self.records.values()),
-            "fitted": sum(_PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
+            "fitted": sum(PROPOSED in trial.user_attrs and trial.number in self.records for trial in trials),
             "mape": fmean(errors) if errors else None,
         }
 
