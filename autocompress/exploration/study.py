@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import sqlite3
 import warnings
 from collections.abc import Callable, Mapping
@@ -101,7 +102,7 @@ def _compare_with_log(run: RunDirectory, identity: Mapping[str, Any]) -> None:
 def _opened(
     run: RunDirectory, config: RunConfig, identity: Mapping[str, Any], knowledge: SamplerPrior | None
 ) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _quiet()
     directions: list[Literal["maximize", "minimize"]] = ["maximize"] if _single(config) else ["maximize", "minimize"]
     try:
         with warnings.catch_warnings():
@@ -137,11 +138,17 @@ def load_study(run: RunDirectory) -> optuna.Study:
     """
     if not run.study_file.exists():
         raise ConfigError(f"{run.path} has no study yet.")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _quiet()
     try:
         return optuna.load_study(study_name=_NAME, storage=_url(run))
     except Exception as error:  # as above
         raise _damaged(run, error) from error
+
+
+def _quiet() -> None:
+    """Keep libraries from printing what is raised as well: of a signal SQLAlchemy prints a traceback on its way."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
 
 
 def _url(run: RunDirectory) -> str:
