@@ -2,12 +2,13 @@
 
 The operating system's lock on ``.lock`` tells processes of one machine apart and ends with its process, however that
 dies. ``.owner.json`` tells who holds it, and its time of modification, renewed every few seconds, tells machines apart
-that share the directory over a network whose locks hold on one machine only.
+that share the directory over a network whose locks hold on one machine only, or that knows no locks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from autocompress.errors import ConfigError
@@ -28,6 +30,8 @@ from autocompress.runs.deadline import timestamp
 LOCK_NAME, OWNER_NAME = ".lock", ".owner.json"
 # Seconds between two signs of life, and after how many without one the owner on another machine has died.
 _HEARTBEAT_S, _DEAD_S = 15.0, 60.0
+# What file systems without locks answer.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,20 @@ def owned(folder: Path) -> Iterator[Owner | None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_NAME, timeout=0, thread_local=False)
-        _acquire(lock, folder)
-    except (OSError, NotImplementedError) as error:
-        raise ConfigError(f"--out {folder} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
-    stop = threading.Event()
+        locked = _acquire(lock, folder)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written: {error.strerror or error}.") from error
+    stop, taken = threading.Event(), False
     try:
-        before = _left_by(folder)
+        before = _left_by(folder, locked=locked)
         write_json(folder / OWNER_NAME, asdict(Owner.here()))
+        taken = True
         threading.Thread(target=_beat, args=(folder / OWNER_NAME, stop), daemon=True, name="heartbeat").start()
         yield before
     finally:
         stop.set()
         with contextlib.suppress(OSError):
-            if _owner(folder) is not None and _is_own(folder):
+            if taken and _is_own(folder):
                 (folder / OWNER_NAME).unlink(missing_ok=True)
         if made and _holds_nothing(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,31 +104,39 @@ def is_lock(path: Path) -> bool:
     return path.name in (LOCK_NAME, OWNER_NAME) or path.name.startswith((f".{OWNER_NAME}.", ".config.yaml."))
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
+def _acquire(lock: FileLock, folder: Path) -> bool:
+    """Lock a directory; return whether its file system knows locks."""
     try:
         lock.acquire()
     except Timeout as error:
         raise RunInUseError(_in_use(folder, _owner(folder))) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        return False
     if not (folder / LOCK_NAME).exists():
         # Its last owner removed it between our opening and our locking it: what is locked is no file of the directory.
         lock.release()
         raise RunInUseError(_in_use(folder, None))
+    return True
 
 
-def _left_by(folder: Path) -> Owner | None:
+def _left_by(folder: Path, *, locked: bool) -> Owner | None:
     """Return the owner that died without giving the directory back.
 
     Raises:
-        RunInUseError: It lives, on another machine.
+        RunInUseError: It lives: on another machine, or here where nothing is `locked`.
     """
     owner, own = _owner(folder), folder / OWNER_NAME
     if owner is None:
         return None
     # Both times are the file system's: the clocks of two machines differ.
     probe = folder / LOCK_NAME
-    os.utime(probe)
+    probe.touch()
     silent_s = probe.stat().st_mtime - own.stat().st_mtime
-    if owner.host != socket.gethostname() and silent_s < _DEAD_S:
+    here = owner.host == socket.gethostname()
+    lives = psutil.pid_exists(owner.pid) and not locked if here else silent_s < _DEAD_S
+    if lives:
         raise RunInUseError(_in_use(folder, owner))
     return owner
 

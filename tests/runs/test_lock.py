@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from autocompress.errors import ConfigError
 from autocompress.runs.lock import LOCK_NAME, OWNER_NAME, RunInUseError, owned
@@ -79,6 +82,24 @@ def test_an_owner_on_another_machine_lives_while_its_heart_beats(tmp_path: Path,
     else:
         with owned(tmp_path) as died:
             assert died is not None and died.host == "elsewhere"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()])
+def test_where_the_file_system_knows_no_locks_the_owner_that_lives_is_seen(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fails)
+    with owned(tmp_path) as died:
+        assert died is None
+        with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), owned(tmp_path):
+            pass
+        assert (tmp_path / OWNER_NAME).exists()
+    (tmp_path / OWNER_NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0}))
+    with owned(tmp_path) as died:
+        assert died is not None and died.pid == 2**22 + 1
 
 
 @pytest.mark.parametrize("text", ["", "null", "[1]", '{"host": 1}', "\xff"])
