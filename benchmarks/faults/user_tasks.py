@@ -1,6 +1,6 @@
 """Search with tasks of which one method goes wrong, stage by stage, and write down how each search ends.
 
-    python benchmarks/faults/user_tasks.py --out benchmarks/faults/user_tasks.csv
+    python benchmarks/faults/user_tasks.py --out benchmarks/faults/results/user_tasks.csv
 
 Every row is one search by the command line, in a process of its own: 3 trials, 60 s at most.
 """
@@ -93,7 +93,7 @@ def _summary(path: Path) -> str:
 def main() -> None:
     """Run all, or those whose method is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "user_tasks.csv")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "user_tasks.csv")
     parser.add_argument("--only", nargs="*", default=[], metavar="METHOD:FAULT:STAGE", help="Beginnings of rows.")
     options = parser.parse_args()
     chosen = [row for row in FAULTS if not options.only or any(":".join(row).startswith(o) for o in options.only)]
