@@ -245,6 +245,11 @@ def load_config(
             f"deterministic and timeout = {config.timeout!r} exclude each other: a clock ends a search elsewhere every "
             "time. Leave --timeout away, and bound the search with --n-trials and recovery.epochs."
         )
+    if config.deterministic and config.sampler != "knapsack":
+        raise ConfigError(
+            f"deterministic needs the sampler 'knapsack'; {config.sampler!r} proposes something else once it was "
+            "interrupted."
+        )
     if config.deterministic and config.table == NO_TABLE:
         raise ConfigError(f"deterministic needs a latency table to be steered by; table is {NO_TABLE!r}.")
     return config

@@ -155,7 +155,7 @@ def parse_json(text: str | bytes, source: object, mend: str = "") -> Any:
 
 
 def parse_yaml(text: str | bytes, source: object, mend: str = "") -> Any:
-    """Return the plain data of a YAML text, read without running any of it; bounded as `parse_json`.
+    """Return the plain data of a YAML text, read without running any of it; nesting is at most `MAX_DEPTH`.
 
     Raises:
         ConfigError: It is not that; names `source`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -12,6 +13,19 @@ from typing import Any
 
 from autocompress.documents import parse_json, read_bytes
 from autocompress.errors import ConfigError
+
+# On its way to its final name: a dot before it, and a random end behind it.
+_HALF_MADE = re.compile(r"\..+\.[0-9a-f]{12}")
+
+
+def half_made(path: Path) -> Path:
+    """Return a name beside `path` for what is on its way there; `is_half_made` tells it from all others."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def is_half_made(name: str) -> bool:
+    """Whether a file or folder of this name was on its way to another when its process died, unless that lives."""
+    return _HALF_MADE.fullmatch(name) is not None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        fresh = half_made(path)
         # Not `mkstemp`, whose files nobody else may read: who may is for the umask to say.
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         temporary = fresh
@@ -110,13 +124,21 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def settle_folder(target: Path) -> bool:
+    """Put back what `replace_folder` took from `target` and died before it replaced it; return whether it did."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists() or not old.exists():
+        return False
+    old.rename(target)
+    return True
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Put a copy of `source` at `target`, replacing what was there in one rename, so that `target` is always whole."""
     fresh = target.with_name(f".{target.name}.new")
     old = target.with_name(f".{target.name}.old")
     try:
-        if old.exists() and not target.exists():
-            old.rename(target)  # the process died between the two renames below
+        settle_folder(target)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(source, fresh, ignore=shutil.ignore_patterns("recovered*", "checkpoint-*"))
@@ -125,8 +147,7 @@ def replace_folder(source: Path, target: Path) -> None:
             target.rename(old)
         fresh.rename(target)
     except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        settle_folder(target)
         raise ConfigError(f"Cannot write {target}: {error}. Free some space; --resume goes on from here.") from error
     shutil.rmtree(old, ignore_errors=True)
 

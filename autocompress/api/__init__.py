@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.api import settings
-from autocompress.api.ending import best_of, with_kept
+from autocompress.api.ending import finish, with_kept
 from autocompress.api.methods import distill as distill
 from autocompress.api.methods import prune as prune
 from autocompress.api.methods import quantize as quantize
@@ -19,11 +19,10 @@ from autocompress.api.run import Run, open_run
 from autocompress.api.run_folder import emptied_unless_begun, owned_folder
 from autocompress.config import RunConfig, TaskConfig
 from autocompress.deploy.artifacts import example_inputs, resolve
-from autocompress.deploy.summary import found_so_far, summarize
 from autocompress.deploy.verify import REFERENCE_NAME, read_reference
 from autocompress.engines import ENGINES
 from autocompress.engines.base import EngineFile, EngineOptions
-from autocompress.errors import ConfigError, EngineError, MissingDependencyError, UnavailableError
+from autocompress.errors import ConfigError, MissingDependencyError, UnavailableError
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.fingerprint import device_fingerprint
 from autocompress.measurement.limits import RequestLimits
@@ -116,9 +115,7 @@ def search(
                 session.evaluator.ledger.add("load", loaded_at - started)
             observer.opened(run.path)
             try:
-                summary = summarize(session, best_of(session))
-            except EngineError as error:
-                raise type(error)(f"{error} {found_so_far(run)}") from error
+                summary = finish(session)
             finally:
                 session.evaluator.close()
         run.write("summary.json", summary)

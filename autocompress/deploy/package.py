@@ -6,7 +6,6 @@ Nothing is rebuilt or converted: what was measured is what ships. Whatever fails
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from autocompress.engines.ports import Port
 from autocompress.errors import ConfigError, VerificationError
 from autocompress.exploration.missed_limits import figures_of, limits_of, missed_limits, say_missed
 from autocompress.exploration.pareto import constraints_of, run_front
-from autocompress.files import read_json
+from autocompress.files import half_made, read_json
 from autocompress.measurement.measure import Protocol
 from autocompress.policy import CompressionPolicy
 from autocompress.runs.directory import RunDirectory
@@ -97,7 +96,7 @@ def deploy(
     with _writing(to):
         to.parent.mkdir(parents=True, exist_ok=True)
         # Not `mkdtemp`, whose folders nobody else may read: who may is for the umask to say.
-        folder = to.parent / f".{to.name}.{secrets.token_hex(6)}"
+        folder = half_made(to)
         folder.mkdir()
     try:
         with _writing(to):
@@ -251,7 +250,7 @@ def _must_be_recorded(run: RunDirectory, source: Path) -> None:
     path = source / "record.json"
     if not path.exists():
         return
-    artifact = TrialRecord.from_dict(read_json(path)).artifact
+    artifact = TrialRecord.read(path).artifact
     recorded = [r.sha256 for r in run.history() if r.artifact == artifact and r.sha256 is not None]
     if recorded and recorded[-1] != content_hash(source):
         raise VerificationError(

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from autocompress.deploy.verify import REFERENCE_NAME, check_outputs, read_reference
 from autocompress.engines.artifact import read_artifact, write_record
 from autocompress.engines.base import EngineFile
-from autocompress.errors import ConfigError
+from autocompress.errors import ConfigError, EngineError, VerificationError
 from autocompress.exploration.constraints import Constraints, counting
 from autocompress.exploration.missed_limits import limits_of, missed_limits, say_alternatives, say_missed
 from autocompress.exploration.pareto import finished_records
 from autocompress.exploration.selection import offer
 from autocompress.measurement.client import EngineWorker
 from autocompress.measurement.occasions import combined
-from autocompress.runs.directory import RunDirectory
 from autocompress.runs.metric import Metric, metric_name
 from autocompress.runs.records import SCHEMA_VERSION, Measurement, TrialRecord
 from autocompress.runs.trust import Trust, code_of
@@ -44,10 +43,11 @@ _SLOWEST = 3
 def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     """Read the test data, check and measure the best file again in a fresh process, and return ``summary.json``.
 
-    Where the test data cannot be read, their figures are None, and `SearchSession.lost` and `failure` tell why.
+    Where the test data cannot be read, or the file is lost or computes something else by now, their figures are None or
+    those of before, and `SearchSession.lost` and `failure` tell why. Of an interrupted search neither is tried.
 
     Raises:
-        VerificationError: The file computes something else than when it was measured.
+        VerificationError: The best file is damaged on disk.
     """
     evaluator, run, observer = session.evaluator, session.run, session.observer
     baseline = evaluator.baseline
@@ -55,13 +55,15 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
     reached = time.monotonic()
     observer.stage("Reading the test data, verifying the engine")
     file = read_artifact(run.best, Trust(code=frozenset(code_of(session.config))))
-    known = evaluator.forecast is not None or session.interrupted is not None
     # Nothing comes after this that time would have to be left for.
     with session.worker.limits.until(session.verified_by, share=1.0):
         with evaluator.ledger.charge("test"):
             dense_accuracy, accuracy = _tested(session, file)
-        measured = best.measurement if known else _measured_again(session, file, best)
+        checked = _checked(session, file, best)
+    measured = checked or best.measurement
     assert measured is not None
+    # What was only predicted is to be measured on its device; what failed its check is no result.
+    offered = checked is not None or evaluator.forecast is not None or session.interrupted is not None
     # Without test data the validation data it was chosen on tell.
     drop = session.constraints.drop(best) if dense_accuracy is None or accuracy is None else dense_accuracy - accuracy
     limits = limits_of(session.constraints, measured.baseline_ms)
@@ -102,8 +104,10 @@ def summarize(session: SearchSession, best: TrialRecord) -> dict[str, Any]:
             **interval_of(measured),
             "macs_ratio": None if not baseline.macs or best.macs is None else best.macs / baseline.macs,
             # The model itself is an answer where it meets the limits and other networks were measured, too.
-            "feasible": not missed and (best.stage != "baseline" or any(r.measurement for r in records.values())),
-            "verified": evaluator.forecast is None and session.interrupted is None,
+            "feasible": offered
+            and not missed
+            and (best.stage != "baseline" or any(r.measurement for r in records.values())),
+            "verified": checked is not None,
             "latency_source": measured.source,
             "path": str(file.path),
         },
@@ -136,7 +140,7 @@ def _tested(session: SearchSession, file: EngineFile) -> tuple[float | None, flo
         return None, None
     try:
         dense, best = session.evaluator.test_accuracies([session.evaluator.baseline_file, file])
-    except ConfigError as error:
+    except (ConfigError, EngineError) as error:
         session.lost.append(f"The accuracy on test data: {error}")
         session.observer.warn(f"The result is not measured on test data: {error}")
         session.failure = session.failure or error
@@ -144,21 +148,17 @@ def _tested(session: SearchSession, file: EngineFile) -> tuple[float | None, flo
     return dense, best
 
 
-def found_so_far(run: RunDirectory) -> str:
-    """Return what a run that ends in an error has found, and how it goes on, in sentences."""
-    done = sum(record.state == "complete" for record in run.records().values())
-    stored = run.best / "record.json"
-    if not done or not stored.exists():
-        return f"No trial had finished. What there is, is in {run.path}."
-    best = TrialRecord.from_dict(run.read("best/record.json"))
-    name = "the uncompressed model" if best.stage == "baseline" else f"trial {best.number}"
-    ratio = "" if best.measurement is None else f", {best.measurement.ratio:.3g}x the latency"
-    score = "" if best.accuracy is None else f", {best.accuracy:.4g} on validation data"
-    trials = "1 trial" if done == 1 else f"{done} trials"
-    return (
-        f"Found so far: {trials}; the best, {name}{ratio}{score}, is in {run.best}, not verified. "
-        f"autocompress search --resume --out {run.path} goes on from there."
-    )
+def _checked(session: SearchSession, file: EngineFile, best: TrialRecord) -> Measurement | None:
+    """Check and measure the best file once more; None where nothing is measured, or it is lost or another by now."""
+    if session.evaluator.forecast is not None or session.interrupted is not None:
+        return None
+    try:
+        return _measured_again(session, file, best)
+    except (EngineError, VerificationError) as error:
+        session.lost.append(f"The last check of the result: {error}")
+        session.observer.warn(f"The result is not verified: {error}")
+        session.failure = session.failure or error
+        return None
 
 
 def interval_of(measured: Measurement) -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from typing_extensions import TypedDict
+
+from autocompress.documents import RelativeFolder, read_lines, validated
 from autocompress.files import append_line
 from autocompress.runs.directory import RunDirectory
 from autocompress.runs.records import TrialRecord
 
 _FILE = "trainings.jsonl"
+
+
+class _Line(TypedDict):
+    key: str
+    artifact: RelativeFolder | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class FinishedTrainings:
 
     def get(self, key: str) -> Finished | None:
         """Return what came of a training; None where it has not finished, or its record or files are gone."""
-        artifacts = [line["artifact"] for line in self._lines() if line["key"] == key]
+        lines = read_lines(self._path, lambda data, source: validated(_Line, data, source)).values
+        artifacts = [line["artifact"] for line in lines if line["key"] == key]
         if not artifacts:
             return None
         if artifacts[-1] is None:
@@ -49,16 +58,3 @@ class FinishedTrainings:
         """Note that a training has finished, with its record, or None where it was discarded."""
         line = {"key": key, "artifact": None if record is None else record.artifact}
         append_line(self._path, json.dumps(line))
-
-    def _lines(self) -> list[dict[str, str | None]]:
-        if not self._path.exists():
-            return []
-        found = []
-        for text in self._path.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # cut short by a crash
-            if isinstance(line, dict) and isinstance(line.get("key"), str) and "artifact" in line:
-                found.append(line)
-        return found

@@ -50,7 +50,6 @@ from autocompress.space.search_space import SearchSpace, bind, configured_space
 from autocompress.tasks import Task
 from autocompress.tasks.seeding import seed_everything
 
-# What a latency table left of the space's choices, in the run directory.
 # Of trials and of their time, for networks like the best that use the room it leaves below the latency limit.
 _LAST_SHARE = 0.12
 # Trials that are run although nothing more can be won: a front is there to be looked at.
@@ -137,10 +136,8 @@ class SearchSession:
             "env.json",
             {**environment.describe(), "device": device_fingerprint(gpu=engine_class(self.config.engine).uses_gpu)},
         )
-        if self.evaluator.device_absent:
-            self._open_ahead()
-        elif self.config.deterministic:
-            self._open_frozen()
+        if self.evaluator.device_absent or self.config.deterministic:
+            self._steer_by_table()
         baseline = self._baseline()
         self.observer.baseline(baseline)
         self._say_of_baseline(baseline)
@@ -267,26 +264,19 @@ class SearchSession:
                 break
             confirm()
 
-    def _open_ahead(self) -> None:
-        """Take latencies from a table of the device, which is not here."""
+    def _steer_by_table(self) -> None:
+        """Take latencies from a table: of a device that is not here, or of this one, which never answers the same."""
         evaluator = self.evaluator
+        opened = open_ahead if evaluator.device_absent else open_frozen
         with evaluator.ledger.charge("profile"):
-            forecast = open_ahead(evaluator.graphs, self.config, evaluator.engine_version)
+            forecast = opened(evaluator.graphs, self.config, evaluator.engine_version)
         evaluator.forecast, self.predictor = forecast, forecast.predictor
         self.observer.warn(
             f"{evaluator.engine} for {evaluator.device}: engines are built, not run. Latency is PREDICTED from "
             f"{self.config.table}, accuracy is that of the same graphs in ONNX Runtime."
-        )
-
-    def _open_frozen(self) -> None:
-        """Take latencies from a table of this device, which is not asked: its answers are never twice the same."""
-        evaluator = self.evaluator
-        with evaluator.ledger.charge("profile"):
-            forecast = open_frozen(evaluator.graphs, self.config, evaluator.engine_version)
-        evaluator.forecast, self.predictor = forecast, forecast.predictor
-        self.observer.warn(
-            f"Deterministic: latency is PREDICTED from the latency table, nothing is measured. 'autocompress measure "
-            f"{self.run.path}' measures what was found."
+            if evaluator.device_absent
+            else "Deterministic: latency is PREDICTED from the latency table, nothing is measured. 'autocompress "
+            f"measure {self.run.path}' measures what was found."
         )
 
     def _open_predictor(self, dense_dtype: str) -> LatencyPredictor | None:

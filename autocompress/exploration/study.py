@@ -16,6 +16,7 @@ from urllib.parse import quote
 import optuna
 
 from autocompress.config import RunConfig
+from autocompress.documents import validated
 from autocompress.errors import ConfigError, StudyMismatchError
 from autocompress.exploration.samplers import SamplerPrior, make_sampler
 from autocompress.exploration.study_log import disagreement, first_records
@@ -48,12 +49,12 @@ def open_study(
         ConfigError: The database is in use, or cannot be read or written.
     """
     identity = {**identity, "objectives": "accuracy" if _single(config) else "accuracy, latency ratio"}
-    _compare_with_log(run, identity)
     if run.study_file.exists() and (found := damage(run)) is not None:
         aside = set_aside(run)
         on_message(
             f"The study {run.study_file.name} {found}: it is set aside as {aside.name}, and made anew of the log."
         )
+    _compare_with_log(run, identity)
     study = _opened(run, config, identity, knowledge)
     run.write(_IDENTITY_FILE, identity)
     return study
@@ -96,7 +97,7 @@ def _compare_with_log(run: RunDirectory, identity: Mapping[str, Any]) -> None:
     """Check a run whose database is gone: what its log was made with is in a file of its own."""
     stored = run.path / _IDENTITY_FILE
     if not run.study_file.exists() and stored.exists() and run.history():
-        _compare(read_json(stored), json.loads(json.dumps(identity)), run)
+        _compare(validated(dict[str, Any], read_json(stored), stored), json.loads(json.dumps(identity)), run)
 
 
 def _opened(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import socket
@@ -19,12 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 from filelock import FileLock, Timeout
+from pydantic import Field
 
+from autocompress.documents import Count, validated
 from autocompress.errors import ConfigError
-from autocompress.files import write_json
+from autocompress.files import is_half_made, read_json, write_json
 from autocompress.runs.deadline import timestamp
 
 LOCK_NAME, OWNER_NAME = ".lock", ".owner.json"
@@ -32,6 +34,10 @@ LOCK_NAME, OWNER_NAME = ".lock", ".owner.json"
 _HEARTBEAT_S, _DEAD_S = 15.0, 60.0
 # What file systems without locks answer.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+# Seconds since 1970 that a calendar has.
+_Moment = Annotated[float, Field(ge=0, lt=2**33)]
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Owner:
     """
 
     host: str
-    pid: int
-    started: float
+    pid: Count
+    started: _Moment
 
     @classmethod
     def here(cls) -> Owner:
@@ -101,7 +107,7 @@ def owned(folder: Path) -> Iterator[Owner | None]:
 
 def is_lock(path: Path) -> bool:
     """Whether a file of a run directory says who owns it, or was about to when its process died; not what was found."""
-    return path.name in (LOCK_NAME, OWNER_NAME) or path.name.startswith((f".{OWNER_NAME}.", ".config.yaml."))
+    return path.name in (LOCK_NAME, OWNER_NAME) or is_half_made(path.name)
 
 
 def _acquire(lock: FileLock, folder: Path) -> bool:
@@ -142,10 +148,10 @@ def _left_by(folder: Path, *, locked: bool) -> Owner | None:
 
 
 def _owner(folder: Path) -> Owner | None:
+    path = folder / OWNER_NAME
     try:
-        data = json.loads((folder / OWNER_NAME).read_bytes())
-        return Owner(str(data["host"]), int(data["pid"]), float(data["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return validated(Owner, read_json(path), path)
+    except ConfigError:
         return None
 
 

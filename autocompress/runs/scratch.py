@@ -17,8 +17,11 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
+from autocompress.files import is_half_made, settle_folder
+
 _PREFIX, _LOCK = "autocompress-", "owner.lock"
-# What a killed process leaves inside a run: half-built engines, copies, and files on their way to their names.
+# What a killed process leaves inside a run: half-built engines, copies, samples, and what releases of before called
+# files on their way to their names.
 _LEFT_FOLDERS = re.compile(r"\.(build|copy|reach)-[a-z0-9_]{8}")
 _LEFT_FILES = re.compile(r"\..+\.(json|jsonl|yaml|onnx|safetensors|html|bin|xml|npy)\.[a-z0-9_]{8}|\..+\.new\.npz")
 _swept: set[Path] = set()
@@ -71,15 +74,15 @@ def sweep(place: Path) -> int:
 def sweep_run(run: Path) -> int:
     """Remove what a killed process left half-made in a run directory that is this process's own; return how many.
 
-    A file without its final name was never part of the run.
+    A file without its final name was never part of the run; a ``best/`` that was being replaced is put back.
     """
-    removed = 0
+    removed = int(settle_folder(run / "best"))
     for path in (*run.glob(".*"), *run.glob("*/.*"), *run.glob("artifacts/*/.*"), *run.glob("artifacts/*/*/.*")):
         with contextlib.suppress(OSError):
             if _LEFT_FOLDERS.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
                 removed += 1
-            elif _LEFT_FILES.fullmatch(path.name) and path.is_file():
+            elif (_LEFT_FILES.fullmatch(path.name) or is_half_made(path.name)) and path.is_file():
                 path.unlink()
                 removed += 1
     return removed

@@ -96,7 +96,8 @@ def _raw(data: bytes, kind: str, at: int, value: int) -> bytes:  # noqa: PLR0911
 def _typed(document: Any, kind: str, at: int, value: int) -> Any:
     places = _places(document)
     if not places:
-        return VALUES[value % len(VALUES)]
+        # A copy here as well: later steps change what they get.
+        return copy.deepcopy(VALUES[value % len(VALUES)])
     holder, key = places[at % len(places)]
     if kind == "set":
         holder[key] = copy.deepcopy(VALUES[value % len(VALUES)])

@@ -31,7 +31,9 @@ from autocompress.deploy.triton import _BACKENDS, config_text
 from autocompress.deploy.verify import read_reference
 from autocompress.engines.artifact import EngineDocument, read_artifact
 from autocompress.engines.base import EngineOptions
+from autocompress.exploration.finished_trainings import FinishedTrainings
 from autocompress.exploration.pareto import constraints_of, run_front
+from autocompress.exploration.repair import repair
 from autocompress.exploration.sensitivity_cache import SensitivityCache
 from autocompress.exploration.study import load_study, open_study
 from autocompress.files import read_json, write_json
@@ -41,6 +43,7 @@ from autocompress.recovery.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.report import sections
 from autocompress.report.run_view import read_run
 from autocompress.runs.directory import RunDirectory
+from autocompress.runs.lock import owned
 from autocompress.runs.records import TrialRecord
 from autocompress.runs.summaries import read_offered
 from autocompress.runs.trust import remember, trust_of
@@ -83,6 +86,39 @@ def _run(folder: Path) -> None:
     write_json(folder / "offered.json", {"prune/0": [0.0, 0.5], "dtype/0": ["dense", "int8"]})
     write_json(folder / "tokens.json", {"length": 8, "pad_id": 0, "pad_token": "[PAD]", "padding_side": "right"})
     (folder / "tokenizer.json").write_text("{}")
+
+
+def _trainings(folder: Path) -> None:
+    _run(folder)
+    FinishedTrainings(RunDirectory(folder)).add("key", RunDirectory(folder).history()[0])
+
+
+def _read_trainings(folder: Path) -> None:
+    FinishedTrainings(RunDirectory(folder)).get("key")
+
+
+def _owner(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ".owner.json", {"host": "elsewhere", "pid": 7, "started": 1.0})
+
+
+def _own(folder: Path) -> None:
+    # It has been silent for long.
+    os.utime(folder / ".owner.json", (0, 0))
+    with owned(folder) as died:
+        str(died)
+
+
+def _identity(folder: Path) -> None:
+    _run(folder)
+    (folder / "study.db").unlink(missing_ok=True)
+    write_json(folder / "identity.json", {"seed": 0, "engine": "onnxruntime", "objectives": "accuracy, latency ratio"})
+
+
+def _read_identity(folder: Path) -> None:
+    # Where there is a database, that tells.
+    (folder / "study.db").unlink(missing_ok=True)
+    open_study(RunDirectory(folder), RunConfig(sampler="random"), {"seed": 0, "engine": "onnxruntime"})
 
 
 def _front(folder: Path) -> None:
@@ -290,6 +326,10 @@ REGISTRY = (
     Reader("offered.json", "offered.json", "json", _run, lambda f: read_offered(RunDirectory.open(f))),
     Reader("tokens.json", "tokens.json", "json", _run, TextTokens.read),
     Reader("config.yaml", "config.yaml", "yaml", _run, lambda f: RunDirectory.open(f).config(), 0.5),
+    Reader("trainings.jsonl", "trainings.jsonl", "jsonl", _trainings, _read_trainings),
+    Reader("owner", ".owner.json", "json", _owner, _own, 0.5),
+    Reader("identity.json", "identity.json", "json", _identity, _read_identity, 0.02),
+    Reader("repair", "trials.jsonl", "jsonl", _run, lambda f: repair(RunDirectory.open(f)), 0.1),
     Reader("study.db", "study.db", "bytes", _make_study, _study, 0.02),
     Reader("run file", "run.yaml", "yaml", _written("run.yaml", _CONFIG), lambda f: load_config(f / "run.yaml")),
     Reader(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import api
-from autocompress.errors import NotANumberError, TaskError
+from autocompress.deploy import summary as summary_module
+from autocompress.errors import AutoCompressError, NotANumberError, TaskError, VerificationError, WorkerLostError
 from autocompress.measurement.protocol import Protocol
 from autocompress.runs.observer import Observer
 from autocompress.tasks import Batch, ClassificationTask
@@ -75,9 +76,11 @@ class Failing(ClassificationTask):
         return float("nan") if self._fails("metric") else super().metric(outputs, targets)
 
 
-def search(tmp_path: Path, method: str, stage: str, **options: Any) -> tuple[TaskError, Path, dict[str, Any]]:
+def search(
+    tmp_path: Path, method: str, stage: str, error: type[AutoCompressError] = TaskError, **options: Any
+) -> tuple[AutoCompressError, Path, dict[str, Any]]:
     stages, out = Stages(), tmp_path / "run"
-    with pytest.raises(TaskError) as raised:
+    with pytest.raises(error) as raised:
         api.search(
             Failing(stages, method, stage), out=out, engine="onnxruntime", observer=stages, space="quantize-only",
             recovery={"enabled": False}, **options,
@@ -98,6 +101,41 @@ def test_test_data_that_cannot_be_read_leave_the_result_without_a_test_accuracy(
     assert len(summary["lost"]) == 1 and summary["lost"][0].startswith("The accuracy on test data: ")
     assert "the mount is gone" in (out / "report.html").read_text()
     api.Run(out).deploy(tmp_path / "deployed", force=True)
+
+
+@pytest.mark.parametrize("error", [WorkerLostError("killed by SIGKILL"), VerificationError("computes something else")])
+def test_a_result_that_fails_its_last_check_is_summarised_and_not_called_verified(
+    error: AutoCompressError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(summary_module, "check_outputs", fails)
+    raised, out, summary = search(tmp_path, "none", "none", type(error), n_trials=2)
+    assert raised.exit_code == error.exit_code and str(error) in str(raised)
+    best = summary["best"]
+    assert not best["verified"] and not best["feasible"] and best["accuracy"] is not None
+    assert summary["lost"] == [f"The last check of the result: {error}"]
+    assert str(error) in (out / "report.html").read_text()
+
+
+def test_a_signal_during_the_last_stage_leaves_a_summary(tmp_path: Path) -> None:
+    class Pressed(Stages):
+        def stage(self, text: str) -> None:
+            super().stage(text)
+            if text.startswith("Reading the test"):
+                raise KeyboardInterrupt
+
+    stages, out = Pressed(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        api.search(
+            Failing(stages, "none", "none"), out=out, engine="onnxruntime", observer=stages, space="quantize-only",
+            recovery={"enabled": False}, n_trials=2,
+        )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["best"]["accuracy"] is None and not summary["best"]["verified"] and summary["n_trials"] == 2
+    assert len(summary["lost"]) == 1 and "interrupted" in summary["lost"][0]
+    assert (out / "report.html").exists()
 
 
 def test_a_metric_that_gives_nan_ends_the_search_after_three_trials_with_all_that_it_had(tmp_path: Path) -> None:

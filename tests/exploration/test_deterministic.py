@@ -86,6 +86,6 @@ def test_what_a_table_cannot_steer_is_refused(task: Task, tmp_path: Path, monkey
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"none knows this model. 'autocompress profile --engine onnxruntime'"):
         autocompress.search(task, out=tmp_path / "run", **OPTIONS)
-    for key, value in (("timeout", "90s"), ("table", "none")):
+    for key, value in (("timeout", "90s"), ("table", "none"), ("sampler", "tpe")):
         with pytest.raises(ConfigError, match="deterministic"):
             load_config(overrides={"deterministic": True, key: value})

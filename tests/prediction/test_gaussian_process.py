@@ -39,3 +39,11 @@ def test_rows_at_once_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = learned(300)
     np.testing.assert_allclose(few._weights, whole._weights, rtol=1e-9)
     assert few._factor[1] and few._factor[0].flags.f_contiguous
+
+
+def test_a_mean_does_not_depend_on_what_is_asked_for_beside_it() -> None:
+    process, rng = learned(1500), np.random.default_rng(1)
+    points = Points(rng.normal(size=(40, 6)), rng.normal(size=(40, 4)), rng.integers(0, 30, 40))
+    alone = [float(process.mean(points[index : index + 1])[0]) for index in range(40)]
+    assert process.mean(points).tolist() == alone
+    assert process.mean(points[::-1]).tolist() == alone[::-1]

@@ -102,7 +102,9 @@ def test_where_the_file_system_knows_no_locks_the_owner_that_lives_is_seen(
         assert died is not None and died.pid == 2**22 + 1
 
 
-@pytest.mark.parametrize("text", ["", "null", "[1]", '{"host": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[1]", '{"host": 1}', "\xff", '{"host": "x", "pid": 1, "started": "nan"}']
+)
 def test_a_damaged_owner_is_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / OWNER_NAME).write_text(text, encoding="latin-1")
     with owned(tmp_path) as died:

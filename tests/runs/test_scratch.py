@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.files import half_made
 from autocompress.runs import scratch
 from autocompress.runs.scratch import ScratchFolder, sweep, sweep_run
 
@@ -79,9 +80,10 @@ def test_what_was_half_made_leaves_a_run(tmp_path: Path) -> None:
     half = [
         tmp_path / ".copy-abcd1234", trial / ".build-x_y12345", trial / ".model.onnx.abcd1234",
         tmp_path / ".summary.json.abcd_234", trial / "recovered" / ".samples.npz.new.npz", tmp_path / ".reach-aaaaaaaa",
+        half_made(trial / "model.onnx"), half_made(tmp_path / "a name"),
     ]  # fmt: skip
     kept = [
-        tmp_path / ".best.old", tmp_path / ".best.new", tmp_path / "study.db", trial / "model.onnx",
+        tmp_path / ".best.old", tmp_path / ".best.new", tmp_path / "best", tmp_path / "study.db", trial / "model.onnx",
         tmp_path / ".notes", tmp_path / ".gitignore", trial / ".build-mine",
     ]  # fmt: skip
     for path in (*half, *kept):
@@ -89,3 +91,23 @@ def test_what_was_half_made_leaves_a_run(tmp_path: Path) -> None:
         path.mkdir() if "copy" in path.name or "build" in path.name or "reach" in path.name else path.touch()
     assert sweep_run(tmp_path) == len(half)
     assert all(path.exists() for path in kept) and not any(path.exists() for path in half)
+
+
+def test_what_a_process_leaves_that_is_killed_while_it_writes_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "artifacts" / "trial-00001" / "weights.safetensors"
+    code = (
+        "import os, sys, pathlib\nfrom autocompress import files\nos.fsync = lambda handle: os._exit(9)\n"
+        "files.write_bytes(pathlib.Path(sys.argv[1]), b'half')\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(target)], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert killed.returncode == 9 and len(list(target.parent.iterdir())) == 1
+    assert sweep_run(tmp_path) == 1 and not list(target.parent.iterdir())
+
+
+def test_a_best_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "record.json").touch()
+    assert sweep_run(tmp_path) == 1 and (tmp_path / "best" / "record.json").exists()
+    assert sweep_run(tmp_path) == 0
