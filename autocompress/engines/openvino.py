@@ -101,8 +101,9 @@ class OpenVINOEngine(Engine):
     extra = "openvino"
     opens = (".xml", ".onnx")
     qdq_rules = QdqRules(
-        hoist=MONOTONE, shifted_codes=True, uneven_bias=True, dense_behind_reductions=True, whole_attention=True
-    )
+        hoist=MONOTONE, shifted_codes=True, uneven_bias=True, dense_behind_reductions=True, own_weights=True,
+        whole_attention=True,
+    )  # fmt: skip
 
     def version(self) -> str:
         """Return the runtime's version, as ``"2026.4.1"``."""

@@ -44,10 +44,13 @@ class QdqRules:
         uneven_bias: Whether matrix products of two dimensions get a bias that is not the same for all channels.
             OpenVINO 2026.4 fuses the next layer's quantization into such a product, and computes garbage when it has
             no bias, or one number for all channels.
-        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction over axis 1
-            where a norm or a product scales channels before or behind it, stay dense. OpenVINO 2026.4 fuses the
-            quantization of its result into a reduction, and computes garbage: of maxima and minima always, of others
-            where the scale has become that of each channel and axis 1 is gone.
+        dense_behind_reductions: Whether layers that read a ReduceMax or ReduceMin, or another reduction than the global
+            pooling of an image where a norm or a product scales channels before or behind it, stay dense. OpenVINO
+            2026.4 fuses the quantization of its result into a reduction, and computes garbage: of maxima and minima
+            always, of others where the scale has become that of each channel, but for two axes of an image.
+        own_weights: Whether each run of a convolution that runs more than once reads an int8 weight of its own. OpenVINO
+            2026.4 folds what follows a convolution, such as a batch norm, into its weight, and into one that two of
+            them read twice.
         quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime
             computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
             at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
@@ -76,6 +79,7 @@ class QdqRules:
     dense_depthwise: bool = False
     uneven_bias: bool = False
     dense_behind_reductions: bool = False
+    own_weights: bool = False
     quantize_results: bool = False
     clip_dense: bool = False
     pools_in_layout: bool = False
@@ -92,6 +96,7 @@ class QdqRules:
         on = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(self).items()}
         if not attention:
             del on["whole_attention"]
-        # It keeps layers dense that no table has as int8; and an LSTM that may be int8 is told by the network's layers.
-        del on["dense_behind_reductions"], on["int8_lstm"]
+        # They keep layers dense that no table has as int8, or right that came out wrong, which no table has either; and
+        # an LSTM that may be int8 is told by the network's layers.
+        del on["dense_behind_reductions"], on["own_weights"], on["int8_lstm"]
         return json.dumps({"codes": _CODES, **{name: value for name, value in on.items() if value}}, sort_keys=True)

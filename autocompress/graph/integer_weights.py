@@ -148,3 +148,20 @@ def share(
     node.replace_input_with(index, quantized)
     if not value.uses() and value.name is not None and value.name in graph.initializers:
         del graph.initializers[value.name]
+
+
+def copy_weight(graph: ir.Graph, node: ir.Node, suffix: str) -> None:
+    """Have a layer's further run read an int8 weight of its own, equal to the one it shares; names get `suffix`."""
+    shared = node.inputs[1]
+    dequantize = None if shared is None else shared.producer()
+    if shared is None or dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return
+    constants = [
+        constant(graph, f"{value.name}{suffix}", value.const_value.numpy())
+        for value in dequantize.inputs
+        if value is not None and value.const_value is not None
+    ]
+    own = ir.node("DequantizeLinear", constants, dict(dequantize.attributes), num_outputs=1)
+    own.outputs[0].name = f"{shared.name}{suffix}"
+    graph.insert_before(node, own)
+    node.replace_input_with(1, own.outputs[0])

@@ -17,7 +17,7 @@ from autocompress.compress.quantization import QuantizationRange
 from autocompress.engines.rules import QdqRules
 from autocompress.errors import ExportError
 from autocompress.graph.export import every_layer_node
-from autocompress.graph.integer_weights import constant, make_uneven, share, store_in_int8
+from autocompress.graph.integer_weights import constant, copy_weight, make_uneven, share, store_in_int8
 from autocompress.graph.qdq_rules import (
     RULES,
     is_stored_weight,
@@ -145,11 +145,13 @@ def _quantize_layer(
     if rules.uneven_bias and node.op_type in ("Gemm", "MatMul"):
         for product in nodes:
             make_uneven(graph, product, name)
-    for repeat in repeats:
+    for number, repeat in enumerate(repeats, 1):
         _quantize_input(placing, repeat, codes)
         for index, value in stored:
             if node.inputs[index] is not value:
                 share(graph, repeat, index, value, node.inputs[index], name=name)
+        if rules.own_weights and repeat.op_type == "Conv":
+            copy_weight(graph, repeat, f"_{number}")
     return codes
 
 

@@ -38,7 +38,7 @@ def _reduction_before(value: ir.Value | None) -> str | None:
         if node.op_type in ("ReduceMax", "ReduceMin"):
             return node.op_type
         if node.op_type.startswith("Reduce"):
-            if _takes_channels_axis(node) and (scaled or _scales_channels(node.inputs[0])):
+            if not _pools_an_image(node) and (scaled or _scales_channels(node.inputs[0])):
                 return node.op_type
         elif node.op_type in ("Concat", "Mul", "Add") or node.op_type in MONOTONE - {"MaxPool"}:
             scaled = scaled or _by_vector(node)
@@ -46,13 +46,13 @@ def _reduction_before(value: ir.Value | None) -> str | None:
     return None
 
 
-def _takes_channels_axis(reduction: ir.Node) -> bool:
-    """Whether axis 1 is gone; ranks of graphs that were edited are not known, and -2 alone is axis 1 of a sequence."""
+def _pools_an_image(reduction: ir.Node) -> bool:
+    """Whether two axes or more are gone, axis 1 not among them; the ranks of graphs that were edited are not known."""
     axes = reduction.inputs[1] if len(reduction.inputs) > 1 else None
     if axes is None or axes.const_value is None:
-        return True
+        return False
     known = axes.const_value.numpy().reshape(-1).tolist()
-    return bool({1, -3} & set(known)) or known == [-2]
+    return len(known) > 1 and not {1, -3} & set(known)
 
 
 def _scales_channels(value: ir.Value | None) -> bool:

@@ -22,6 +22,7 @@ from autocompress.errors import ExportError
 from autocompress.graph import qdq
 from autocompress.graph.export import save_onnx, to_onnx
 from autocompress.graph.qdq import insert_qdq
+from autocompress.graph.qdq_rules import RULES
 from autocompress.policy import CompressionPolicy, LayerPolicy
 from tests import networks
 
@@ -139,8 +140,13 @@ def test_a_layer_that_runs_more_than_once_is_int8_every_time(engine: str, tmp_pa
     model, ranges, graph = export(networks.randomize(Repeated()), ("head", "block", "fc"), networks.images(2))
     insert_qdq(graph, ranges, engine)
     assert relative_error(run(graph, x, tmp_path), model, x) < 5e-3
-    readers = [n.inputs[1].name for n in graph.graph if len(n.inputs) > 1 and n.inputs[1] and n.op_type != "Add"]
-    assert readers.count("head.weight_dq") == readers.count("block.weight_dq") == 2
+    readers = [n for n in graph.graph if len(n.inputs) > 1 and n.inputs[1] and n.op_type != "Add"]
+    for layer in ("head", "block"):
+        runs = [n for n in readers if str(n.inputs[1].name).startswith(f"{layer}.weight_dq")]
+        own = RULES[engine].own_weights and runs[0].op_type == "Conv"
+        assert len(runs) == 2 and (runs[0].inputs[1] is not runs[1].inputs[1]) is own
+        first, second = (above(run_.inputs[1]).inputs[0].const_value.numpy() for run_ in runs)
+        assert np.array_equal(first, second)
     assert not {"head.weight", "block.weight"} & set(graph.graph.initializers)
 
 
