@@ -48,9 +48,9 @@ class QdqRules:
             pooling of an image where a norm or a product scales channels before or behind it, stay dense. OpenVINO
             2026.4 fuses the quantization of its result into a reduction, and computes garbage: of maxima and minima
             always, of others where the scale has become that of each channel, but for two axes of an image.
-        own_weights: Whether each run of a convolution that runs more than once reads an int8 weight of its own. OpenVINO
-            2026.4 folds what follows a convolution, such as a batch norm, into its weight, and into one that two of
-            them read twice.
+        own_weights: Whether each run of a convolution that runs more than once reads an int8 weight of its own.
+            OpenVINO 2026.4 folds what follows a convolution, such as a batch norm, into its weight, and into one that
+            two of them read twice.
         quantize_results: Whether all that reads an int8 convolution's result reads it from a pair. ONNX Runtime
             computes a convolution in int8 only between a pair before and one behind; else it dequantizes the weights
             at every call and computes in fp32, slower than a dense layer. The network's own results are left alone,
